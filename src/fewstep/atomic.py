@@ -1,0 +1,89 @@
+"""Files and folders that appear whole or not at all.
+
+Both are written beside their final place under a name that starts with `.partial-`, flushed to the
+disk, and renamed. A process killed midway leaves only the partial one, which the next writer of the
+same name removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from fewstep.errors import FolderError
+
+PARTIAL = ".partial-"
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.EFBIG)
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write a file whole, or leave what was there. Raises FolderError where the disk is full."""
+    partial = path.with_name(PARTIAL + path.name)
+    with _said(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        _sync(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder to fill; at the end it takes the place of `path`, whole.
+
+    Where the body raises, `path` stays as it was. Raises FolderError where the disk is full.
+    """
+    partial, old = (path.with_name(f"{PARTIAL}{mark}{path.name}") for mark in ("", "old-"))
+    with _said(path):
+        if old.exists() and not path.exists():
+            old.rename(path)  # killed between the two renames below
+        for stale in (partial, old):
+            shutil.rmtree(stale, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            yield partial
+            for file in sorted(partial.rglob("*")):
+                _sync(file)
+            _sync(partial)
+            if path.exists():
+                path.rename(old)
+            partial.rename(path)
+        except BaseException:
+            if old.exists() and not path.exists():
+                old.rename(path)
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        _sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _said(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        reason = os.strerror(error.errno)
+        raise FolderError(
+            f"{path} cannot be written: {reason}. Nothing half-written is left; make room or give "
+            "another folder, then run the same command."
+        ) from None

@@ -1,0 +1,59 @@
+"""`fewstep distill`: stage one and stage two, as the recipe plans them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fewstep.cli.options import Device, Out, RecipeName, Set, load_run_recipe, say
+
+if TYPE_CHECKING:
+    from fewstep.recipes.config import Recipe
+
+
+def distill_command(
+    recipe: RecipeName,
+    out: Out = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Folder of a teacher; by default the run's own.")
+    ] = None,
+    plan: Annotated[bool, typer.Option("--plan", help="Say the stages and cost, and stop.")] = False,
+    set_: Set = None,
+    device: Device = None,
+) -> None:
+    """Make the recipe's students from its teacher. The same command goes on where it stopped."""
+    checked = load_run_recipe(recipe, set_)
+    if plan:
+        typer.echo(describe(checked))
+        return
+    from fewstep.recipes.run import Run
+
+    run = Run(checked, out or Path("runs") / checked.name, device, say)
+    run.prepare()
+    if teacher is not None:
+        run.use_teacher(teacher)
+    for stage in run.plan:
+        run.distill(stage)
+    say(f"students: {', '.join(str(run.folder(s.name)) for s in run.plan)}")
+
+
+def describe(recipe: Recipe) -> str:
+    """Return the plan as a table: stages, what they start from, and network evaluations."""
+    plan, batch = recipe.distill.plan(), recipe.distill.batch_size
+    head = f"{'stage':<22} {'from':<12} {'steps':>5} {'substeps':>8} {'updates':>8} {'evaluations':>13}"
+    lines = [head]
+    for s in plan:
+        steps = "any" if s.steps is None else str(s.steps)
+        substeps = "" if s.steps is None else str(s.substeps)
+        cost = s.cost(batch).evaluations
+        lines.append(
+            f"{s.name:<22} {s.parent:<12} {steps:>5} {substeps:>8} {s.updates:>8} {cost:>13,}"
+        )
+    lines.append(f"{'all':<22} {'':<12} {'':>5} {'':>8} {'':>8} {plan.cost(batch).evaluations:>13,}")
+    lines.append("evaluations: of one network for one example; a backward pass counts as two")
+    return "\n".join(lines)
+
+
+command = distill_command

@@ -1,0 +1,68 @@
+"""`fewstep`: the commands, and one line for every error that a person can cause.
+
+Nothing here imports torch until a command runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+import click
+import typer
+
+from fewstep.cli import demo, distill, evaluate, sample, show, train
+from fewstep.errors import FewstepError, Interrupted
+
+app = typer.Typer(
+    name="fewstep",
+    help="Distil a guided diffusion model to a few steps, with a live guidance knob.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+for module in (demo, train, distill, sample, evaluate, show):
+    app.command(module.command.__name__.removesuffix("_command"))(module.command)
+
+EXIT_ERROR = 1
+EXIT_INTERRUPTED = 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return its exit code: 0, 1 (error), 2 (usage) or 130 (Ctrl-C)."""
+    try:
+        app(args=arguments, standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except Interrupted as error:
+        return _fail(str(error), EXIT_INTERRUPTED)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("stopped; run the same command to go on.", EXIT_INTERRUPTED)
+    except FewstepError as error:
+        return _fail(str(error), EXIT_ERROR)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        advice = "free some space, or give another --out"
+        return _fail(f"{os.strerror(error.errno or 0)}{where}; {advice}.", EXIT_ERROR)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    typer.echo(f"fewstep: {' '.join(message.split())}", err=True)
+    return code
+
+
+def entry() -> None:
+    """Console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,51 @@
+"""`fewstep show`: what a model folder is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from fewstep.models import Card
+
+KIND = {
+    "teacher": "guided teacher (two passes a step)",
+    "match": "stage one (one pass a step, any number of steps)",
+    "halve": "few-step student (one pass a step)",
+}
+
+
+def show_command(
+    model: Annotated[Path, typer.Argument(help="Folder of a model.")],
+    json: Annotated[bool, typer.Option("--json", help="The card as JSON.")] = False,
+) -> None:
+    """Say what a model folder is: stage, steps, range of w, parents, figures."""
+    from fewstep.models import read_card
+
+    card = read_card(model)
+    typer.echo(card.model_dump_json(indent=2) if json else describe(card))
+
+
+def describe(card: Card) -> str:
+    """Return the card in lines for a person."""
+    w = "any" if card.w_range is None else f"{card.w_range[0]:g} to {card.w_range[1]:g}"
+    made = ", ".join(f"{k} {v}" for k, v in card.training.items() if "sha" not in k)
+    rows = {
+        "name": card.name,
+        "stage": KIND[card.stage],
+        "steps": "any" if card.steps is None else str(card.steps),
+        "sampler": card.sampler or "any",
+        "w": w,
+        "images": f"{'x'.join(map(str, card.shape))}, {card.num_classes} classes",
+        "weights": card.weights_sha256[:16],
+        "parents": " <- ".join(f"{p.name} ({p.sha256[:8]})" for p in card.parents) or "none",
+        "made by": made.replace(", fingerprint", "\n             fingerprint"),
+    }
+    lines = [f"{key:<12} {value}" for key, value in rows.items()]
+    lines += [f"{'figures' if i == 0 else '':<12} {k} {v:.4g}" for i, (k, v) in enumerate(card.figures.items())]
+    return "\n".join(lines)
+
+
+command = show_command

@@ -1,0 +1,113 @@
+"""One loop for every sampler. A sampler is data: the moves it makes on a grid, and one step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from fewstep.core.angle import renoise, rotate
+from fewstep.core.cond import Cond
+from fewstep.core.denoiser import Denoiser, coefficient_dtype
+from fewstep.core.grid import Grid, check_grid
+from fewstep.core.seed import Noise
+
+
+class Move(NamedTuple):
+    """From angle `phi` to angle `to`; then, where `back` > `to`, up to `back` by fresh noise."""
+
+    phi: float
+    to: float
+    back: float
+
+
+class Progress(NamedTuple):
+    """What a callback is told after each move: `z` (B, *D) now stands at angle `phi`."""
+
+    index: int
+    count: int
+    phi: float
+    z: Tensor
+
+
+Callback: TypeAlias = Callable[[Progress], None]
+Velocity: TypeAlias = Callable[[Tensor, float], Tensor]
+StepFunction: TypeAlias = Callable[[Velocity, Tensor, Move], Tensor]
+
+
+def ddim_step(velocity: Velocity, z: Tensor, move: Move) -> Tensor:
+    """Return the rotation of z (B, *D) from move.phi to move.to. Source: math.md 2. One call."""
+    return rotate(z, velocity(z, move.phi), move.phi - move.to)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How to get from one end of a grid to the other.
+
+    Attributes:
+        name: as users write it.
+        moves: grid -> the moves made on it, in order.
+        step: (velocity, z, move) -> z at move.to.
+        calls: denoiser calls a move.
+        encodes: True where it goes from clean to noise.
+        order: of the error in the step size; None for a stochastic sampler.
+        stride: how many steps of the grid a move goes down: what a student is trained for.
+    """
+
+    name: str
+    moves: Callable[[Grid], list[Move]]
+    step: StepFunction = ddim_step
+    calls: int = 1
+    encodes: bool = False
+    order: int | None = 1
+    stride: int = 1
+
+    def evaluations(self, denoiser: Denoiser, grid: Grid) -> int:
+        """Return the network evaluations an example costs on this grid."""
+        return len(self.moves(grid)) * self.calls * denoiser.passes
+
+
+def run(
+    sampler: Sampler,
+    denoiser: Denoiser,
+    z: Tensor,
+    cond: Cond,
+    w: Tensor,
+    grid: Grid,
+    noise: Noise | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Carry z (B, *D) along the grid; return the state at its end, x for a decoding sampler.
+
+    The bare loop: no check of the denoiser's ranges, so that one can look outside them.
+
+    Args:
+        sampler: one of `fewstep.core.samplers.SAMPLERS`, or your own.
+        denoiser: gives v.
+        z: the state where the sampler starts: noise, or x for an encoding sampler.
+        cond: a condition batch of B.
+        w: (B,) guidance weights.
+        grid: decreasing angles. Raises GridError where they are not.
+        noise: fresh noise, needed where the sampler adds some.
+        callback: told of every move.
+    """
+    moves = sampler.moves(check_grid(grid))
+    kept = coefficient_dtype(z)
+
+    def velocity(state: Tensor, phi: float) -> Tensor:
+        angles = torch.full((len(state),), phi, dtype=kept, device=state.device)
+        return denoiser(state, angles, cond, w)
+
+    with torch.no_grad():
+        for index, move in enumerate(moves):
+            z = sampler.step(velocity, z, move)
+            if move.back > move.to:
+                if noise is None:
+                    raise ValueError(f"the sampler {sampler.name!r} needs noise=Noise(seed, index)")
+                z = renoise(z, noise.like(z), move.to, move.back)
+            if callback is not None:
+                callback(Progress(index, len(moves), move.back, z))
+    return z

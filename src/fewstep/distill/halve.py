@@ -1,0 +1,170 @@
+"""Stage two: several steps of the teacher become one step of the student (math.md section 5).
+
+With sub-steps h_k and velocities v_k met on the way, the teacher stands at `y = c z - d`, where
+`c = prod cos h_k` and `d <- cos h_k d + sin h_k v_k`. One rotation by H = sum h_k reaches the
+same point if its velocity is `((cos H - c) z + d) / sin H`: nothing in it cancels, and with
+h < 0 the same formula trains the encoder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.core.angle import HALF_PI, add_noise, expand
+from fewstep.core.cond import Cond
+from fewstep.core.denoiser import Denoiser, coefficient_dtype, traits_of
+from fewstep.core.grid import Grid, Split, check_grid, check_steps, equal_angles
+from fewstep.core.samplers import Move
+from fewstep.distill.draw import check_interval, gaussian, uniform
+from fewstep.distill.problem import Regression
+from fewstep.errors import GridError, RangeError
+
+
+class Collapsed(NamedTuple):
+    """Coefficients of one collapsed step, in float64: v = of_z z + of_d d."""
+
+    of_z: float
+    of_d: float
+
+
+def collapse_coefficients(h: Sequence[float]) -> Collapsed:
+    """Return the coefficients of the collapsed velocity for the sub-steps h (radians, one sign).
+
+    Raises GridError where the sub-steps turn both ways, by nothing, or by more than pi/2.
+    """
+    total = math.fsum(h)
+    turns = all(x > 0 for x in h) or all(x < 0 for x in h)
+    if not turns or abs(total) > HALF_PI + 1e-12:
+        raise GridError(
+            f"sub-steps {tuple(h)}; they must all have one sign, none 0, and add up to at most "
+            "pi/2. Check the grid."
+        )
+    c = math.prod(math.cos(x) for x in h)
+    return Collapsed((math.cos(total) - c) / math.sin(total), 1.0 / math.sin(total))
+
+
+def collapse(z: Tensor, velocities: Sequence[Tensor], h: Sequence[float]) -> Tensor:
+    """Return the v (B, *D) whose one rotation by sum(h) does what the sub-steps did to z.
+
+    velocities: met before each sub-step, (B, *D) each. h: radians. Source: math.md 5.
+    """
+    d = torch.zeros_like(z)
+    for v, x in zip(velocities, h, strict=True):
+        d = math.cos(x) * d + math.sin(x) * v
+    of_z, of_d = collapse_coefficients(h)
+    return of_z * z + of_d * d
+
+
+class _Table(NamedTuple):
+    """One row a starting angle: all that a drawn move needs, computed in float64."""
+
+    phi: Tensor  # (M, n) angle before each sub-step
+    cos: Tensor  # (M, n) of each sub-step
+    sin: Tensor  # (M, n)
+    c: Tensor  # (M, n) product of the cosines before each sub-step
+    of_z: Tensor  # (M,)
+    of_d: Tensor  # (M,)
+
+
+@dataclass(frozen=True)
+class Halve:
+    """Regression on several DDIM steps of the teacher, collapsed into one, at the same w and c.
+
+    Attributes:
+        teacher: a student of twice the steps, the stage-one model, or a `Guided` pair.
+        steps: N, of the student.
+        substeps: teacher steps that one student step replaces.
+        stride: grid steps that one student step goes: 1 for the deterministic sampler, 2 for the
+            stochastic one (whose last move, from the last angle but one, goes a single step).
+        direction: "decode" goes to clean; "encode" goes to noise.
+        w: range of the guidance weight; by default the teacher's own.
+        grid: decreasing angles of the student, N + 1; by default the teacher's clock at N.
+        split: where the sub-steps of a move lie; by default at equal angles.
+    """
+
+    teacher: Denoiser
+    steps: int
+    substeps: int = 2
+    stride: int = 1
+    direction: Literal["decode", "encode"] = "decode"
+    w: tuple[float, float] | None = None
+    grid: Grid | None = None
+    split: Split = equal_angles
+    _tables: dict[tuple[torch.device, torch.dtype], _Table] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        """Raise GridError or RangeError where the attributes do not make a stage."""
+        check_steps(self.steps)
+        for name, value in (("substeps", self.substeps), ("stride", self.stride)):
+            if value < 1:
+                raise RangeError(f"{name} = {value}; it must be at least 1. Use 2, say.")
+        if self.direction not in ("decode", "encode"):
+            raise RangeError(f"direction = {self.direction!r}; it is 'decode' or 'encode'.")
+        traits = traits_of(self.teacher)
+        w = self.w if self.w is not None else traits.w_range
+        if w is None:
+            raise RangeError("w is not given and the teacher has no range of its own. Say w=(0, 4).")
+        if traits.w_range and not traits.w_range[0] <= w[0] <= w[1] <= traits.w_range[1]:
+            raise RangeError(f"w = {w} is wider than the teacher's range {traits.w_range}. Narrow it.")
+        grid = check_grid(self.grid or traits.clock(self.steps))
+        if len(grid) != self.steps + 1:
+            raise GridError(f"a grid of {len(grid)} angles for {self.steps} steps; it needs N + 1.")
+        object.__setattr__(self, "w", check_interval("w", w))
+        object.__setattr__(self, "grid", grid)
+        self._table(torch.device("cpu"), torch.float64)
+
+    @property
+    def moves(self) -> list[Move]:
+        """Every move that the student is trained for, noisiest start first."""
+        assert self.grid is not None
+        n, s = self.steps, self.stride
+        pairs = [(i, min(i + s, n)) for i in range(n)]
+        decode = [Move(self.grid[i], self.grid[j], self.grid[j]) for i, j in pairs]
+        if self.direction == "decode":
+            return decode
+        reverse = [(j, max(j - s, 0)) for j in range(n, 0, -1)]
+        return [Move(self.grid[j], self.grid[i], self.grid[i]) for j, i in reverse]
+
+    def _table(self, device: torch.device, dtype: torch.dtype) -> _Table:
+        if (device, dtype) not in self._tables:
+            points = [self.split(m.phi, m.to, self.substeps) for m in self.moves]
+            h = [[a - b for a, b in zip(p, p[1:], strict=False)] for p in points]
+            cos = [[math.cos(x) for x in row] for row in h]
+            before = [[math.prod(row[:k]) for k in range(self.substeps)] for row in cos]
+            of_z, of_d = zip(*(collapse_coefficients(row) for row in h), strict=True)
+            columns = ([p[:-1] for p in points], cos, [[math.sin(x) for x in row] for row in h])
+            self._tables[device, dtype] = _Table(
+                *(torch.tensor(t, dtype=torch.float64).to(device, dtype) for t in columns),
+                *(torch.tensor(t, dtype=torch.float64).to(device, dtype) for t in (before, of_z, of_d)),
+            )
+        return self._tables[device, dtype]
+
+    def __call__(self, x: Tensor, cond: Cond, generator: torch.Generator) -> Regression:
+        """Return the regression for clean x (B, *D). Costs substeps x teacher.passes evaluations."""
+        assert self.w is not None
+        table = self._table(x.device, coefficient_dtype(x))
+        rows = len(table.phi)
+        index = torch.randint(rows, (len(x),), generator=generator, device=x.device)
+        w = uniform(self.w, x, generator)
+        phi = table.phi[index, 0]
+        z = add_noise(x, gaussian(x, generator), phi)
+        return Regression(z, phi, cond, w, self.target(z, index, cond, w))
+
+    def target(self, z: Tensor, index: Tensor, cond: Cond, w: Tensor) -> Tensor:
+        """Return v_target (B, *D) for states z (B, *D) that start move `index` (B,) of `moves`."""
+        table = self._table(z.device, coefficient_dtype(z))
+        d = torch.zeros_like(z)
+        with torch.no_grad():
+            for k in range(self.substeps):
+                y = expand(table.c[index, k], z) * z - d
+                v = self.teacher(y, table.phi[index, k], cond, w)
+                d = expand(table.cos[index, k], z) * d + expand(table.sin[index, k], z) * v
+        return expand(table.of_z[index], z) * z + expand(table.of_d[index], z) * d

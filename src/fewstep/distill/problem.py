@@ -1,0 +1,68 @@
+"""A stage is a regression problem: which states, which target. One loss fits them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+from fewstep.core.angle import expand
+from fewstep.core.cond import Cond
+
+
+class Regression(NamedTuple):
+    """What a student is asked (z, phi, cond, w) and what it should answer (v_target).
+
+    z, v_target: (B, *D). phi, w: (B,), float32 or float64. cond: a condition batch of B.
+    """
+
+    z: Tensor
+    phi: Tensor
+    cond: Cond
+    w: Tensor
+    v_target: Tensor
+
+
+class Problem(Protocol):
+    """A stage of training: given clean data, says which states to visit and the target there."""
+
+    def __call__(self, x: Tensor, cond: Cond, generator: torch.Generator) -> Regression:
+        """Return the regression for clean x (B, *D); every draw comes from `generator`.
+
+        `generator` lives on the device of x. No gradient flows into the result.
+        """
+        ...
+
+
+Weighting: TypeAlias = Callable[[Tensor], Tensor]
+
+
+def truncated_snr(phi: Tensor) -> Tensor:
+    """Return max(cos^2, sin^2) (B,), in [1/2, 1]: max(SNR, 1) on the error of x, seen in v.
+
+    Source: math.md 4 (Salimans & Ho 2022). In v it needs no division.
+    """
+    return torch.maximum(torch.cos(phi).square(), torch.sin(phi).square())
+
+
+def snr_plus_one(phi: Tensor) -> Tensor:
+    """Return 1 (B,): SNR + 1 on the error of x is the plain error of v. Source: math.md 4."""
+    return torch.ones_like(phi)
+
+
+WEIGHTINGS: dict[str, Weighting] = {
+    "truncated-snr": truncated_snr,
+    "snr-plus-one": snr_plus_one,
+}
+
+
+def loss(v: Tensor, v_target: Tensor, phi: Tensor, weighting: Weighting = truncated_snr) -> Tensor:
+    """Return the scalar mean over examples of weight(phi) * mean((v - v_target)^2), in float32.
+
+    v, v_target: (B, *D); phi: (B,). float64 stays float64.
+    """
+    exact = torch.promote_types(v.dtype, torch.float32)
+    error = (v.to(exact) - v_target.to(exact)).square()
+    return (expand(weighting(phi), error) * error).mean()

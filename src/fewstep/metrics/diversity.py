@@ -1,0 +1,76 @@
+"""Are the samples as different from each other, and from the training images, as real ones?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import DataError, ShapeError
+
+
+def within_class_variance(x: Tensor, labels: Tensor) -> float:
+    """Return the mean over classes of the total variance of a class.
+
+    The total variance is the sum over dimensions of the unbiased variance over samples. On pixels
+    in [-1, 1] the training digits score 10.9 and the held-out ones about 11; classes that have
+    collapsed to one image score 0.
+
+    Args:
+        x: (B, *D) pixels in [-1, 1], or features; flattened, computed in float64.
+        labels: (B,) class ids. Each class that occurs counts the same.
+
+    Raises:
+        ShapeError: labels are not (B,).
+        DataError: no samples, or a class with only one, which has no variance.
+    """
+    if labels.shape != x.shape[:1]:
+        raise ShapeError(
+            f"labels have shape {tuple(labels.shape)} beside {len(x)} samples; they must be "
+            f"({len(x)},). Give one class id a sample."
+        )
+    classes, sizes = labels.unique(return_counts=True)
+    if not len(classes) or int(sizes.min()) < 2:
+        lone = f"class {int(classes[sizes.argmin()])} has 1" if len(classes) else "there are no"
+        raise DataError(
+            f"{lone} sample{'' if len(classes) else 's'}; the variance within a class takes at "
+            "least 2 of each. Draw more samples."
+        )
+    rows = x.detach().flatten(1).to(torch.float64)
+    return float(torch.stack([rows[labels == k].var(dim=0).sum() for k in classes]).mean())
+
+
+def nearest_distance(samples: Tensor, train: Tensor, *, chunk: int = 256) -> float:
+    """Return the mean over samples of the distance to the nearest training image.
+
+    The distance of two images is the root mean square over their pixels, in pixel units: on
+    pixels in [-1, 1] held-out digits score about 0.265, and copies of training images 0, so a
+    value far below that of held-out images is a sign of memorising.
+
+    Args:
+        samples: (B, *D) images.
+        train: (N, *D) training images on the same scale.
+        chunk: samples at a time; holds chunk * N float64 distances. The value does not depend
+            on it.
+
+    Raises:
+        ShapeError: the images differ in shape.
+        DataError: no samples or no training images.
+    """
+    if samples.shape[1:] != train.shape[1:]:
+        raise ShapeError(
+            f"samples are {tuple(samples.shape[1:])} and training images "
+            f"{tuple(train.shape[1:])}; they must have one shape. Give images of the same data."
+        )
+    if not (len(samples) and len(train)):
+        raise DataError(
+            f"{len(samples)} samples and {len(train)} training images; a nearest distance takes "
+            "at least one of each. Draw samples, or open data that is not empty."
+        )
+    known = train.detach().flatten(1).to(torch.float64)
+    rows = samples.detach().flatten(1).to(known)
+    # The quick way through a matrix product loses half the digits of small distances.
+    nearest = [
+        torch.cdist(part, known, compute_mode="donot_use_mm_for_euclid_dist").amin(dim=1)
+        for part in rows.split(chunk)
+    ]
+    return float(torch.cat(nearest).mean()) / rows.shape[1] ** 0.5

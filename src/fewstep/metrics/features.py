@@ -1,0 +1,48 @@
+"""What the metrics look through: a module from images to features and class logits."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import DataError
+
+
+class FeatureOutput(NamedTuple):
+    """Features (B, D) and class logits (B, K) of a batch of images."""
+
+    features: Tensor
+    logits: Tensor
+
+
+class Features(Protocol):
+    """A frozen feature extractor. Metrics carry its name: `fd_digits` for the name "digits"."""
+
+    @property
+    def name(self) -> str:
+        """Short name, letters and digits; two extractors of one name must be the same weights."""
+
+    def __call__(self, x: Tensor) -> FeatureOutput:
+        """Return the features and logits of x (B, *D) in [-1, 1].
+
+        A row must not depend on the other rows: no batch statistics, no random draws.
+        """
+
+
+def extract(features: Features, x: Tensor, batch_size: int = 500) -> FeatureOutput:
+    """Return the features and logits of all of x (B, *D), batch_size images at a time.
+
+    No gradient is kept. Raises DataError where there are no images or batch_size < 1.
+    """
+    if not len(x) or batch_size < 1:
+        raise DataError(
+            f"{len(x)} images in batches of {batch_size}; both must be at least 1. Give images, "
+            "and a batch size that fits in memory."
+        )
+    with torch.no_grad():
+        parts = [features(part) for part in x.split(batch_size)]
+    return FeatureOutput(
+        torch.cat([p.features for p in parts]), torch.cat([p.logits for p in parts])
+    )

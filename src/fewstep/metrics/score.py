@@ -1,0 +1,49 @@
+"""What a classifier makes of samples. Sanity checks only: class averages score perfectly."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import DataError, ShapeError
+
+
+def class_score(logits: Tensor) -> float:
+    """Return the inception-style score exp(E KL(p(y|x) || p(y))), between 1 and K.
+
+    logits: (B, K). For probabilities p give `p.log()`, a logarithm being a logit; minus infinity
+    stands for 0. p(y) is the mean over all B samples, in one piece, in float64.
+
+    Raises ShapeError unless logits are (B, K), and DataError for no samples.
+
+    Source: Salimans et al. 2016, arXiv:1606.03498, section 4.
+    """
+    _check(logits)
+    log_p = logits.detach().to(torch.float64).log_softmax(dim=1)
+    p = log_p.exp()
+    log_mean = p.mean(dim=0).log()
+    gain = torch.where(p > 0, p * (log_p - log_mean), 0.0)
+    return float(gain.sum(dim=1).mean().exp())
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Return how often the largest of logits (B, K) is at labels (B,), between 0 and 1.
+
+    Raises ShapeError unless the shapes fit, and DataError for no samples.
+    """
+    _check(logits)
+    if labels.shape != logits.shape[:1]:
+        raise ShapeError(
+            f"labels have shape {tuple(labels.shape)}; logits of shape {tuple(logits.shape)} take "
+            f"({len(logits)},). Give one class id a sample."
+        )
+    return float((logits.argmax(dim=1) == labels.to(logits.device)).double().mean())
+
+
+def _check(logits: Tensor) -> None:
+    if logits.ndim != 2:
+        raise ShapeError(
+            f"logits have shape {tuple(logits.shape)}; they must be (B, K). Give one row a sample."
+        )
+    if not len(logits):
+        raise DataError("logits of 0 samples; a score takes at least 1. Draw some samples.")

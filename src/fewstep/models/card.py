@@ -1,0 +1,88 @@
+"""`fewstep.json`: what a model folder says of itself beside its stock parts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fewstep.errors import FolderError
+
+CARD = "fewstep.json"
+FORMAT = 1
+
+
+class Parent(BaseModel):
+    """A model that this one was made from: its name and the hash of its weights."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    sha256: str
+
+
+class Card(BaseModel):
+    """What the weights alone do not say.
+
+    Attributes:
+        stage: "teacher" (conditional network, guided by two passes), "match" (stage one: one
+            pass, any number of steps) or "halve" (few-step student).
+        steps, substeps, stride, direction, sampler: of the student; None or default elsewhere.
+        w_range: of a network told w; None for a teacher, which takes any.
+        parents: nearest first, back to the teacher.
+        training: how it was made: seed, updates, batch size, data hash, fingerprint of the run.
+        figures: measured ones, under names that say what was measured.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1] = 1
+    fewstep: str
+    family: str
+    name: str
+    stage: Literal["teacher", "match", "halve"]
+    clock: str
+    shape: tuple[int, ...]
+    num_classes: int = Field(ge=1)
+    class_names: tuple[str, ...] = ()
+    null_class: int
+    w_range: tuple[float, float] | None = None
+    steps: int | None = None
+    substeps: int | None = None
+    stride: int = 1
+    direction: Literal["decode", "encode"] = "decode"
+    sampler: str | None = None
+    parents: tuple[Parent, ...] = ()
+    weights_sha256: str = ""
+    training: dict[str, int | float | str | None] = {}
+    figures: dict[str, float] = {}
+
+
+def read_card(folder: Path) -> Card:
+    """Return the card of a model folder. Raises FolderError where there is none, or a bad one."""
+    path = folder / CARD
+    if not folder.exists():
+        raise FolderError(f"{folder} does not exist; give the folder of a fewstep model.")
+    if not path.is_file():
+        inside = sorted(p.parent.name for p in folder.glob(f"*/{CARD}")) if folder.is_dir() else []
+        hint = f" There are models in it: {', '.join(inside)}." if inside else ""
+        raise FolderError(
+            f"{folder} is not a fewstep model: it has no {CARD}. Give a folder that "
+            f"`fewstep train`, `distill` or `demo` made.{hint}"
+        )
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        found = data.get("format") if isinstance(data, dict) else None
+        if found != FORMAT:
+            raise FolderError(
+                f"{path} has format {found!r}; this fewstep reads format {FORMAT}. Use the "
+                "fewstep that wrote it."
+            )
+        return Card.model_validate(data)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise FolderError(f"{path} is not JSON ({error}); the folder is damaged.") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise FolderError(f"{path}: {key}: {first['msg']}; the folder is damaged.") from None

@@ -1,0 +1,38 @@
+"""How w enters a network: the features that stock diffusers pipelines feed as `timestep_cond`.
+
+Those pipelines compute `[sin, cos]` of `1000 w exp(-k ln 10^4 / (half - 1))` outside the network
+and project them by `time_embedding.cond_proj`. The fastest columns turn by 1,000 radians a unit
+of w: a hash, of which nothing can be learnt between two trained w's. fewstep feeds only the
+columns slower than `BAND` while it trains, so the others' weights stay exactly zero, the knob is
+smooth, and a stock pipeline, which feeds all of them, computes the same (decision 0003).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+SCALE = 1000.0
+BAND = 1.0  # radians a unit of w
+
+
+def frequencies(dim: int) -> Tensor:
+    """Return the (dim // 2,) frequencies in radians a unit of w, float32, from 1000 to 0.1."""
+    half = dim // 2
+    return SCALE * torch.exp(torch.arange(half) * -(math.log(1e4) / (half - 1)))
+
+
+def w_features(w: Tensor, dim: int, band: float | None = BAND) -> Tensor:
+    """Return the features (B, dim), float32, of guidance weights w (B,).
+
+    band: columns faster than so many radians a unit of w are zero; None keeps all, as a stock
+    pipeline does. Source: the guidance embedding of diffusers' latent consistency pipelines.
+    """
+    speed = frequencies(dim).to(w.device)
+    turn = w.float()[:, None] * speed[None, :]
+    features = torch.cat([torch.sin(turn), torch.cos(turn)], dim=1)
+    if band is None:
+        return features
+    return features * (speed <= band).repeat(2)

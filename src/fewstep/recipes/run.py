@@ -1,0 +1,260 @@
+"""A study on disk: teacher, students, figures; every piece is made once and kept.
+
+    out/recipe.yaml              the resolved recipe
+    out/teacher, stage-one, ...  model folders
+    out/training/<name>/         checkpoints, metrics.jsonl and TensorBoard of each
+    out/evaluation/              one file a measured cell
+    out/report.html, report.json
+
+The same command goes on where it stopped; what is finished is not made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import fewstep
+from fewstep.core.cond import Cond
+from fewstep.core.denoiser import Denoiser, Guided
+from fewstep.core.seed import derive, generator
+from fewstep.data import Dataset, indices, open_dataset
+from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan, Stage
+from fewstep.distill.pretrain import Pretrain
+from fewstep.distill.problem import Problem
+from fewstep.errors import FolderError, RecipeError
+from fewstep.models import (
+    Card,
+    UNetModel,
+    build_unet,
+    card_of,
+    lineage,
+    load,
+    load_model,
+    read_card,
+    save_model,
+    with_w_input,
+)
+from fewstep.models.card import CARD, Parent
+from fewstep.models.native import CLOCK
+from fewstep.models.unet_class import FAMILY
+from fewstep.recipes.config import Recipe, differences, load_recipe, save_recipe
+from fewstep.train import TrainConfig, train
+
+RECIPE = "recipe.yaml"
+Say = Callable[[str], None]
+
+
+def _quiet(line: str) -> None:
+    del line
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recipe in one folder.
+
+    Attributes:
+        recipe: what to do.
+        out: where it lives.
+        device: "cpu" or "cuda"; None lets accelerate choose.
+        say: told a line at each piece.
+        progress: show a bar while training.
+    """
+
+    recipe: Recipe
+    out: Path
+    device: str | None = None
+    say: Say = _quiet
+    progress: bool = True
+
+    def prepare(self) -> None:
+        """Write the recipe into the folder, or check that the folder belongs to it.
+
+        Raises RecipeError where the folder was begun with another recipe, naming the keys.
+        """
+        path = self.out / RECIPE
+        if path.is_file():
+            changed = differences(load_recipe(str(path)), self.recipe)
+            changed = [k for k in changed if not k.startswith(("about", "evaluate"))]
+            if changed:
+                raise RecipeError(
+                    f"{self.out} was begun with other settings of {', '.join(changed[:3])}"
+                    f"{' and more' if len(changed) > 3 else ''}. Give another --out, or remove it."
+                )
+        elif self.out.exists() and any(self.out.iterdir()):
+            raise FolderError(
+                f"{self.out} is not empty and has no {RECIPE}; it is not a fewstep run. Give "
+                "another --out."
+            )
+        self.out.mkdir(parents=True, exist_ok=True)
+        save_recipe(self.recipe, path)
+
+    @cached_property
+    def data(self) -> Dataset:
+        """The training images."""
+        return open_dataset(self.recipe.data.name, "train")
+
+    @property
+    def plan(self) -> Plan:
+        """The recipe's stages."""
+        return self.recipe.distill.plan()
+
+    def folder(self, name: str) -> Path:
+        """Return the folder of a model of this run."""
+        return self.out / name
+
+    def is_done(self, name: str) -> bool:
+        """Whether the model of that name is finished."""
+        return (self.folder(name) / CARD).is_file()
+
+    def load(self, name: str) -> UNetModel | Guided:
+        """Return a finished model, ready to be sampled."""
+        return load(self.folder(name), self.device or default_device())
+
+    def train_teacher(self) -> Card:
+        """Train the guided teacher, or return it where it is finished."""
+        if self.is_done(TEACHER):
+            return self._finished(TEACHER, None)
+        recipe, data = self.recipe, self.data
+        with torch.random.fork_rng(devices=[]):
+            # diffusers initialises from the global generator; the fork leaves the caller's alone.
+            torch.random.default_generator.manual_seed(derive(recipe.seed, "init"))
+            unet = build_unet(recipe.network, data.shape, data.num_classes)
+        card = Card(
+            fewstep=fewstep.__version__,
+            family=FAMILY,
+            name=TEACHER,
+            stage="teacher",
+            clock=CLOCK,
+            shape=data.shape,
+            num_classes=data.num_classes,
+            class_names=data.class_names,
+            null_class=data.num_classes,
+        )
+        model = UNetModel(unet, card)
+        problem = Pretrain(model.null_cond, dropout=recipe.teacher.dropout)
+        return self._train(model, problem, recipe.train_config(None))
+
+    def use_teacher(self, folder: Path) -> Card:
+        """Copy a finished teacher from another folder into this run."""
+        card = read_card(folder)
+        if card.stage != "teacher":
+            raise FolderError(f"{folder} is a {card.stage!r} model, not a teacher. Give a teacher.")
+        if not self.is_done(TEACHER):
+            model = load_model(folder)
+            model.card = card.model_copy(update={"name": TEACHER})
+            return save_model(model, self.folder(TEACHER))
+        return read_card(self.folder(TEACHER))
+
+    def distill(self, stage: Stage) -> Card:
+        """Make one student of the plan, or return it where it is finished.
+
+        It starts from its parent's weights; under stage one, or where there is none, the
+        teacher's with a w input added.
+        """
+        if self.is_done(stage.name):
+            return self._finished(stage.name, stage)
+        if not self.is_done(stage.parent):
+            raise FolderError(
+                f"{self.folder(stage.parent)} is not made yet, and {stage.name} starts from it. Run "
+                "`fewstep train` first, or give --teacher."
+            )
+        teacher = self.load(stage.parent)
+        parent = load_model(self.folder(stage.parent))
+        card = parent.card.model_copy(
+            update={
+                "name": stage.name,
+                "stage": "match" if stage.steps is None else "halve",
+                "w_range": self.recipe.distill.w,
+                "steps": stage.steps,
+                "substeps": None if stage.steps is None else stage.substeps,
+                "stride": stage.stride,
+                "direction": stage.direction,
+                "sampler": stage.sampler,
+                "parents": lineage(parent.card),
+                "figures": {},
+            }
+        )
+        student = UNetModel(with_w_input(parent, self.recipe.network.w_dim), card)
+        problem = stage.problem(teacher, self.recipe.distill.w)
+        return self._train(student, problem, self.recipe.train_config(stage))
+
+    def _train(self, model: UNetModel, problem: Problem, config: TrainConfig) -> Card:
+        name = model.card.name
+        self.say(f"{name}: {config.updates} updates of {config.batch_size}")
+        started = time.perf_counter()
+        seed = derive(self.recipe.seed, name)
+        result = train(
+            model,
+            problem,
+            self._batches(config.batch_size, seed),
+            config,
+            self.out / "training" / name,
+            seed=seed,
+            fingerprint=self._fingerprint(config, model.card.parents[:1]),
+            device=self.device,
+            progress=self.progress,
+            label=name,
+        )
+        model.load_state_dict(result.ema_state)
+        training = {
+            "recipe": self.recipe.name,
+            "data": self.recipe.data.name,
+            "data_sha256": self.data.content_hash(),
+            "seed": self.recipe.seed,
+            "updates": config.updates,
+            "batch_size": config.batch_size,
+            "lr": config.lr,
+            "fingerprint": self._fingerprint(config, model.card.parents[:1]),
+        }
+        model.card = model.card.model_copy(update={"training": training})
+        card = save_model(model.cpu(), self.folder(name))
+        self.say(f"{name}: done in {time.perf_counter() - started:.0f} s")
+        return card
+
+    def _batches(self, batch_size: int, seed: int) -> Callable[[int], tuple[Tensor, Cond]]:
+        data = self.data
+
+        def batch(update: int) -> tuple[Tensor, Cond]:
+            return data.batch(indices(seed, update, batch_size, len(data)))
+
+        return batch
+
+    def _fingerprint(self, config: TrainConfig, parent: tuple[Parent, ...]) -> str:
+        told = {
+            "config": config.model_dump(mode="json"),
+            "network": self.recipe.network.model_dump(mode="json"),
+            "distill": self.recipe.distill.model_dump(mode="json", include={"w", "stages"}),
+            "seed": self.recipe.seed,
+            "data": self.data.content_hash(),
+            "parent": [p.sha256 for p in parent],
+        }
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+    def _finished(self, name: str, stage: Stage | None) -> Card:
+        card = read_card(self.folder(name))
+        if stage is not None:
+            parent = read_card(self.folder(stage.parent))
+            if card.parents and card.parents[0].sha256 != parent.weights_sha256:
+                raise FolderError(
+                    f"{self.folder(name)} was made from another {stage.parent}. Remove "
+                    f"{self.folder(name)} to make it again, or give another --out."
+                )
+        self.say(f"{name}: already made")
+        return card
+
+
+def default_device() -> str:
+    """Return "cuda" where there is one, else "cpu"."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+__all__ = ["RECIPE", "STAGE_ONE", "TEACHER", "Run", "card_of", "Denoiser", "generator"]

@@ -1,0 +1,195 @@
+"""From nothing to a report: train, distil, measure, write the page."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from pathlib import Path
+
+import torch
+
+import fewstep
+from fewstep.atomic import atomic_write
+from fewstep.core.denoiser import Guided
+from fewstep.distill.plan import STAGE_ONE, TEACHER
+from fewstep.metrics import paired_rms
+from fewstep.models import UNetModel, card_of, save_model
+from fewstep.recipes.config import Recipe
+from fewstep.recipes.evaluate import Cell, Evaluation
+from fewstep.recipes.report import KnobCheck, SheetRow, Study, write_report
+from fewstep.recipes.run import Run, Say, default_device
+
+SHEET = 20  # images in a row of the sheets: each class twice
+Key = tuple[str, str, int, float]
+
+
+def run_study(recipe: Recipe, out: Path, device: str | None, say: Say, progress: bool = True) -> Path:
+    """Run a recipe to its report; return the page. What is finished is not made again."""
+    started = time.perf_counter()
+    run = Run(recipe, out, device, say, progress)
+    run.prepare()
+    cost = run.plan.cost(recipe.distill.batch_size)
+    say(f"plan: {len(run.plan.stages)} students, {cost.evaluations:,} network evaluations")
+    run.train_teacher()
+    for stage in run.plan:
+        run.distill(stage)
+    evaluation, cells = measure_run(run)
+    seconds = _clock(out, time.perf_counter() - started)
+    return write_report(out, _study(run, evaluation, cells, seconds))
+
+
+def measure_run(run: Run) -> tuple[Evaluation, dict[Key, Cell]]:
+    """Measure every cell that the recipe names, and put the students' figures on their cards."""
+    settings = run.recipe.evaluate
+    evaluation = Evaluation(
+        run.recipe.data.name,
+        run.out / "evaluation",
+        settings.samples,
+        run.recipe.seed,
+        settings.batch_size,
+        run.say,
+    )
+    teacher = run.load(TEACHER)
+    cells: dict[Key, Cell] = {}
+    for w in settings.w:
+        reference = evaluation.cell(TEACHER, teacher, w=w, steps=settings.reference_steps)
+        # Its distance to itself: the row says 0, and the file need not be measured twice.
+        reference = reference._replace(row={**reference.row, "rms_to_teacher": 0.0})
+        cells[TEACHER, "deterministic", settings.reference_steps, w] = reference
+    for name, steps in _wanted(run):
+        model = run.load(name)
+        for w in settings.w:
+            reference = cells[TEACHER, "deterministic", settings.reference_steps, w]
+            cell = evaluation.cell(
+                _table_name(name), model, w=w, steps=steps, teacher=reference
+            )
+            cells[cell.row["model"], cell.row["sampler"], cell.row["steps"], w] = cell
+        _figures(run, name, model, cells, evaluation.features.name)
+    return evaluation, cells
+
+
+def _wanted(run: Run) -> list[tuple[str, int | None]]:
+    settings = run.recipe.evaluate
+    many = [(TEACHER, n) for n in settings.teacher_steps if n != settings.reference_steps]
+    out: list[tuple[str, int | None]] = [*many]
+    for stage in run.plan:
+        if stage.direction == "encode":
+            continue
+        out += [(stage.name, n) for n in settings.stage_one_steps] if stage.steps is None else [
+            (stage.name, None)
+        ]
+    return out
+
+
+def _table_name(name: str) -> str:
+    # The sampler has a column of its own, so a stochastic student is named by its steps.
+    return name.removesuffix("-stochastic")
+
+
+def _figures(
+    run: Run, name: str, model: UNetModel | Guided, cells: dict[Key, Cell], features: str
+) -> None:
+    card = card_of(model)
+    if card.stage != "halve" or not isinstance(model, UNetModel):
+        return
+    figures = {
+        f"{key} at w={w:g}": round(float(cell.row[key]), 6)
+        for (row_model, sampler, _, w), cell in cells.items()
+        if row_model == _table_name(name) and sampler == card.sampler
+        for key in (f"fd_{features}", "rms_to_teacher")
+        if cell.row[key] is not None
+    }
+    if figures != card.figures:
+        model.card = card.model_copy(update={"figures": figures})
+        save_model(model.cpu(), run.folder(name))
+
+
+def _study(run: Run, evaluation: Evaluation, cells: dict[Key, Cell], seconds: float) -> Study:
+    rows = [evaluation.held_out_row(), *(cell.row for cell in cells.values())]
+    return Study(
+        title=f"fewstep: {run.recipe.name}",
+        features=evaluation.features.name,
+        rows=rows,
+        sheets={w: _sheet(run, cells, w) for w in run.recipe.evaluate.w},
+        knob=_knob(run, cells),
+        losses={name: _losses(run, name) for name in [TEACHER, *(s.name for s in run.plan)]},
+        facts=_facts(run, seconds),
+    )
+
+
+def _sheet(run: Run, cells: dict[Key, Cell], w: float) -> list[SheetRow]:
+    reference = run.recipe.evaluate.reference_steps
+    wanted = [(TEACHER, reference), (TEACHER, 4)]
+    wanted += [(s.name, s.steps) for s in run.plan if s.sampler == "deterministic" and s.steps]
+    return [
+        SheetRow(_label(name, steps), cells[name, "deterministic", steps, w].images[:SHEET])
+        for name, steps in wanted
+        if (name, "deterministic", steps, w) in cells
+    ]
+
+
+def _label(name: str, steps: int) -> str:
+    if name == TEACHER:
+        return f"teacher, {steps} steps ({2 * steps} evaluations)"
+    return f"{name} ({steps} evaluation{'s' if steps > 1 else ''})"
+
+
+def _knob(run: Run, cells: dict[Key, Cell]) -> KnobCheck:
+    ws, reference = list(run.recipe.evaluate.w), run.recipe.evaluate.reference_steps
+    students = [s for s in run.plan if s.sampler == "deterministic" and s.steps]
+    chosen = min(students, key=lambda s: abs((s.steps or 0) - 4))
+    steps = chosen.steps or 0
+    matrix = [
+        [
+            paired_rms(
+                cells[chosen.name, "deterministic", steps, a].images,
+                cells[TEACHER, "deterministic", reference, b].images,
+            )
+            for b in ws
+        ]
+        for a in ws
+    ]
+    return KnobCheck(ws, matrix)
+
+
+def _losses(run: Run, name: str) -> list[tuple[int, float]]:
+    path = run.out / "training" / name / "metrics.jsonl"
+    if not path.is_file():  # a teacher that was brought in from elsewhere
+        return []
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [(int(row["update"]), float(row["loss"])) for row in rows]
+
+
+def _facts(run: Run, seconds: float) -> dict[str, str]:
+    model = run.load(STAGE_ONE if run.is_done(STAGE_ONE) else TEACHER)
+    network = model if isinstance(model, UNetModel) else model.denoiser
+    assert isinstance(network, UNetModel)
+    recipe = run.recipe
+    updates = [recipe.teacher.updates, *(s.updates for s in run.plan)]
+    return {
+        "recipe": recipe.name,
+        "seed": str(recipe.seed),
+        "network": f"{sum(p.numel() for p in network.parameters()):,} parameters",
+        "training": f"{sum(updates):,} updates in {len(updates)} stages",
+        "distillation": f"{run.plan.cost(recipe.distill.batch_size).evaluations:,} evaluations",
+        "samples a cell": f"{recipe.evaluate.samples:,}",
+        "time in all": f"{seconds / 60:.1f} minutes",
+        "device": _device(run),
+        "versions": f"fewstep {fewstep.__version__}, torch {torch.__version__}",
+    }
+
+
+def _device(run: Run) -> str:
+    if (run.device or default_device()).startswith("cuda"):
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
+
+
+def _clock(out: Path, seconds: float) -> float:
+    """Add to the time that earlier, interrupted runs of this folder took; return the sum."""
+    path = out / "seconds.json"
+    before = float(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else 0.0
+    atomic_write(path, json.dumps(before + seconds).encode())
+    return before + seconds

@@ -1,0 +1,266 @@
+"""The command line as a user meets it: what it makes, and one line for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.cli.conftest import ENVIRONMENT, fewstep
+
+
+def one_line_error(done: subprocess.CompletedProcess[str], *says: str) -> None:
+    """Check that the command failed with one line that says all of `says`."""
+    assert done.returncode != 0
+    lines = [line for line in done.stderr.splitlines() if line.startswith("fewstep: ")]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    for word in says:
+        assert word in lines[0], lines[0]
+
+
+def test_help_does_not_import_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from fewstep.cli.main import main; code = main(['--help']); "
+        "assert 'torch' not in sys.modules and 'diffusers' not in sys.modules; sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in ("demo", "train", "distill", "sample", "evaluate", "show"):
+        assert command in done.stdout
+
+
+def test_train_and_distill_make_model_folders(run: Path) -> None:
+    for name in ("teacher", "stage-one", "student-4", "student-2", "student-4-stochastic"):
+        assert (run / name / "fewstep.json").is_file()
+        assert (run / name / "unet" / "diffusion_pytorch_model.safetensors").is_file()
+
+
+def test_a_finished_run_is_not_made_again(run: Path, recipe: Path) -> None:
+    before = (run / "student-2" / "fewstep.json").stat().st_mtime_ns
+    done = fewstep("distill", recipe, "--out", run, cwd=run.parent)
+    assert done.returncode == 0, done.stderr
+    assert "student-2: already made" in done.stderr
+    assert (run / "student-2" / "fewstep.json").stat().st_mtime_ns == before
+
+
+def test_show_says_what_a_folder_is(run: Path) -> None:
+    done = fewstep("show", run / "student-4", cwd=run)
+    assert done.returncode == 0, done.stderr
+    for word in ("few-step student", "steps        4", "0 to 4", "stage-one", "teacher"):
+        assert word in done.stdout
+    card = json.loads(fewstep("show", run / "student-4", "--json", cwd=run).stdout)
+    assert [p["name"] for p in card["parents"]] == ["stage-one", "teacher"]
+    assert card["parents"][0]["sha256"] == json.loads(
+        (run / "stage-one" / "fewstep.json").read_text()
+    )["weights_sha256"]
+
+
+def test_sample_writes_a_sheet_that_carries_its_settings(run: Path, tmp_path: Path) -> None:
+    done = fewstep(
+        "sample", run / "student-4", "--cond", "0,3-4", "--w", 2, "--scale", 2, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "sample.png") as image:
+        assert image.size[0] > 3 * 16
+        assert '"w": 2.0' in image.info["fewstep"]
+
+
+def test_evaluate_prints_and_keeps_a_table(run: Path, tmp_path: Path) -> None:
+    def call() -> subprocess.CompletedProcess[str]:
+        return fewstep(
+            *("evaluate", run / "student-4", run / "student-2", "--teacher", run / "teacher"),
+            *("--reference-steps", 8, "--w", "0,1", "--samples", 40, "--out", "e"),
+            cwd=tmp_path,
+        )
+
+    done = call()
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "e" / "evaluation.json").read_text())
+    assert [(r["model"], r["w"], r["evaluations"]) for r in rows] == [
+        ("student-4", 0.0, 4),
+        ("student-4", 1.0, 4),
+        ("student-2", 0.0, 2),
+        ("student-2", 1.0, 2),
+    ]
+    assert all(r["rms_to_teacher"] > 0 and r["fd_digits"] > 0 for r in rows)
+    again = call()
+    assert json.loads((tmp_path / "e" / "evaluation.json").read_text()) == rows
+    assert "student-4" not in again.stderr.replace("evaluation.json", "")
+
+
+def test_demo_of_a_tiny_recipe_ends_in_a_report(recipe: Path, run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    shutil.copytree(run, out)
+    from fewstep.recipes.config import load_recipe
+    from fewstep.recipes.study import run_study
+
+    page = run_study(load_recipe(str(recipe)), out, "cpu", lambda line: None, progress=False)
+    assert page == out / "report.html"
+    report = json.loads((out / "report.json").read_text())
+    keys = {"model", "sampler", "steps", "evaluations", "w", "fd_digits", "score", "accuracy"}
+    keys |= {"variance", "nearest", "rms_to_teacher", "seconds_per_image"}
+    assert all(set(row) == keys for row in report["rows"])
+    cells = {(r["model"], r["sampler"], r["steps"], r["w"]) for r in report["rows"]}
+    expected = {("held-out", None, None, None)}
+    for w in (0.0, 1.0):
+        expected |= {("teacher", "deterministic", n, w) for n in (8, 4, 2)}
+        expected |= {("stage-one", "deterministic", 4, w), ("student-4", "stochastic", 4, w)}
+        expected |= {(f"student-{n}", "deterministic", n, w) for n in (4, 2)}
+    assert cells == expected
+    html = page.read_text()
+    assert "<svg" in html
+    assert 'src="http' not in html
+    assert json.loads((out / "student-4" / "fewstep.json").read_text())["figures"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("distill.lrr=1e-3", ("distill.lrr", "'lr'")),
+        ("teacher.updates=0", ("teacher.updates", "greater than or equal to 1")),
+        ("teacher.lr=fast", ("teacher.lr", "number")),
+        ("distill.w=[4, 0]", ("distill", "low <= high")),
+        ("evaluate.w=[9]", ("evaluate.w", "[0, 4]")),
+        ("nonsense", ("--set", "key.key=value")),
+        ("distill.stages.7.updates=3", ("distill.stages.7", "no place in a list")),
+        ("network.groups=7", ("network", "divide")),
+    ],
+)
+def test_a_wrong_setting_is_named(
+    recipe: Path, tmp_path: Path, setting: str, says: tuple[str, ...]
+) -> None:
+    done = fewstep("train", recipe, "--set", setting, "--out", "r", cwd=tmp_path)
+    one_line_error(done, *says)
+    assert not (tmp_path / "r").exists()
+
+
+def test_numbers_in_scientific_notation_are_numbers(recipe: Path, tmp_path: Path) -> None:
+    done = fewstep("distill", recipe, "--plan", "--set", "distill.lr=3e-4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    # match: 10 x 16 examples x (2 teacher passes + 3); halvings: 10 x 16 x (2 + 3).
+    assert "3,200" in done.stdout.splitlines()[-2]
+
+
+def test_an_unknown_recipe_is_named(tmp_path: Path) -> None:
+    one_line_error(fewstep("train", "digit", cwd=tmp_path), "digit", "Did you mean 'digits'?")
+
+
+def test_a_run_with_other_settings_is_refused(run: Path, recipe: Path) -> None:
+    done = fewstep("train", recipe, "--set", "teacher.lr=1e-4", "--out", run, cwd=run.parent)
+    one_line_error(done, "teacher.lr", "--out")
+
+
+def test_distill_without_a_teacher(recipe: Path, tmp_path: Path) -> None:
+    one_line_error(fewstep("distill", recipe, "--out", "r", cwd=tmp_path), "fewstep train")
+
+
+def test_distill_from_a_teacher_made_elsewhere(run: Path, recipe: Path, tmp_path: Path) -> None:
+    only = ("--set", "distill.stages=[{parent: teacher, updates: 5}]")
+    done = fewstep(
+        "distill", recipe, "--teacher", run / "teacher", "--out", "r", *only, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    mine, theirs = (json.loads((p / "fewstep.json").read_text()) for p in (
+        tmp_path / "r" / "teacher", run / "teacher"))
+    assert mine["weights_sha256"] == theirs["weights_sha256"]
+    wrong = fewstep("distill", recipe, "--teacher", run / "student-4", "--out", "s", cwd=tmp_path)
+    one_line_error(wrong, "not a teacher")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--w", "5"), ("w = 5", "[0, 4]")),
+        (("--steps", "3"), ("steps = 3", "made for 4")),
+        (("--cond", "0,10,11"), ("class 11", "0 to 9")),
+        (("--cond", "cat"), ("--cond", "whole numbers")),
+        (("--sampler", "heun"), ("heun", "deterministic")),
+        (("--sampler", "ddim"), ("ddim", "deterministic")),
+        (("--guidance-scale", "7.5"), ("--w 6.5",)),
+        (("--out", "sheet.jpg"), ("PNG",)),
+    ],
+)
+def test_sample_refuses_what_the_model_was_not_made_for(
+    run: Path, tmp_path: Path, options: tuple[str, ...], says: tuple[str, ...]
+) -> None:
+    one_line_error(fewstep("sample", run / "student-4", *options, cwd=tmp_path), *says)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_no_model(run: Path, tmp_path: Path) -> None:
+    one_line_error(fewstep("show", tmp_path, cwd=tmp_path), "not a fewstep model")
+    one_line_error(fewstep("sample", run, cwd=tmp_path), "There are models in it", "student-4")
+
+
+def test_a_file_cut_short(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "student-4", tmp_path / "m")
+    weights = tmp_path / "m" / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    one_line_error(fewstep("sample", "m", cwd=tmp_path), "cut short")
+
+
+def test_usage_errors_exit_with_two(tmp_path: Path) -> None:
+    done = fewstep("sample", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
+    recipe: Path, tmp_path: Path
+) -> None:
+    """A file-size limit of the process stands in for the disk's: a write fails midway."""
+    code = (
+        "import errno, os, sys\n"
+        "from fewstep.cli.main import main\n"
+        "real = os.fsync\n"
+        "def full(fd):\n"
+        "    raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "args = sys.argv[1:]\n"
+        "import fewstep.recipes.run\n"
+        "os.fsync = full\n"
+        "sys.exit(main(args))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train", str(recipe), "--out", "r"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    one_line_error(done, "o space left")
+    assert not [p for p in (tmp_path / "r").rglob("*") if p.is_file()]
+
+
+def test_ctrl_c_stops_in_one_line_and_the_same_command_goes_on(
+    recipe: Path, tmp_path: Path
+) -> None:
+    arguments = ["train", str(recipe), "--out", "r", "--set", "teacher.updates=400"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fewstep.cli.main", *arguments],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log = tmp_path / "r" / "training" / "teacher" / "metrics.jsonl"
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not (log.is_file() and log.stat().st_size):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert "same command" in stderr
+    assert not (tmp_path / "r" / "teacher").exists()
+    again = fewstep(*arguments, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "r" / "teacher" / "fewstep.json").is_file()

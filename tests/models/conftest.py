@@ -1,0 +1,49 @@
+"""Small random-weight models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fewstep
+from fewstep.models import Card, UNetConfig, UNetModel, build_unet, with_w_input
+
+TINY = UNetConfig(channels=(8, 16), groups=4, w_dim=32)
+
+
+def card(stage: str = "teacher", **more: object) -> Card:
+    return Card.model_validate(
+        {
+            "fewstep": fewstep.__version__,
+            "family": "unet-class",
+            "name": "tiny",
+            "stage": stage,
+            "clock": "native-1024",
+            "shape": (1, 8, 8),
+            "num_classes": 10,
+            "null_class": 10,
+            **more,
+        }
+    )
+
+
+@pytest.fixture
+def teacher() -> UNetModel:
+    with torch.random.fork_rng():
+        torch.random.default_generator.manual_seed(0)
+        unet = build_unet(TINY, (1, 8, 8), 10)
+    return UNetModel(unet, card()).eval()
+
+
+@pytest.fixture
+def student(teacher: UNetModel) -> UNetModel:
+    """A four-step student whose w input is not zero."""
+    unet = with_w_input(teacher, TINY.w_dim)
+    weight = unet.time_embedding.cond_proj.weight
+    from fewstep.models.w_input import BAND, frequencies
+
+    slow = (frequencies(TINY.w_dim) <= BAND).repeat(2)
+    noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    weight.data.copy_(noise * slow)
+    told = card("halve", steps=4, sampler="deterministic", w_range=(0.0, 4.0))
+    return UNetModel(unet, told).eval()
