@@ -38,8 +38,7 @@ def stock_loop(folder: Path, z: torch.Tensor, cond: torch.Tensor, w: float, n: i
     return z
 
 
-@pytest.mark.parametrize("n", [1, 2, 4, 8, 16])
-@pytest.mark.parametrize("w", [0.0, 1.3, 4.0])
+@pytest.mark.parametrize(("n", "w"), [(1, 4.0), (2, 1.3), (4, 0.0), (4, 4.0), (8, 2.0), (16, 1.3)])
 def test_a_stock_loop_reproduces_sample(
     student: UNetModel, tmp_path: Path, n: int, w: float
 ) -> None:

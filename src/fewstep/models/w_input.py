@@ -20,8 +20,12 @@ BAND = 1.0  # radians a unit of w
 
 def frequencies(dim: int) -> Tensor:
     """Return the (dim // 2,) frequencies in radians a unit of w, float32, from 1000 to 0.1."""
+    return SCALE * _falling(dim)
+
+
+def _falling(dim: int) -> Tensor:
     half = dim // 2
-    return SCALE * torch.exp(torch.arange(half) * -(math.log(1e4) / (half - 1)))
+    return torch.exp(torch.arange(half) * -(math.log(1e4) / (half - 1)))
 
 
 def w_features(w: Tensor, dim: int, band: float | None = BAND) -> Tensor:
@@ -30,9 +34,9 @@ def w_features(w: Tensor, dim: int, band: float | None = BAND) -> Tensor:
     band: columns faster than so many radians a unit of w are zero; None keeps all, as a stock
     pipeline does. Source: the guidance embedding of diffusers' latent consistency pipelines.
     """
-    speed = frequencies(dim).to(w.device)
-    turn = w.float()[:, None] * speed[None, :]
+    # In the order of the stock pipelines, so that the float32 rounding is theirs.
+    turn = (SCALE * w.float())[:, None] * _falling(dim).to(w.device)[None, :]
     features = torch.cat([torch.sin(turn), torch.cos(turn)], dim=1)
     if band is None:
         return features
-    return features * (speed <= band).repeat(2)
+    return features * (frequencies(dim) <= band).repeat(2).to(w.device)

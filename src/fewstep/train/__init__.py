@@ -1,0 +1,9 @@
+"""Training: one loop for every stage, with checkpoints that resume exactly."""
+
+from __future__ import annotations
+
+from fewstep.train.config import Optimisation, TrainConfig
+from fewstep.train.log import read_metrics
+from fewstep.train.loop import TrainResult, train
+
+__all__ = ["Optimisation", "TrainConfig", "TrainResult", "read_metrics", "train"]

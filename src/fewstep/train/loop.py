@@ -1,0 +1,294 @@
+"""One loop for the teacher, stage one and stage two.
+
+It resumes by counting: batch, noise, learning rate and averaging are functions of (seed, update),
+so a run killed at any moment and started again ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from fewstep.core import cond as conds
+from fewstep.core.cond import Cond
+from fewstep.core.seed import derive, generator
+from fewstep.distill.problem import WEIGHTINGS, Problem, Regression, loss
+from fewstep.errors import Interrupted, NonFiniteError, RangeError
+from fewstep.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fewstep.train.config import TrainConfig
+from fewstep.train.log import Log, read_metrics
+from fewstep.train.schedule import ema_at, lr_at
+
+Batch: TypeAlias = Callable[[int], tuple[Tensor, Cond]]
+
+
+class TrainResult(NamedTuple):
+    """A finished run: the trained module, its averaged weights, and the readings of the loss."""
+
+    student: nn.Module
+    ema_state: dict[str, Tensor]
+    update: int
+    losses: list[tuple[int, float]]
+
+
+def train(
+    student: nn.Module,
+    problem: Problem,
+    batch: Batch,
+    config: TrainConfig,
+    folder: Path | str,
+    *,
+    seed: int = 0,
+    fingerprint: str = "",
+    device: str | None = None,
+    progress: bool = True,
+    label: str = "train",
+) -> TrainResult:
+    """Train a denoiser on a problem; the same call goes on where an earlier one was stopped.
+
+    Args:
+        student: an nn.Module that is a denoiser; trained in place.
+        problem: `Pretrain`, `Match`, `Halve`, or your own.
+        batch: update -> (x, cond), a pure function: resuming asks only for what is left.
+        config: how.
+        folder: of checkpoints, metrics.jsonl and TensorBoard.
+        seed: of every draw that the problem makes.
+        fingerprint: of whatever else the run depends on (data, parents); a checkpoint of another
+            fingerprint, seed or config is refused.
+        device: "cpu" or "cuda"; None takes what there is.
+        progress: show a bar where stderr is a terminal.
+        label: of the bar.
+
+    Raises:
+        NonFiniteError: the loss or the gradient is not finite; the last good checkpoint stays.
+        CheckpointError: the folder's checkpoint is damaged or of another run.
+        Interrupted: Ctrl-C or SIGTERM; a checkpoint was written first.
+        RangeError: a precision that the device is bad at.
+    """
+    loop = _Loop(student, problem, batch, config, Path(folder), seed, fingerprint, device)
+    # Dropout draws from the global generator; whatever the caller was drawing is left alone.
+    with torch.random.fork_rng(), _stop_requests() as stopping:
+        loop.run(tqdm_label=label if progress else None, stopping=stopping)
+    return loop.result()
+
+
+class _Loop:
+    def __init__(
+        self,
+        student: nn.Module,
+        problem: Problem,
+        batch: Batch,
+        config: TrainConfig,
+        folder: Path,
+        seed: int,
+        fingerprint: str,
+        device: str | None,
+    ) -> None:
+        self.problem, self.batch, self.config, self.folder, self.seed = (
+            problem, batch, config, folder, seed,
+        )  # fmt: skip
+        self.run_key: dict[str, Any] = {
+            **config.model_dump(mode="json", exclude={"checkpoint_every", "keep", "log_every"}),
+            "seed": seed,
+            "fingerprint": fingerprint,
+        }
+        self.accelerator = _accelerator(config, device)
+        self.device = self.accelerator.device
+        self.student = student.to(self.device).train()
+        self.parameters = list(self.student.parameters())
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        self.ema = [p.detach().clone() for p in self.parameters]
+        self.update = 0
+        self._restore()
+        self.model, self.stepper = self.accelerator.prepare(self.student, self.optimizer)
+        self.weighting = WEIGHTINGS[config.weighting]
+        self._forget()
+
+    def run(self, tqdm_label: str | None, stopping: Callable[[], bool]) -> None:
+        config, main = self.config, self.accelerator.is_main_process
+        if self.update == config.updates:
+            return
+        log = Log(self.folder, self.update) if main else None
+        # disable=None: a bar on a terminal, nothing in a file.
+        hidden = True if tqdm_label is None or not main else None
+        bar = tqdm(
+            total=config.updates, initial=self.update, desc=tqdm_label, disable=hidden, unit="update"
+        )
+        try:
+            while self.update < config.updates:
+                self._step()
+                bar.update()
+                last, stop = self.update == config.updates, stopping()
+                if last or stop or self.update % config.log_every == 0:
+                    self._read(log, bar)
+                if last or stop or self.update % config.checkpoint_every == 0:
+                    self._save()
+                if stop and not last:
+                    raise Interrupted(
+                        f"stopped at update {self.update} of {config.updates}, which is kept; run "
+                        "the same command to go on."
+                    )
+        finally:
+            bar.close()
+            if log is not None:
+                log.close()
+
+    def _step(self) -> None:
+        update, config, rank = self.update, self.config, self.accelerator.process_index
+        x, cond = self.batch(update)
+        x, cond = x.to(self.device), conds.to(cond, self.device)
+        torch.manual_seed(derive(self.seed, "dropout", update, rank))
+        draws = generator(self.device, self.seed, "update", update, rank)
+        regression = self.problem(x, cond, draws)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr_at(update, config)
+        parts = _parts(regression, config.accumulate)
+        for part in parts:
+            v = self.model(part.z, part.phi, part.cond, part.w)
+            part_loss = loss(v, part.v_target, part.phi, self.weighting)
+            part_loss = part_loss * (len(part.z) / len(x))
+            self.accelerator.backward(part_loss)
+            self.loss_sum += part_loss.detach()
+        norm = self.accelerator.clip_grad_norm_(self.parameters, config.grad_clip)
+        self.norm_sum += torch.as_tensor(norm).detach()
+        self.stepper.step()
+        self.stepper.zero_grad()
+        torch._foreach_lerp_(self.ema, self.parameters, 1.0 - ema_at(update, config))
+        self.update += 1
+        self.count += 1
+
+    def _forget(self) -> None:
+        self.loss_sum = torch.zeros((), device=self.device)
+        self.norm_sum = torch.zeros((), device=self.device)
+        self.count, self.since = 0, time.perf_counter()
+
+    def _read(self, log: Log | None, bar: Any) -> None:
+        """Read what was summed on the device: the one place where the loop waits for it."""
+        mean_loss, norm = float(self.loss_sum) / self.count, float(self.norm_sum) / self.count
+        rate = self.count / (time.perf_counter() - self.since)
+        first = self.update - self.count + 1
+        finite = torch.isfinite(self.loss_sum) & torch.isfinite(self.norm_sum)
+        # An overflow in fp16 is the gradient scaler's business: it skips the update.
+        if self.config.precision == "fp16":
+            finite = torch.isfinite(self.loss_sum)
+        if not bool(finite):
+            raise NonFiniteError(
+                f"the loss or its gradient became non-finite between updates {first} and "
+                f"{self.update} (loss {mean_loss}, lr {lr_at(self.update - 1, self.config):.3g}). "
+                f"The last good checkpoint is kept in {self.folder / 'checkpoints'}; use a lower "
+                "lr or grad_clip in another folder."
+            )
+        lr = lr_at(self.update - 1, self.config)
+        if log is not None:
+            log.write(
+                self.update, loss=mean_loss, lr=lr, grad_norm=norm, updates_per_second=rate
+            )
+        bar.set_postfix(loss=f"{mean_loss:.4f}", refresh=False)
+        self._forget()
+
+    def _save(self) -> None:
+        if self.count and not bool(torch.isfinite(self.loss_sum + self.norm_sum)):
+            return  # the next reading raises; this state must not replace a good one
+        if self.accelerator.is_main_process:
+            optimizer = {"adamw": self.optimizer.state_dict()}
+            if self.accelerator.scaler is not None:
+                optimizer["scaler"] = self.accelerator.scaler.state_dict()
+            checkpoint = Checkpoint(
+                self.update, self.student.state_dict(), self.ema_state(), optimizer
+            )
+            save_checkpoint(
+                self.folder / "checkpoints", checkpoint, self.run_key, self.config.keep
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _restore(self) -> None:
+        found = load_checkpoint(self.folder / "checkpoints", self.run_key, self.device)
+        if found is None:
+            return
+        self.student.load_state_dict(found.weights)
+        self.optimizer.load_state_dict(found.optimizer["adamw"])
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(found.optimizer["scaler"])
+        names = [name for name, _ in self.student.named_parameters()]
+        self.ema = [found.ema[name].clone() for name in names]
+        self.update = found.update
+
+    def ema_state(self) -> dict[str, Tensor]:
+        """Return the state dict of the student with its averaged weights in place."""
+        state = {k: v.detach().clone() for k, v in self.student.state_dict().items()}
+        names = (name for name, _ in self.student.named_parameters())
+        state.update({name: e.clone() for name, e in zip(names, self.ema, strict=True)})
+        return state
+
+    def result(self) -> TrainResult:
+        losses = [(int(r["update"]), float(r["loss"])) for r in read_metrics(self.folder)]
+        return TrainResult(self.student.eval(), self.ema_state(), self.update, losses)
+
+
+def _parts(regression: Regression, count: int) -> list[Regression]:
+    if count == 1:
+        return [regression]
+    size = -(-len(regression.z) // count)
+    slices = [slice(i, i + size) for i in range(0, len(regression.z), size)]
+    return [
+        Regression(
+            regression.z[s],
+            regression.phi[s],
+            conds.take(regression.cond, s),
+            regression.w[s],
+            regression.v_target[s],
+        )
+        for s in slices
+    ]
+
+
+def _accelerator(config: TrainConfig, device: str | None) -> Accelerator:
+    on_cpu = device == "cpu" or (device is None and not torch.cuda.is_available())
+    if on_cpu and config.precision != "fp32":
+        raise RangeError(
+            f"precision {config.precision} on a CPU is 13 to 21 times slower than fp32 here; use "
+            "precision fp32, or a GPU."
+        )
+    # The state is a singleton of accelerate's: a second run in one process may want another precision.
+    AcceleratorState._reset_state()
+    mixed = "no" if config.precision == "fp32" else config.precision
+    return Accelerator(cpu=on_cpu, mixed_precision=mixed)
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a question that the loop asks between updates."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def ask(number: int, frame: object) -> None:
+        del frame
+        if asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

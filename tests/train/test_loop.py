@@ -1,0 +1,280 @@
+"""The loop: it learns, it averages, it stops on what is not finite, and it resumes exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fewstep.core.cond import Cond
+from fewstep.core.seed import generator
+from fewstep.distill.pretrain import Pretrain
+from fewstep.distill.problem import Regression
+from fewstep.errors import CheckpointError, FolderError, Interrupted, NonFiniteError, RangeError
+from fewstep.train import TrainConfig, TrainResult, read_metrics, train
+from fewstep.train.schedule import ema_at, lr_at
+
+CONFIG = TrainConfig(
+    updates=40, batch_size=32, lr=1e-2, warmup=5, checkpoint_every=10, log_every=5, ema=0.9
+)
+
+
+class Net(nn.Module):
+    """A denoiser on 2-D points with dropout, so that the global generator matters."""
+
+    passes = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(4, 32), nn.SiLU(), nn.Dropout(0.1), nn.Linear(32, 2)
+        )
+        g = generator("cpu", 0, "init")
+        for p in self.parameters():
+            p.data.copy_(0.3 * torch.randn(p.shape, generator=g))
+
+    def forward(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
+        assert isinstance(cond, Tensor)
+        out: Tensor = self.layers(torch.cat([z, phi[:, None], cond[:, None].float()], dim=1))
+        return out
+
+
+def batch(update: int) -> tuple[Tensor, Tensor]:
+    g = generator("cpu", 7, update)
+    cond = torch.randint(0, 2, (CONFIG.batch_size,), generator=g)
+    x = 0.1 * torch.randn(CONFIG.batch_size, 2, generator=g) + (2.0 * cond[:, None] - 1)
+    return x, cond
+
+
+PROBLEM = Pretrain(torch.tensor([2]))
+
+
+def go(folder: Path, config: TrainConfig = CONFIG, **more: object) -> TrainResult:
+    options = {"problem": PROBLEM, "seed": 3, "device": "cpu", "progress": False, **more}
+    return train(Net(), options.pop("problem"), batch, config, folder, **options)  # type: ignore[arg-type]
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_the_loss_falls(tmp_path: Path) -> None:
+    result = go(tmp_path, CONFIG.model_copy(update={"updates": 200}))
+    losses = [value for _, value in result.losses]
+    assert len(losses) == 40
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_learning_rate_rises_then_falls_to_its_end() -> None:
+    rates = [lr_at(u, CONFIG) for u in range(CONFIG.updates)]
+    assert rates[0] == pytest.approx(CONFIG.lr / 6)
+    assert max(rates) <= CONFIG.lr
+    assert rates[-1] == pytest.approx(CONFIG.lr / CONFIG.updates)
+    cosine = CONFIG.model_copy(update={"decay": "cosine", "lr_final": 0.1, "warmup": 0})
+    assert lr_at(20, cosine) == pytest.approx(CONFIG.lr * 0.55)
+    flat = CONFIG.model_copy(update={"decay": "none", "warmup": 0})
+    assert {lr_at(u, flat) for u in range(40)} == {CONFIG.lr}
+
+
+def test_the_average_is_the_sum_it_should_be(tmp_path: Path) -> None:
+    """Weights after every update, read from checkpoints, averaged by hand."""
+    every = CONFIG.model_copy(update={"updates": 6, "checkpoint_every": 1, "keep": 99})
+    result = go(tmp_path, every)
+    from safetensors.torch import load_file
+
+    name = "layers.0.weight"
+    average = dict(Net().named_parameters())[name].detach().clone()
+    for u in range(6):
+        weights = load_file(tmp_path / "checkpoints" / f"{u + 1:08d}" / "weights.safetensors")
+        average = torch.lerp(average, weights[name], 1 - ema_at(u, every))
+    torch.testing.assert_close(result.ema_state[name], average, rtol=0, atol=1e-7)
+
+
+def test_a_finished_run_returns_at_once_with_the_same_bits(tmp_path: Path) -> None:
+    first = go(tmp_path)
+
+    def never(update: int) -> tuple[Tensor, Tensor]:
+        raise AssertionError(f"update {update} was asked for again")
+
+    again = train(Net(), PROBLEM, never, CONFIG, tmp_path, seed=3, device="cpu", progress=False)
+    assert same(first.ema_state, again.ema_state)
+    assert same(first.student.state_dict(), again.student.state_dict())
+    assert first.losses == again.losses
+
+
+@dataclasses.dataclass
+class StopAt:
+    """Raises in the middle of one update, once."""
+
+    update: int
+    calls: int = 0
+
+    def __call__(self, x: Tensor, cond: Cond, g: torch.Generator) -> Regression:
+        self.calls += 1
+        if self.calls - 1 == self.update:
+            raise ConnectionError("the machine went away")
+        return PROBLEM(x, cond, g)
+
+
+@pytest.mark.parametrize("at", [0, 9, 10, 17, 39])
+def test_a_run_that_broke_off_ends_with_the_same_bits(tmp_path: Path, at: int) -> None:
+    whole = go(tmp_path / "whole")
+    with pytest.raises(ConnectionError):
+        go(tmp_path / "broken", problem=StopAt(at))
+    torch.randn(17)  # the global generator moved on meanwhile
+    result = go(tmp_path / "broken")
+    assert same(whole.ema_state, result.ema_state)
+    assert same(whole.student.state_dict(), result.student.state_dict())
+    rows = [r["update"] for r in read_metrics(tmp_path / "broken")]
+    assert rows == sorted(set(rows))
+    assert rows[-1] == 40
+
+
+def test_training_leaves_the_callers_randomness_alone(tmp_path: Path) -> None:
+    net, state = Net(), torch.random.get_rng_state()
+    train(net, PROBLEM, batch, CONFIG, tmp_path, device="cpu", progress=False)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path: Path) -> None:
+    go(tmp_path)
+    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert names == ["00000030", "00000040", "latest.json"]
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path,
+) -> None:
+    def problem(x: Tensor, cond: Cond, g: torch.Generator) -> Regression:
+        r = PROBLEM(x, cond, g)
+        problem.calls += 1  # type: ignore[attr-defined]
+        bad = math.inf if problem.calls == 24 else 1.0  # type: ignore[attr-defined]
+        return r._replace(v_target=r.v_target * bad)
+
+    problem.calls = 0  # type: ignore[attr-defined]
+    with pytest.raises(NonFiniteError, match="between updates 21 and 25") as caught:
+        go(tmp_path, problem=problem)
+    assert "lower" in str(caught.value)
+    assert json.loads((tmp_path / "checkpoints" / "latest.json").read_text()) == {"update": 20}
+    whole = go(tmp_path / "whole")
+    assert same(go(tmp_path).ema_state, whole.ema_state)
+
+
+def test_accumulated_parts_give_the_same_update(tmp_path: Path) -> None:
+    """To float tolerance: the sums are taken in another order."""
+    net = Net().eval()
+
+    def train_without_dropout(folder: Path, accumulate: int) -> TrainResult:
+        student = Net()
+        student.layers[2].p = 0.0  # type: ignore[union-attr, assignment]
+        config = CONFIG.model_copy(update={"accumulate": accumulate, "updates": 5})
+        return train(student, PROBLEM, batch, config, folder, device="cpu", progress=False)
+
+    one = train_without_dropout(tmp_path / "1", 1).ema_state
+    three = train_without_dropout(tmp_path / "3", 3).ema_state
+    assert not same(one, net.state_dict())
+    for key in one:
+        torch.testing.assert_close(one[key], three[key], rtol=0, atol=1e-5)
+
+
+def test_another_setting_is_refused_by_name(tmp_path: Path) -> None:
+    go(tmp_path)
+    with pytest.raises(CheckpointError, match=r"lr 0\.01 -> 0\.5"):
+        go(tmp_path, CONFIG.model_copy(update={"lr": 0.5}))
+    with pytest.raises(CheckpointError, match="seed 3 -> 4"):
+        go(tmp_path, seed=4)
+    with pytest.raises(CheckpointError, match="fingerprint"):
+        go(tmp_path, fingerprint="other data")
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "ema.safetensors", "optimizer.pt"])
+@pytest.mark.parametrize("how", ["cut", "flipped", "gone"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, name: str, how: str) -> None:
+    go(tmp_path)
+    file = tmp_path / "checkpoints" / "00000040" / name
+    data = bytearray(file.read_bytes())
+    if how == "gone":
+        file.unlink()
+    elif how == "cut":
+        file.write_bytes(data[: len(data) // 2])
+    else:
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+    with pytest.raises(CheckpointError, match=name) as caught:
+        go(tmp_path)
+    assert '{"update": 30}' in str(caught.value)
+
+
+def test_going_back_to_an_older_checkpoint_as_the_error_says(tmp_path: Path) -> None:
+    whole = go(tmp_path)
+    (tmp_path / "checkpoints" / "00000040" / "ema.safetensors").unlink()
+    (tmp_path / "checkpoints" / "latest.json").write_text('{"update": 30}')
+    assert same(go(tmp_path).ema_state, whole.ema_state)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fewstep.train.checkpoint as module
+
+    real = module.save_file
+    calls = 0
+
+    def save(tensors: dict[str, Tensor], path: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 4:  # ema of the second checkpoint
+            raise OSError(28, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(module, "save_file", save)
+    with pytest.raises(FolderError, match="No space left") as caught:
+        go(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
+        "00000010",
+        "latest.json",
+    ]
+    assert same(go(tmp_path).ema_state, go(tmp_path / "whole").ema_state)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_request_is_answered_at_an_update_with_a_checkpoint(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    slow = CONFIG.model_copy(update={"updates": 4000, "checkpoint_every": 4000})
+    timer = threading.Timer(0.5, signal.raise_signal, [number])
+    before = signal.getsignal(number)
+    timer.start()
+    started = time.monotonic()
+    with pytest.raises(Interrupted, match="same command"):
+        go(tmp_path, slow)
+    assert time.monotonic() - started < 30
+    assert signal.getsignal(number) is before
+    update = json.loads((tmp_path / "checkpoints" / "latest.json").read_text())["update"]
+    assert 0 < update < 4000
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_on_a_cpu_is_refused_with_the_reason(tmp_path: Path, precision: str) -> None:
+    with pytest.raises(RangeError, match="slower"):
+        go(tmp_path, CONFIG.model_copy(update={"precision": precision}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_last_line_cut_by_a_kill_is_not_read(tmp_path: Path) -> None:
+    go(tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    rows = read_metrics(tmp_path)
+    path.write_text(path.read_text() + '{"update": 45, "lo')
+    assert read_metrics(tmp_path) == rows
+    shutil.rmtree(tmp_path / "tensorboard")
