@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-
 from tests.cli.conftest import ENVIRONMENT, fewstep
 
 
@@ -58,9 +57,10 @@ def test_show_says_what_a_folder_is(run: Path) -> None:
         assert word in done.stdout
     card = json.loads(fewstep("show", run / "student-4", "--json", cwd=run).stdout)
     assert [p["name"] for p in card["parents"]] == ["stage-one", "teacher"]
-    assert card["parents"][0]["sha256"] == json.loads(
-        (run / "stage-one" / "fewstep.json").read_text()
-    )["weights_sha256"]
+    assert (
+        card["parents"][0]["sha256"]
+        == json.loads((run / "stage-one" / "fewstep.json").read_text())["weights_sha256"]
+    )
 
 
 def test_sample_writes_a_sheet_that_carries_its_settings(run: Path, tmp_path: Path) -> None:
@@ -168,8 +168,10 @@ def test_distill_from_a_teacher_made_elsewhere(run: Path, recipe: Path, tmp_path
         "distill", recipe, "--teacher", run / "teacher", "--out", "r", *only, cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    mine, theirs = (json.loads((p / "fewstep.json").read_text()) for p in (
-        tmp_path / "r" / "teacher", run / "teacher"))
+    mine, theirs = (
+        json.loads((p / "fewstep.json").read_text())
+        for p in (tmp_path / "r" / "teacher", run / "teacher")
+    )
     assert mine["weights_sha256"] == theirs["weights_sha256"]
     wrong = fewstep("distill", recipe, "--teacher", run / "student-4", "--out", "s", cwd=tmp_path)
     one_line_error(wrong, "not a teacher")

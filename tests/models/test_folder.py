@@ -162,7 +162,9 @@ def damage(folder: Path, how: str) -> None:
         "unet config cut",
     ],
 )
-def test_a_damaged_folder_is_named_in_one_line(student: UNetModel, tmp_path: Path, how: str) -> None:
+def test_a_damaged_folder_is_named_in_one_line(
+    student: UNetModel, tmp_path: Path, how: str
+) -> None:
     save_model(student, tmp_path / "m")
     damage(tmp_path / "m", how)
     with pytest.raises(FolderError, match=str(tmp_path / "m")) as caught:

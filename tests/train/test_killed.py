@@ -46,7 +46,10 @@ def test_ten_kills_change_no_bit(tmp_path: Path) -> None:
     assert len(kills) >= 5
     assert len({k["models"] for k in kills}) >= 3
     for name in MODELS:
-        for part in (f"{name}/unet/diffusion_pytorch_model.safetensors", *_checkpoints(tmp_path, name)):
+        for part in (
+            f"{name}/unet/diffusion_pytorch_model.safetensors",
+            *_checkpoints(tmp_path, name),
+        ):
             a, b = (load_file(tmp_path / side / part) for side in ("whole", "killed"))
             assert a.keys() == b.keys()
             assert all(a[k].equal(b[k]) for k in a), part

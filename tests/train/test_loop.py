@@ -35,9 +35,7 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(4, 32), nn.SiLU(), nn.Dropout(0.1), nn.Linear(32, 2)
-        )
+        self.layers = nn.Sequential(nn.Linear(4, 32), nn.SiLU(), nn.Dropout(0.1), nn.Linear(32, 2))
         g = generator("cpu", 0, "init")
         for p in self.parameters():
             p.data.copy_(0.3 * torch.randn(p.shape, generator=g))

@@ -19,7 +19,9 @@ def distill_command(
     teacher: Annotated[
         Path | None, typer.Option(help="Folder of a teacher; by default the run's own.")
     ] = None,
-    plan: Annotated[bool, typer.Option("--plan", help="Say the stages and cost, and stop.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Say the stages and cost, and stop.")
+    ] = False,
     set_: Set = None,
     device: Device = None,
 ) -> None:
@@ -42,18 +44,20 @@ def distill_command(
 def describe(recipe: Recipe) -> str:
     """Return the plan as a table: stages, what they start from, and network evaluations."""
     plan, batch = recipe.distill.plan(), recipe.distill.batch_size
-    head = f"{'stage':<22} {'from':<12} {'steps':>5} {'substeps':>8} {'updates':>8} {'evaluations':>13}"
-    lines = [head]
+    lines = [_line("stage", "from", "steps", "substeps", "updates", "evaluations")]
     for s in plan:
         steps = "any" if s.steps is None else str(s.steps)
         substeps = "" if s.steps is None else str(s.substeps)
-        cost = s.cost(batch).evaluations
-        lines.append(
-            f"{s.name:<22} {s.parent:<12} {steps:>5} {substeps:>8} {s.updates:>8} {cost:>13,}"
-        )
-    lines.append(f"{'all':<22} {'':<12} {'':>5} {'':>8} {'':>8} {plan.cost(batch).evaluations:>13,}")
+        cost = f"{s.cost(batch).evaluations:,}"
+        lines.append(_line(s.name, s.parent, steps, substeps, str(s.updates), cost))
+    lines.append(_line("all", "", "", "", "", f"{plan.cost(batch).evaluations:,}"))
     lines.append("evaluations: of one network for one example; a backward pass counts as two")
     return "\n".join(lines)
+
+
+def _line(name: str, parent: str, *numbers: str) -> str:
+    columns = (n.rjust(width) for n, width in zip(numbers, (5, 8, 8, 13), strict=True))
+    return f"{name:<22} {parent:<12} {' '.join(columns)}"
 
 
 command = distill_command

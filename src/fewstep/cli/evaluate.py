@@ -99,7 +99,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     keys = list(rows[0])
     text = [keys, *([_cell(row[k]) for k in keys] for row in rows)]
     widths = [max(len(line[i]) for line in text) for i in range(len(keys))]
-    return "\n".join("  ".join(c.rjust(n) for c, n in zip(line, widths, strict=True)) for line in text)
+    return "\n".join(
+        "  ".join(c.rjust(n) for c, n in zip(line, widths, strict=True)) for line in text
+    )
 
 
 def _cell(value: Any) -> str:

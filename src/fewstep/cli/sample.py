@@ -19,9 +19,7 @@ def sample_command(
     steps: Annotated[
         int | None, typer.Option(help="Steps; by default what the model was made for.")
     ] = None,
-    sampler: Annotated[
-        str | None, typer.Option(help="deterministic, stochastic or heun.")
-    ] = None,
+    sampler: Annotated[str | None, typer.Option(help="deterministic, stochastic or heun.")] = None,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
     count: Annotated[int, typer.Option(min=1, help="Images of each class.")] = 1,
     out: Annotated[Path, typer.Option(help="PNG file to write, a sheet.")] = Path("sample.png"),
@@ -36,7 +34,9 @@ def sample_command(
     if out.suffix.lower() != ".png":
         from fewstep.errors import RangeError
 
-        raise RangeError(f"--out {out}; the sheet is a PNG file. Name it {out.with_suffix('.png')}.")
+        raise RangeError(
+            f"--out {out}; the sheet is a PNG file. Name it {out.with_suffix('.png')}."
+        )
     import torch
 
     from fewstep.core.sample import sample
@@ -47,9 +47,7 @@ def sample_command(
     card = card_of(loaded)
     classes = chosen if chosen is not None else list(range(card.num_classes))
     labels = torch.tensor(classes).repeat(count)
-    images = sample(
-        loaded, labels, w=w, steps=steps, seed=seed, sampler=sampler, batch_size=256
-    )
+    images = sample(loaded, labels, w=w, steps=steps, seed=seed, sampler=sampler, batch_size=256)
     settings = {
         "model": card.name,
         "weights": card.weights_sha256,

@@ -44,7 +44,10 @@ def describe(card: Card) -> str:
         "made by": made.replace(", fingerprint", "\n             fingerprint"),
     }
     lines = [f"{key:<12} {value}" for key, value in rows.items()]
-    lines += [f"{'figures' if i == 0 else '':<12} {k} {v:.4g}" for i, (k, v) in enumerate(card.figures.items())]
+    lines += [
+        f"{'figures' if i == 0 else '':<12} {k} {v:.4g}"
+        for i, (k, v) in enumerate(card.figures.items())
+    ]
     return "\n".join(lines)
 
 

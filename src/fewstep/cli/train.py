@@ -7,7 +7,9 @@ from pathlib import Path
 from fewstep.cli.options import Device, Out, RecipeName, Set, load_run_recipe, say
 
 
-def train_command(recipe: RecipeName, out: Out = None, set_: Set = None, device: Device = None) -> None:
+def train_command(
+    recipe: RecipeName, out: Out = None, set_: Set = None, device: Device = None
+) -> None:
     """Train the recipe's guided teacher. The same command goes on where it stopped."""
     checked = load_run_recipe(recipe, set_)
     from fewstep.recipes.run import Run

@@ -125,7 +125,7 @@ class Guided:
     threshold: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        """Raise ShapeError for a null condition that is not a batch of 1, RangeError for an interval."""
+        """Raise ShapeError for a null condition that is no batch of 1, or RangeError."""
         conds.repeat_null(self.null_cond, 1)
         if self.interval and not 0.0 <= self.interval[0] < self.interval[1] <= HALF_PI:
             raise RangeError(
@@ -146,7 +146,9 @@ class Guided:
         """Return the guided v (B, *D). Source: math.md 3."""
         null = conds.repeat_null(conds.to(self.null_cond, z.device), len(z))
         both = conds.concat(cond, null)
-        v = self.denoiser(torch.cat([z, z]), torch.cat([phi, phi]), both, torch.zeros_like(w).repeat(2))
+        v = self.denoiser(
+            torch.cat([z, z]), torch.cat([phi, phi]), both, torch.zeros_like(w).repeat(2)
+        )
         v_cond, v_uncond = v.chunk(2)
         if self.interval is not None:
             inside = (phi >= self.interval[0]) & (phi <= self.interval[1])

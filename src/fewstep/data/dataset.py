@@ -63,7 +63,7 @@ def check_index(index: Tensor, length: int) -> None:
             f"the index is {index.dtype} of shape {tuple(index.shape)}; give whole numbers of "
             "shape (B,), e.g. torch.arange(8)."
         )
-    if index.numel() and not (0 <= int(index.min()) and int(index.max()) < length):
+    if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < length):
         raise DataError(
             f"the index reaches from {int(index.min())} to {int(index.max())}; this split has "
             f"examples 0 to {length - 1}. Stay inside."

@@ -1,1 +1,4 @@
-"""What the paper adds: stages as regression problems. Reading order: problem, pretrain, match, halve, plan."""
+"""What the paper adds: stages as regression problems.
+
+Reading order: problem, pretrain, match, halve, plan.
+"""

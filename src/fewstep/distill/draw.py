@@ -18,7 +18,9 @@ def check_interval(
     a, b = float(interval[0]), float(interval[1])
     if not (low <= a <= b <= high and math.isfinite(a) and math.isfinite(b)):
         bounds = f" within [{low:g}, {high:g}]" if math.isfinite(high) else ""
-        raise RangeError(f"{name} = {interval}; it must be (low, high), low <= high,{bounds} finite.")
+        raise RangeError(
+            f"{name} = {interval}; it must be (low, high), low <= high,{bounds} finite."
+        )
     return a, b
 
 

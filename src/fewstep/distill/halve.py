@@ -111,9 +111,13 @@ class Halve:
         traits = traits_of(self.teacher)
         w = self.w if self.w is not None else traits.w_range
         if w is None:
-            raise RangeError("w is not given and the teacher has no range of its own. Say w=(0, 4).")
+            raise RangeError(
+                "w is not given and the teacher has no range of its own. Say w=(0, 4)."
+            )
         if traits.w_range and not traits.w_range[0] <= w[0] <= w[1] <= traits.w_range[1]:
-            raise RangeError(f"w = {w} is wider than the teacher's range {traits.w_range}. Narrow it.")
+            raise RangeError(
+                f"w = {w} is wider than the teacher's range {traits.w_range}. Narrow it."
+            )
         grid = check_grid(self.grid or traits.clock(self.steps))
         if len(grid) != self.steps + 1:
             raise GridError(f"a grid of {len(grid)} angles for {self.steps} steps; it needs N + 1.")
@@ -143,12 +147,15 @@ class Halve:
             columns = ([p[:-1] for p in points], cos, [[math.sin(x) for x in row] for row in h])
             self._tables[device, dtype] = _Table(
                 *(torch.tensor(t, dtype=torch.float64).to(device, dtype) for t in columns),
-                *(torch.tensor(t, dtype=torch.float64).to(device, dtype) for t in (before, of_z, of_d)),
+                *(
+                    torch.tensor(t, dtype=torch.float64).to(device, dtype)
+                    for t in (before, of_z, of_d)
+                ),
             )
         return self._tables[device, dtype]
 
     def __call__(self, x: Tensor, cond: Cond, generator: torch.Generator) -> Regression:
-        """Return the regression for clean x (B, *D). Costs substeps x teacher.passes evaluations."""
+        """Return the regression for clean x (B, *D), at substeps x teacher.passes evaluations."""
         assert self.w is not None
         table = self._table(x.device, coefficient_dtype(x))
         rows = len(table.phi)

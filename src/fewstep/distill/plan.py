@@ -131,9 +131,7 @@ class Plan:
         return sum((s.cost(batch_size) for s in self.stages), Cost(0, 0))
 
 
-def chain(
-    first: int, last: int = 1, *, match: int | None, updates: int, substeps: int = 2
-) -> Plan:
+def chain(first: int, last: int = 1, *, match: int | None, updates: int, substeps: int = 2) -> Plan:
     """Return the paper's chain: stage one, then `first`, first/2, ..., `last` steps.
 
     match: updates of stage one; None leaves it out, and `first` is made from the guided pair.

@@ -158,7 +158,7 @@ def _train(x: Tensor, labels: Tensor, seed: int) -> dict[str, Tensor]:
                 logits = _forward(weights, _jitter(x[index], rng)).logits
                 loss = F.cross_entropy(logits, labels[index], label_smoothing=SMOOTHING)
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
                 decay.step()
     return {name: weight.detach() for name, weight in weights.items()}

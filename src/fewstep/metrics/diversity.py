@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -73,4 +75,4 @@ def nearest_distance(samples: Tensor, train: Tensor, *, chunk: int = 256) -> flo
         torch.cdist(part, known, compute_mode="donot_use_mm_for_euclid_dist").amin(dim=1)
         for part in rows.split(chunk)
     ]
-    return float(torch.cat(nearest).mean()) / rows.shape[1] ** 0.5
+    return float(torch.cat(nearest).mean()) / math.sqrt(rows.shape[1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,7 +10,8 @@ from torch import Tensor
 from fewstep.errors import DataError, NonFiniteError, ShapeError
 
 
-class Moments(NamedTuple):
+@dataclass(frozen=True)
+class Moments:
     """Mean (D,), unbiased covariance (D, D), both float64 on the CPU, of `count` samples."""
 
     mean: Tensor
@@ -74,7 +75,8 @@ def _factor(cov: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(cov)
     # Below rounding an eigenvalue is noise of either sign, and its root would not be small.
     noise = values.abs().max() * len(values) * torch.finfo(values.dtype).eps
-    return vectors * torch.where(values > noise, values, 0.0).sqrt()
+    factor: Tensor = vectors * torch.where(values > noise, values, 0.0).sqrt()
+    return factor
 
 
 def _check_count(count: int) -> None:

@@ -52,7 +52,9 @@ def load_model(folder: Path | str, device: str = "cpu") -> UNetModel:
     folder = Path(folder)
     card = read_card(folder)
     if card.family != FAMILY:
-        raise FolderError(f"{folder / CARD}: family {card.family!r} is unknown; there is {FAMILY!r}.")
+        raise FolderError(
+            f"{folder / CARD}: family {card.family!r} is unknown; there is {FAMILY!r}."
+        )
     for part in (Path("unet") / "config.json", WEIGHTS):
         if not (folder / part).is_file():
             raise FolderError(f"{folder / part} is missing; copy the whole folder again.")

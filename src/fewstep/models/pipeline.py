@@ -125,7 +125,8 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
         both = self.unet(
             torch.cat([z, z]), t, None, class_labels=torch.cat([labels, null]), return_dict=False
         )[0]
-        return guide(*both.chunk(2), w)
+        v_cond, v_uncond = both.chunk(2)
+        return guide(v_cond, v_uncond, w)
 
     @staticmethod
     def _to_images(z: Tensor, output_type: str) -> Any:

@@ -56,7 +56,9 @@ class UNetConfig(BaseModel):
         return self
 
 
-def build_unet(config: UNetConfig, shape: tuple[int, ...], num_classes: int) -> UNet2DConditionModel:
+def build_unet(
+    config: UNetConfig, shape: tuple[int, ...], num_classes: int
+) -> UNet2DConditionModel:
     """Return a fresh network for examples of shape (C, H, W); class id num_classes is the null."""
     from diffusers import UNet2DConditionModel
 
@@ -169,7 +171,9 @@ def with_w_input(teacher: UNetModel, w_dim: int) -> UNet2DConditionModel:
     unet: UNet2DConditionModel = UNet2DConditionModel.from_config(
         config if told else {**config, "time_cond_proj_dim": w_dim}
     )
-    unet.to(device=old.device, dtype=old.dtype)
+    unet.to(old.device)
+    if unet.dtype != old.dtype:
+        unet.to(old.dtype)
     missing, unexpected = unet.load_state_dict(old.state_dict(), strict=False)
     if list(unexpected) or list(missing) != ([] if told else ["time_embedding.cond_proj.weight"]):
         raise FolderError(

@@ -68,15 +68,13 @@ class DistillConfig(Optimisation):
         return self
 
     def plan(self) -> Plan:
-        """Return the stages as a checked plan. Raises RecipeError where it does not hang together."""
+        """Return the stages as a plan. Raises RecipeError where it does not hang together."""
         return Plan(tuple(self._stage(s) for s in self.stages))
 
     def _stage(self, s: StageConfig) -> Stage:
         name = STAGE_ONE if s.steps is None else student_name(s.steps, s.stride, s.direction)
         updates = s.updates or self.updates
-        return Stage(
-            s.name or name, s.parent, updates, s.steps, s.substeps, s.stride, s.direction
-        )
+        return Stage(s.name or name, s.parent, updates, s.steps, s.substeps, s.stride, s.direction)
 
     def lr_of(self, stage: Stage) -> float:
         """Return the learning rate of a stage of the plan."""
@@ -123,7 +121,9 @@ class Recipe(Part):
         low, high = self.distill.w
         outside = [w for w in self.evaluate.w if not low <= w <= high]
         if outside:
-            raise ValueError(f"evaluate.w has {outside[0]:g}, outside distill.w [{low:g}, {high:g}]")
+            raise ValueError(
+                f"evaluate.w has {outside[0]:g}, outside distill.w [{low:g}, {high:g}]"
+            )
         return self
 
     def train_config(self, stage: Stage | None) -> TrainConfig:
@@ -132,9 +132,7 @@ class Recipe(Part):
         shared = {k: getattr(source, k) for k in Optimisation.model_fields}
         if stage is None:
             return TrainConfig(**shared, updates=self.teacher.updates)
-        return TrainConfig(
-            **{**shared, "lr": self.distill.lr_of(stage)}, updates=stage.updates
-        )
+        return TrainConfig(**{**shared, "lr": self.distill.lr_of(stage)}, updates=stage.updates)
 
 
 def built_in_recipes() -> list[str]:

@@ -31,6 +31,12 @@ from fewstep.models import UNetModel, card_of
 
 Row = dict[str, Any]
 
+
+def quiet(line: str) -> None:
+    """Say nothing."""
+    del line
+
+
 FEATURES: dict[str, Callable[..., Features]] = {"digits": digits_features}
 
 
@@ -59,7 +65,7 @@ class Evaluation:
     samples: int = 2000
     seed: int = 0
     batch_size: int = 500
-    say: Callable[[str], None] = lambda line: None
+    say: Callable[[str], None] = quiet
 
     @cached_property
     def train(self) -> tuple[Tensor, Tensor]:

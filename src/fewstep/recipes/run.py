@@ -24,10 +24,10 @@ from torch import Tensor
 
 import fewstep
 from fewstep.core.cond import Cond
-from fewstep.core.denoiser import Denoiser, Guided
-from fewstep.core.seed import derive, generator
+from fewstep.core.denoiser import Guided
+from fewstep.core.seed import derive
 from fewstep.data import Dataset, indices, open_dataset
-from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan, Stage
+from fewstep.distill.plan import TEACHER, Plan, Stage
 from fewstep.distill.pretrain import Pretrain
 from fewstep.distill.problem import Problem
 from fewstep.errors import FolderError, RecipeError
@@ -35,7 +35,6 @@ from fewstep.models import (
     Card,
     UNetModel,
     build_unet,
-    card_of,
     lineage,
     load,
     load_model,
@@ -47,14 +46,11 @@ from fewstep.models.card import CARD, Parent
 from fewstep.models.native import CLOCK
 from fewstep.models.unet_class import FAMILY
 from fewstep.recipes.config import Recipe, differences, load_recipe, save_recipe
+from fewstep.recipes.evaluate import quiet
 from fewstep.train import TrainConfig, train
 
 RECIPE = "recipe.yaml"
 Say = Callable[[str], None]
-
-
-def _quiet(line: str) -> None:
-    del line
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ class Run:
     recipe: Recipe
     out: Path
     device: str | None = None
-    say: Say = _quiet
+    say: Say = quiet
     progress: bool = True
 
     def prepare(self) -> None:
@@ -126,7 +122,7 @@ class Run:
         recipe, data = self.recipe, self.data
         with torch.random.fork_rng(devices=[]):
             # diffusers initialises from the global generator; the fork leaves the caller's alone.
-            torch.random.default_generator.manual_seed(derive(recipe.seed, "init"))
+            torch.default_generator.manual_seed(derive(recipe.seed, "init"))
             unet = build_unet(recipe.network, data.shape, data.num_classes)
         card = Card(
             fewstep=fewstep.__version__,
@@ -164,7 +160,7 @@ class Run:
             return self._finished(stage.name, stage)
         if not self.is_done(stage.parent):
             raise FolderError(
-                f"{self.folder(stage.parent)} is not made yet, and {stage.name} starts from it. Run "
+                f"{self.folder(stage.parent)} is not made yet; {stage.name} starts from it. Run "
                 "`fewstep train` first, or give --teacher."
             )
         teacher = self.load(stage.parent)
@@ -255,6 +251,3 @@ class Run:
 def default_device() -> str:
     """Return "cuda" where there is one, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-__all__ = ["RECIPE", "STAGE_ONE", "TEACHER", "Run", "card_of", "Denoiser", "generator"]

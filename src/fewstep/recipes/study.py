@@ -25,7 +25,9 @@ SHEET = 20  # images in a row of the sheets: each class twice
 Key = tuple[str, str, int, float]
 
 
-def run_study(recipe: Recipe, out: Path, device: str | None, say: Say, progress: bool = True) -> Path:
+def run_study(
+    recipe: Recipe, out: Path, device: str | None, say: Say, progress: bool = True
+) -> Path:
     """Run a recipe to its report; return the page. What is finished is not made again."""
     started = time.perf_counter()
     run = Run(recipe, out, device, say, progress)
@@ -62,9 +64,7 @@ def measure_run(run: Run) -> tuple[Evaluation, dict[Key, Cell]]:
         model = run.load(name)
         for w in settings.w:
             reference = cells[TEACHER, "deterministic", settings.reference_steps, w]
-            cell = evaluation.cell(
-                _table_name(name), model, w=w, steps=steps, teacher=reference
-            )
+            cell = evaluation.cell(_table_name(name), model, w=w, steps=steps, teacher=reference)
             cells[cell.row["model"], cell.row["sampler"], cell.row["steps"], w] = cell
         _figures(run, name, model, cells, evaluation.features.name)
     return evaluation, cells
@@ -77,9 +77,11 @@ def _wanted(run: Run) -> list[tuple[str, int | None]]:
     for stage in run.plan:
         if stage.direction == "encode":
             continue
-        out += [(stage.name, n) for n in settings.stage_one_steps] if stage.steps is None else [
-            (stage.name, None)
-        ]
+        out += (
+            [(stage.name, n) for n in settings.stage_one_steps]
+            if stage.steps is None
+            else [(stage.name, None)]
+        )
     return out
 
 
@@ -151,7 +153,7 @@ def _knob(run: Run, cells: dict[Key, Cell]) -> KnobCheck:
         ]
         for a in ws
     ]
-    return KnobCheck(ws, matrix)
+    return KnobCheck(chosen.name, ws, matrix)
 
 
 def _losses(run: Run, name: str) -> list[tuple[int, float]]:

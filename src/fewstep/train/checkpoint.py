@@ -36,9 +36,7 @@ class Checkpoint(NamedTuple):
     optimizer: dict[str, Any]
 
 
-def save_checkpoint(
-    folder: Path, checkpoint: Checkpoint, run: dict[str, Any], keep: int
-) -> Path:
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, run: dict[str, Any], keep: int) -> Path:
     """Write a checkpoint whole, move the pointer to it, and remove all but the newest `keep`.
 
     run: what the checkpoint belongs to; a resume under another is refused.
@@ -74,7 +72,8 @@ def load_checkpoint(folder: Path, run: dict[str, Any], device: torch.device) -> 
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         hashes: dict[str, str] = state["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{pointer} or what it points to is damaged ({error}). {_advice(folder)}"
+        raise CheckpointError(
+            f"{pointer} or what it points to is damaged ({error}). {_advice(folder)}"
         ) from None
     changed = sorted(k for k in {*state["run"], *run} if state["run"].get(k) != run.get(k))
     if changed:

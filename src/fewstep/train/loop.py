@@ -106,7 +106,7 @@ class _Loop:
         self.accelerator = _accelerator(config, device)
         self.device = self.accelerator.device
         self.student = student.to(self.device).train()
-        self.parameters = list(self.student.parameters())
+        self.parameters: list[Tensor] = list(self.student.parameters())
         self.optimizer = torch.optim.AdamW(
             self.parameters,
             lr=config.lr,
@@ -129,7 +129,11 @@ class _Loop:
         # disable=None: a bar on a terminal, nothing in a file.
         hidden = True if tqdm_label is None or not main else None
         bar = tqdm(
-            total=config.updates, initial=self.update, desc=tqdm_label, disable=hidden, unit="update"
+            total=config.updates,
+            initial=self.update,
+            desc=tqdm_label,
+            disable=hidden,
+            unit="update",
         )
         try:
             while self.update < config.updates:
@@ -197,9 +201,7 @@ class _Loop:
             )
         lr = lr_at(self.update - 1, self.config)
         if log is not None:
-            log.write(
-                self.update, loss=mean_loss, lr=lr, grad_norm=norm, updates_per_second=rate
-            )
+            log.write(self.update, loss=mean_loss, lr=lr, grad_norm=norm, updates_per_second=rate)
         bar.set_postfix(loss=f"{mean_loss:.4f}", refresh=False)
         self._forget()
 
@@ -213,9 +215,7 @@ class _Loop:
             checkpoint = Checkpoint(
                 self.update, self.student.state_dict(), self.ema_state(), optimizer
             )
-            save_checkpoint(
-                self.folder / "checkpoints", checkpoint, self.run_key, self.config.keep
-            )
+            save_checkpoint(self.folder / "checkpoints", checkpoint, self.run_key, self.config.keep)
         self.accelerator.wait_for_everyone()
 
     def _restore(self) -> None:
@@ -266,7 +266,7 @@ def _accelerator(config: TrainConfig, device: str | None) -> Accelerator:
             f"precision {config.precision} on a CPU is 13 to 21 times slower than fp32 here; use "
             "precision fp32, or a GPU."
         )
-    # The state is a singleton of accelerate's: a second run in one process may want another precision.
+    # A singleton of accelerate's; a second run in one process may want another precision.
     AcceleratorState._reset_state()
     mixed = "no" if config.precision == "fp32" else config.precision
     return Accelerator(cpu=on_cpu, mixed_precision=mixed)

@@ -24,7 +24,8 @@ class Move(NamedTuple):
     back: float
 
 
-class Progress(NamedTuple):
+@dataclass(frozen=True)
+class Progress:
     """What a callback is told after each move: `z` (B, *D) now stands at angle `phi`."""
 
     index: int

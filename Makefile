@@ -1,0 +1,48 @@
+# Every target makes what it needs on a fresh machine. `make help` lists them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint docs bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+# torch goes first, alone: a resolver that sees other packages as well may pick a CUDA build.
+$(VENV)/.runtime: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	$(PIP) -e ".[dev]"
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.runtime
+	$(PIP) -e ".[docs]"
+	touch $@
+
+demo: $(VENV)/.runtime  ## the whole method on the embedded digits, about ten minutes: runs/demo/report.html
+	$(BIN)/fewstep demo
+
+test: $(VENV)/.dev  ## all tests, on every core
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+lint: $(VENV)/.dev  ## ruff, mypy (strict), the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(VENV)/.docs  ## the documentation, into site/
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: $(VENV)/.dev  ## ratios of speed, taken within one run
+	$(BIN)/python benchmarks/run.py
+
+clean:  ## remove the environment and what was built
+	rm -rf $(VENV) site build dist
