@@ -49,7 +49,7 @@ def cosine(steps: int) -> Grid:
     On the native clock of 1,024 steps this is diffusers' "trailing" spacing for every N that
     divides 1,024. Raises GridError unless steps >= 1.
     """
-    return tuple(HALF_PI * i / check_steps(steps) for i in range(steps, -1, -1))
+    return tuple(HALF_PI * (i / check_steps(steps)) for i in range(steps, -1, -1))
 
 
 def discrete(table: Tensor, steps: int, *, last: float = 0.0) -> Grid:

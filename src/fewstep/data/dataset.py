@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from fewstep.core.cond import Cond
@@ -58,7 +59,7 @@ def check_index(index: Tensor, length: int) -> None:
 
     A negative index would quietly count from the end, so it is refused too.
     """
-    if index.dtype.is_floating_point or index.dtype.is_complex or index.ndim != 1:
+    if index.dtype != torch.int64 or index.ndim != 1:
         raise DataError(
             f"the index is {index.dtype} of shape {tuple(index.shape)}; give whole numbers of "
             "shape (B,), e.g. torch.arange(8)."

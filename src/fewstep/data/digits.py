@@ -19,7 +19,7 @@ class Digits:
     """Scikit-learn's digits: 1,497 images to train on, 300 (30 of each class) held out.
 
     The images are ordered by writer, so the last 300 would be other people's hands: further from
-    the training images (0.292 to the nearest, where a random split has about 0.265) and no
+    the training images (0.292 from the nearest, where this split is 0.262) and no
     measure of what is ordinary. Here the 30 images of each class whose hash
     `derive(0, "digits", "held-out", index)` is smallest are held out; a hash rather than a
     random permutation, so that no version of any library can move an image across.

@@ -39,7 +39,7 @@ def collapse_coefficients(h: Sequence[float]) -> Collapsed:
     Raises GridError where the sub-steps turn both ways, by nothing, or by more than pi/2.
     """
     total = math.fsum(h)
-    turns = all(x > 0 for x in h) or all(x < 0 for x in h)
+    turns = bool(h) and (all(x > 0 for x in h) or all(x < 0 for x in h))
     if not turns or abs(total) > HALF_PI + 1e-12:
         raise GridError(
             f"sub-steps {tuple(h)}; they must all have one sign, none 0, and add up to at most "
@@ -114,6 +114,7 @@ class Halve:
             raise RangeError(
                 "w is not given and the teacher has no range of its own. Say w=(0, 4)."
             )
+        w = check_interval("w", w)
         if traits.w_range and not traits.w_range[0] <= w[0] <= w[1] <= traits.w_range[1]:
             raise RangeError(
                 f"w = {w} is wider than the teacher's range {traits.w_range}. Narrow it."
@@ -121,7 +122,7 @@ class Halve:
         grid = check_grid(self.grid or traits.clock(self.steps))
         if len(grid) != self.steps + 1:
             raise GridError(f"a grid of {len(grid)} angles for {self.steps} steps; it needs N + 1.")
-        object.__setattr__(self, "w", check_interval("w", w))
+        object.__setattr__(self, "w", w)
         object.__setattr__(self, "grid", grid)
         self._table(torch.device("cpu"), torch.float64)
 

@@ -14,7 +14,7 @@ def within_class_variance(x: Tensor, labels: Tensor) -> float:
     """Return the mean over classes of the total variance of a class.
 
     The total variance is the sum over dimensions of the unbiased variance over samples. On pixels
-    in [-1, 1] the training digits score 10.9 and the held-out ones about 11; classes that have
+    in [-1, 1] the training digits score 10.9 and the held-out ones 11.0; classes that have
     collapsed to one image score 0.
 
     Args:
@@ -45,7 +45,7 @@ def nearest_distance(samples: Tensor, train: Tensor, *, chunk: int = 256) -> flo
     """Return the mean over samples of the distance to the nearest training image.
 
     The distance of two images is the root mean square over their pixels, in pixel units: on
-    pixels in [-1, 1] held-out digits score about 0.265, and copies of training images 0, so a
+    pixels in [-1, 1] held-out digits score 0.262, and copies of training images 0, so a
     value far below that of held-out images is a sign of memorising.
 
     Args:

@@ -30,6 +30,7 @@ class UNetConfig(BaseModel):
         attention: which levels have self-attention, one flag a level; none by default.
         head_dim: channels of an attention head.
         groups: of the group norms; must divide every number of channels.
+        time_dim: of the embedding of angle, class and w; 4 times the finest level by default.
         w_dim: features of w (even); a quarter of them are slow enough to be used.
         dropout: in the resnets.
     """
@@ -41,6 +42,7 @@ class UNetConfig(BaseModel):
     attention: tuple[bool, ...] = ()
     head_dim: int = Field(8, ge=1)
     groups: int = Field(8, ge=1)
+    time_dim: int | None = Field(None, ge=8)
     w_dim: int = Field(128, ge=8)
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
 
@@ -82,6 +84,7 @@ def build_unet(
         attention_head_dim=config.head_dim,
         norm_num_groups=config.groups,
         resnet_time_scale_shift="scale_shift",
+        time_embedding_dim=config.time_dim,
         num_class_embeds=num_classes + 1,
         dropout=config.dropout,
     )

@@ -270,7 +270,8 @@ def _compared(study: Study) -> Iterable[str]:
         yield (
             f"The stochastic sampler at 4 steps was {'worse' if worse else 'better'} here than the "
             f"deterministic one ({noisy[study.fd]:.2f} against {plain[study.fd]:.2f} at "
-            f"w = {w:g}); its samples are not paired with the teacher's, so their paired distance says nothing."
+            f"w = {w:g}); its samples are not paired with the teacher's, so their paired distance "
+            "says nothing."
         )
     better = _better_than_teacher(study)
     if better:

@@ -1,0 +1,266 @@
+"""Stage two: the collapsed target against the teacher's own sub-steps, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fewstep.core.angle import rotate
+from fewstep.core.cond import Cond
+from fewstep.core.denoiser import Traits
+from fewstep.core.grid import Grid, cosine
+from fewstep.distill.halve import Halve, collapse, collapse_coefficients
+from fewstep.distill.problem import loss, snr_plus_one, truncated_snr
+from fewstep.errors import GridError, RangeError
+from fewstep.testing import Counting, Gaussian, Mixture, check_stage
+
+G = torch.Generator().manual_seed(0)
+MIXTURE = Mixture(torch.randn(3, 2, 2, generator=G, dtype=torch.float64), 0.3)
+COND = torch.arange(12) % 3
+X = MIXTURE.draw(COND, G)
+
+
+def by_substeps(
+    z: Tensor, h: list[float], phi: float, teacher: Gaussian
+) -> tuple[Tensor, list[Tensor]]:
+    velocities, y = [], z
+    for step in h:
+        v = teacher(y, torch.full((len(z),), phi, dtype=torch.float64), COND, COND)
+        velocities.append(v)
+        y, phi = rotate(y, v, step), phi - step
+    return y, velocities
+
+
+def states(phi: float) -> Tensor:
+    g = torch.Generator().manual_seed(1)
+    x, eps = (torch.randn(12, 3, dtype=torch.float64, generator=g) for _ in range(2))
+    return math.cos(phi) * (0.3 + 0.4 * x) + math.sin(phi) * eps
+
+
+@given(
+    phi=st.floats(1e-3, math.pi / 2),
+    parts=st.lists(st.floats(0.05, 1.0), min_size=1, max_size=6),
+    reach=st.floats(0.01, 1.0),
+    encode=st.booleans(),
+)
+def test_the_collapsed_target_is_the_substeps_in_float64(
+    phi: float, parts: list[float], reach: float, encode: bool
+) -> None:
+    """Equal and unequal sub-steps, both directions, any start and any way to go."""
+    room = (math.pi / 2 - phi) if encode else phi
+    assume(room * reach > 1e-4)
+    total = (-1 if encode else 1) * room * reach
+    h = [total * p / sum(parts) for p in parts]
+    z, teacher = states(phi), Gaussian(0.3, 0.4)
+    reached, velocities = by_substeps(z, h, phi, teacher)
+    once = rotate(z, collapse(z, velocities, h), math.fsum(h))
+    assert float((once - reached).abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("substeps", [1, 2, 3, 8])
+@pytest.mark.parametrize("encode", [False, True])
+@pytest.mark.parametrize("even", [True, False])
+def test_the_collapsed_target_is_the_substeps_in_float32(
+    substeps: int, encode: bool, even: bool
+) -> None:
+    """Down to phi = 1e-3, where inverting the step in x loses three to four digits."""
+    teacher = Gaussian(0.3, 0.4)
+    for phi in torch.logspace(-3, math.log10(math.pi / 2), 25, dtype=torch.float64).tolist():
+        room = (math.pi / 2 - phi) if encode else phi
+        if room < 1e-4:
+            continue
+        weights = [1.0] * substeps if even else [1.0 + k for k in range(substeps)]
+        h = [(-1 if encode else 1) * room * w / sum(weights) for w in weights]
+        z = states(phi)
+        reached, velocities = by_substeps(z, h, phi, teacher)
+        exact = collapse(z, velocities, h)
+        single = collapse(z.float(), [v.float() for v in velocities], h)
+        assert float((single.double() - exact).abs().max()) < 1e-5
+        once = rotate(z.float(), single, math.fsum(h))
+        assert float((once.double() - reached).abs().max()) < 1e-5
+
+
+def test_two_equal_halves_have_the_textbook_form() -> None:
+    z, v1, v2 = torch.randn(3, 5, 2, generator=G, dtype=torch.float64)
+    h = 0.3
+    expected = 0.5 * (v1 + v2 / math.cos(h) - math.tan(h) * z)
+    torch.testing.assert_close(collapse(z, [v1, v2], [h, h]), expected, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("h", [[0.1, -0.1], [0.2, 0.0], [1.0, 1.0], []])
+def test_substeps_that_cannot_be_one_step(h: list[float]) -> None:
+    with pytest.raises(GridError, match="one sign"):
+        collapse_coefficients(h)
+
+
+STAGES = [
+    {"steps": n, "substeps": k, "stride": s, "direction": d}
+    for n in (1, 2, 5)
+    for k in (1, 2, 3)
+    for s in (1, 2)
+    for d in ("decode", "encode")
+]
+
+
+@pytest.mark.parametrize("told", STAGES, ids=lambda t: "-".join(map(str, t.values())))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_every_stage_passes_the_public_check(told: dict[str, object], dtype: torch.dtype) -> None:
+    stage = Halve(MIXTURE.guided(), w=(0.0, 4.0), **told)  # type: ignore[arg-type]
+    check_stage(stage, X.to(dtype), COND)
+
+
+class ExactStudent:
+    """For Gaussian data the teacher's sub-steps are affine in z: the exact one-step student."""
+
+    passes = 1
+
+    def __init__(self, stage: Halve, teacher: Gaussian) -> None:
+        self.answers: dict[float, tuple[float, float]] = {}
+        for move in stage.moves:
+            a, b = 1.0, 0.0
+            points = stage.split(move.phi, move.to, stage.substeps)
+            for phi, to in zip(points, points[1:], strict=False):
+                c, s2 = math.cos(phi), teacher.std**2
+                d = c * c * s2 + math.sin(phi) ** 2
+                slope = c * math.sin(phi) * (1 - s2) / d
+                shift = -slope * c * teacher.mean - math.sin(phi) * teacher.mean
+                h = phi - to
+                a, b = (
+                    (math.cos(h) - math.sin(h) * slope) * a,
+                    (math.cos(h) - math.sin(h) * slope) * b - math.sin(h) * shift,
+                )
+            total = move.phi - move.to
+            # z' = a z + b = cos H z - sin H v
+            self.answers[move.phi] = ((math.cos(total) - a) / math.sin(total), -b / math.sin(total))
+
+    def __call__(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
+        rows = [min(self.answers.items(), key=lambda kv: abs(kv[0] - p))[1] for p in phi.tolist()]
+        slope, shift = torch.tensor(rows, dtype=z.dtype).T
+        return slope[:, None] * z + shift[:, None]
+
+
+@pytest.mark.parametrize("told", STAGES, ids=lambda t: "-".join(map(str, t.values())))
+def test_the_loss_is_zero_when_the_student_is_the_exact_map(told: dict[str, object]) -> None:
+    teacher = Gaussian(0.3, 0.4)
+    stage = Halve(teacher, w=(0.0, 4.0), **told)  # type: ignore[arg-type]
+    student = ExactStudent(stage, teacher)
+    r = stage(X, COND, torch.Generator().manual_seed(2))
+    assert float(loss(student(r.z, r.phi, r.cond, r.w), r.v_target, r.phi)) < 1e-26
+    off = student(r.z, r.phi, r.cond, r.w) + 0.1
+    assert float(loss(off, r.v_target, r.phi, snr_plus_one)) == pytest.approx(0.01, abs=1e-9)
+
+
+def test_stochastic_moves_go_two_strides_and_the_last_one_goes_one() -> None:
+    stage = Halve(Gaussian(), 4, stride=2, w=(0, 1))
+    g = cosine(4)
+    assert [(m.phi, m.to) for m in stage.moves] == [
+        (g[0], g[2]),
+        (g[1], g[3]),
+        (g[2], g[4]),
+        (g[3], g[4]),
+    ]
+
+
+def test_encoders_go_from_each_angle_to_the_noisier_next() -> None:
+    g = cosine(3)
+    stage = Halve(Gaussian(), 3, direction="encode", w=(0, 1))
+    assert [(m.phi, m.to) for m in stage.moves] == [(g[3], g[2]), (g[2], g[1]), (g[1], g[0])]
+
+
+def test_a_student_is_trained_on_just_the_moves_that_its_sampler_makes() -> None:
+    from fewstep.core.samplers import SAMPLERS
+
+    for name, stride, direction in (
+        ("deterministic", 1, "decode"),
+        ("stochastic", 2, "decode"),
+        ("encode", 1, "encode"),
+    ):
+        stage = Halve(Gaussian(), 6, stride=stride, direction=direction, w=(0, 1))  # type: ignore[arg-type]
+        made = SAMPLERS[name].moves(cosine(6))
+        assert [(m.phi, m.to) for m in stage.moves] == [(m.phi, m.to) for m in made]
+
+
+def test_every_move_and_all_of_w_are_drawn() -> None:
+    stage = Halve(Gaussian(), 4, w=(1.0, 3.0))
+    x = torch.zeros(4000, 1)
+    r = stage(x, torch.zeros(4000), torch.Generator().manual_seed(0))
+    counts = [int((r.phi == float(torch.tensor(m.phi))).sum()) for m in stage.moves]
+    assert sum(counts) == 4000
+    assert min(counts) > 850
+    assert 1.0 <= float(r.w.min()) < 1.01
+    assert 2.99 < float(r.w.max()) <= 3.0
+
+
+def test_the_teacher_is_asked_at_the_same_w_and_cond_and_as_often_as_said() -> None:
+    asked = []
+
+    class Watched:
+        passes = 2
+
+        def __call__(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
+            asked.append((cond, w, phi))
+            return torch.zeros_like(z)
+
+    counting = Counting(Watched())
+    r = Halve(counting, 4, substeps=3, w=(0, 4))(X, COND, torch.Generator().manual_seed(0))
+    assert counting.evaluations == 2 * 3 * len(X)
+    for cond, w, _ in asked:
+        assert torch.equal(cond, r.cond)  # type: ignore[arg-type]
+        assert torch.equal(w, r.w)
+    phis = torch.stack([phi for _, _, phi in asked])
+    torch.testing.assert_close(phis[0], r.phi)
+    torch.testing.assert_close(
+        phis[0] - phis[1], torch.full((12,), math.pi / 24, dtype=torch.float64)
+    )
+
+
+def test_sub_steps_may_lie_where_one_says() -> None:
+    def early(phi: float, to: float, parts: int) -> Grid:
+        return tuple(phi + (to - phi) * (k / parts) ** 2 for k in range(parts + 1))
+
+    check_stage(Halve(MIXTURE.guided(), 3, substeps=4, w=(0, 4), split=early), X, COND)
+
+
+class Told(Gaussian):
+    traits = Traits((3,), (0.0, 4.0))
+
+
+@pytest.mark.parametrize(
+    ("told", "error", "says"),
+    [
+        ({"steps": 0}, GridError, "at least 1 step"),
+        ({"steps": 4, "substeps": 0}, RangeError, "substeps = 0"),
+        ({"steps": 4, "stride": 0}, RangeError, "stride = 0"),
+        ({"steps": 4, "direction": "up"}, RangeError, "'decode' or 'encode'"),
+        ({"steps": 4, "w": (0, 5)}, RangeError, "wider than the teacher"),
+        ({"steps": 4, "w": (3, 1)}, RangeError, "low <= high"),
+        ({"steps": 4, "grid": (1.0, 0.0)}, GridError, "N \\+ 1"),
+        ({"steps": 1, "grid": (0.0, 1.0)}, GridError, "fall"),
+    ],
+)
+def test_a_stage_that_cannot_be(told: dict[str, object], error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        Halve(Told(), **told)  # type: ignore[arg-type]
+
+
+def test_w_is_the_teachers_own_unless_said() -> None:
+    assert Halve(Told(), 4).w == (0.0, 4.0)
+    with pytest.raises(RangeError, match="no range of its own"):
+        Halve(Gaussian(), 4)
+
+
+@given(phi=st.floats(0.05, 1.5))
+def test_truncated_snr_in_v_is_truncated_snr_in_x(phi: float) -> None:
+    """max(SNR, 1) |x - x'|^2 = max(cos^2, sin^2) |v - v'|^2, for x = cos z - sin v."""
+    p = torch.tensor([phi], dtype=torch.float64)
+    snr = float(torch.cos(p) ** 2 / torch.sin(p) ** 2)
+    dv = 0.7
+    dx = math.sin(phi) * dv
+    assert float(truncated_snr(p)) * dv**2 == pytest.approx(max(snr, 1.0) * dx**2, rel=1e-12)
+    assert 0.5 <= float(truncated_snr(p)) <= 1.0
+    assert float(snr_plus_one(p)) * dv**2 == pytest.approx((snr + 1) * dx**2, rel=1e-12)

@@ -1,0 +1,150 @@
+"""Pretraining and stage one, the plan and its cost."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from fewstep.core.angle import x_from_v
+from fewstep.core.cond import Cond
+from fewstep.distill.halve import Halve
+from fewstep.distill.match import Match
+from fewstep.distill.plan import TEACHER, Plan, Stage, chain, direct
+from fewstep.distill.pretrain import Pretrain
+from fewstep.distill.problem import loss
+from fewstep.errors import RangeError, RecipeError
+from fewstep.testing import Counting, Mixture, check_stage
+
+G = torch.Generator().manual_seed(0)
+MIXTURE = Mixture(torch.randn(3, 2, 2, generator=G), 0.3)
+COND = torch.arange(3000) % 3
+X = MIXTURE.draw(COND, G)
+
+
+def test_pretraining_asks_for_the_true_velocity() -> None:
+    problem = Pretrain(MIXTURE.null_cond, dropout=0.25)
+    check_stage(problem, X[:8], COND[:8])
+    r = problem(X, COND, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(x_from_v(r.z, r.v_target, r.phi), X, rtol=0, atol=1e-5)
+    assert isinstance(r.cond, Tensor)
+    dropped = r.cond == 3
+    assert torch.equal(r.cond[~dropped], COND[~dropped])
+    assert float(dropped.float().mean()) == pytest.approx(0.25, abs=0.04)
+    assert not r.w.any()
+    assert float(r.phi.mean()) == pytest.approx(math.pi / 4, abs=0.03)
+
+
+def test_the_exact_denoiser_is_the_best_answer_to_pretraining() -> None:
+    """Its loss is below that of the same answer shifted, scaled, or of another class."""
+    r = Pretrain(MIXTURE.null_cond)(X, COND, torch.Generator().manual_seed(0))
+    best = float(loss(MIXTURE(r.z, r.phi, r.cond, r.w), r.v_target, r.phi))
+    assert isinstance(r.cond, Tensor)
+    others = [
+        MIXTURE(r.z, r.phi, r.cond, r.w) + 0.1,
+        MIXTURE(r.z, r.phi, r.cond, r.w) * 1.2,
+        MIXTURE(r.z, r.phi, (r.cond + 1) % 3, r.w),
+    ]
+    assert all(float(loss(v, r.v_target, r.phi)) > best for v in others)
+
+
+def test_stage_one_asks_for_the_guided_velocity_at_each_examples_w() -> None:
+    teacher = Counting(MIXTURE.guided())
+    problem = Match(teacher, w=(0.5, 3.0))
+    check_stage(problem, X[:8], COND[:8])
+    teacher.evaluations = 0
+    r = problem(X, COND, torch.Generator().manual_seed(0))
+    assert teacher.evaluations == 2 * len(X)
+    v = torch.cat(
+        [
+            MIXTURE.guided()(r.z[i : i + 1], r.phi[i : i + 1], COND[i : i + 1], r.w[i : i + 1])
+            for i in range(5)
+        ]
+    )
+    torch.testing.assert_close(r.v_target[:5], v, rtol=0, atol=1e-5)
+    assert 0.5 <= float(r.w.min()) < 0.51
+    assert 2.99 < float(r.w.max()) <= 3.0
+
+
+def test_one_fixed_w() -> None:
+    r = Match(MIXTURE.guided(), w=(2.0, 2.0))(X[:9], COND[:9], torch.Generator())
+    assert r.w.tolist() == [2.0] * 9
+
+
+@pytest.mark.parametrize("w", [(4.0, 0.0), (0.0, math.inf), (math.nan, 1.0)])
+def test_a_range_that_is_none(w: tuple[float, float]) -> None:
+    with pytest.raises(RangeError, match="w = "):
+        Match(MIXTURE.guided(), w=w)
+
+
+def test_the_papers_chain() -> None:
+    plan = chain(16, match=100, updates=10)
+    assert [(s.name, s.parent, s.steps, s.substeps) for s in plan] == [
+        ("stage-one", "teacher", None, 2),
+        ("student-16", "stage-one", 16, 2),
+        ("student-8", "student-16", 8, 2),
+        ("student-4", "student-8", 4, 2),
+        ("student-2", "student-4", 2, 2),
+        ("student-1", "student-2", 1, 2),
+    ]
+    assert plan.remaining(["stage-one", "student-16"])[0].name == "student-8"
+
+
+def test_straight_from_stage_one_and_without_it() -> None:
+    plan = direct(4, match=100, updates=10, substeps=8)
+    assert [(s.name, s.substeps) for s in plan] == [("stage-one", 2), ("student-4", 8)]
+    (only,) = direct(4, match=None, updates=10, substeps=8)
+    assert only.parent == TEACHER
+    assert only.cost(4).teacher == 10 * 4 * 8 * 2
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        Stage("stage-one", TEACHER, 3),
+        Stage("student-4", TEACHER, 3, 4, substeps=5),
+        Stage("student-4", "stage-one", 3, 4, substeps=2, stride=2),
+    ],
+)
+def test_the_cost_said_before_is_the_cost_counted_after(stage: Stage) -> None:
+    class OnePass:
+        passes = 1
+
+        def __call__(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
+            return torch.zeros_like(z)
+
+    teacher = Counting(MIXTURE.guided() if stage.parent == TEACHER else OnePass())
+    problem = stage.problem(teacher, (0.0, 4.0))
+    assert isinstance(problem, Match if stage.steps is None else Halve)
+    for u in range(stage.updates):
+        problem(X[:8], COND[:8], torch.Generator().manual_seed(u))
+    cost = stage.cost(8)
+    assert teacher.evaluations == cost.teacher
+    assert cost.student == stage.updates * 8
+    assert cost.evaluations == cost.teacher + 3 * cost.student
+
+
+def test_a_plan_adds_up() -> None:
+    plan = chain(4, match=10, updates=5)
+    # match: 10 x 2 x (2 + 3); three halvings: 5 x 2 x (2 + 3)
+    assert plan.cost(2).evaluations == 100 + 3 * 50
+
+
+@pytest.mark.parametrize(
+    ("stages", "says"),
+    [
+        ((Stage("a", TEACHER, 1), Stage("a", TEACHER, 1)), "two stages"),
+        ((Stage("a", "b", 1),), "not made before"),
+    ],
+)
+def test_a_plan_that_cannot_be_followed(stages: tuple[Stage, ...], says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        Plan(stages)
+
+
+@pytest.mark.parametrize(("first", "last"), [(12, 1), (4, 8), (6, 4)])
+def test_a_chain_that_does_not_halve(first: int, last: int) -> None:
+    with pytest.raises(RecipeError, match="halve"):
+        chain(first, last, match=1, updates=1)

@@ -1,0 +1,52 @@
+"""What holds the shape of the package: size of the core, one convention, a quick start."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import fewstep
+
+SOURCE = Path(fewstep.__file__).parent
+
+
+def test_core_and_distill_can_be_read_in_an_hour() -> None:
+    files = [p for room in ("core", "distill") for p in (SOURCE / room).rglob("*.py")]
+    assert sum(len(p.read_text().splitlines()) for p in files) <= 1600
+
+
+def test_the_other_guidance_convention_stays_at_the_edge() -> None:
+    """`guidance_scale` is a name of diffusers: the pipeline's, and the command line's refusal."""
+    users = {
+        str(p.relative_to(SOURCE))
+        for p in SOURCE.rglob("*.py")
+        if re.search(r"\bguidance_scale\b", p.read_text())
+    }
+    assert users <= {
+        "models/pipeline.py",
+        "cli/options.py",
+        "cli/sample.py",
+        "cli/evaluate.py",
+    }
+
+
+def test_every_public_name_resolves() -> None:
+    for name in fewstep.__all__:
+        assert getattr(fewstep, name) is not None
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    code = "import fewstep, sys; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_there_is_no_way_around_generators() -> None:
+    """One file seeds the global generator, for dropout; everything else draws from its own."""
+    users = {
+        str(p.relative_to(SOURCE))
+        for p in SOURCE.rglob("*.py")
+        if "torch.manual_seed" in p.read_text()
+    }
+    assert users == {"train/loop.py"}
