@@ -42,6 +42,7 @@ class Spirals(nn.Module):
         nn.init.zeros_(self.told_w.weight)  # a student starts as its conditional teacher
 
     def forward(self, z: Tensor, phi: Tensor, cond: Tensor, w: Tensor) -> Tensor:
+        """Return the velocity v (B, 2)."""
         angle = torch.stack([phi.sin(), phi.cos(), (2 * phi).sin(), (4 * phi).cos()], dim=1)
         h = self.into(torch.cat([z, angle, self.classes(cond)], dim=1))
         h = h + self.told_w(torch.stack([w / 4, (w / 4) ** 2], dim=1))
@@ -72,7 +73,7 @@ def fit(network: Spirals, problem: object, updates: int, folder: Path) -> Spiral
     return result.student
 
 
-def main(updates: int = 1500) -> dict[str, float]:
+def main(updates: int = 1000) -> dict[str, float]:
     torch.manual_seed(0)
     runs = Path(tempfile.mkdtemp())
     x, cond = data(0)

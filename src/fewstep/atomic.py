@@ -14,9 +14,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from fewstep.errors import FolderError
 
 PARTIAL = ".partial-"
+ROOM = 1 << 20  # bytes; a disk with less free is full
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.EFBIG)
 
 
@@ -75,14 +78,21 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def _existing(path: Path) -> Path:
+    return next(p for p in path.absolute().parents if p.exists())
+
+
 @contextlib.contextmanager
 def _said(path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        if error.errno not in _CANNOT_WRITE:
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # torch and safetensors report a full disk in words of their own.
+        full = shutil.disk_usage(_existing(path)).free < ROOM
+        number = error.errno if isinstance(error, OSError) else errno.ENOSPC if full else None
+        if number not in _CANNOT_WRITE:
             raise
-        reason = os.strerror(error.errno)
+        reason = os.strerror(number)
         raise FolderError(
             f"{path} cannot be written: {reason}. Nothing half-written is left; make room or give "
             "another folder, then run the same command."

@@ -162,12 +162,14 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def check_recipe(data: dict[str, Any], where: str) -> Recipe:
-    """Return the checked recipe. Raises RecipeError with the first wrong key."""
+    """Return the checked recipe. Raises RecipeError for the first wrong key, or a wrong plan."""
     try:
-        return Recipe.model_validate(data)
+        recipe = Recipe.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         raise RecipeError(f"{where}: {_explain(first)}") from None
+    recipe.distill.plan()  # a plan that does not hang together is a wrong recipe
+    return recipe
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
