@@ -34,7 +34,7 @@ def row(
         "accuracy": 0.99,
         "variance": 7.0,
         "nearest": 0.25,
-        "rms_to_teacher": 0.0 if steps == 256 else 0.1 / steps,
+        "rms_to_teacher": 0.0 if steps in (0, 256) else 0.1 / steps,
         "seconds_per_image": 1e-3 * steps * passes,
     }
 

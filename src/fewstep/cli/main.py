@@ -8,8 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
+from typing import cast
 
-import click
 import typer
 
 from fewstep.cli import demo, distill, evaluate, sample, show, train
@@ -26,6 +26,9 @@ app = typer.Typer(
 for module in (demo, train, distill, sample, evaluate, show):
     app.command(module.command.__name__.removesuffix("_command"))(module.command)
 
+# The base of every usage error: click's own class, or in later releases typer's copy of it.
+UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
+
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
 
@@ -34,14 +37,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return its exit code: 0, 1 (error), 2 (usage) or 130 (Ctrl-C)."""
     try:
         app(args=arguments, standalone_mode=False)
-    except click.exceptions.Exit as stop:
+    except typer.Exit as stop:
         return stop.exit_code
-    except click.ClickException as error:
+    except UsageError as error:
         error.show()
         return error.exit_code
     except Interrupted as error:
         return _fail(str(error), EXIT_INTERRUPTED)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         return _fail("stopped; run the same command to go on.", EXIT_INTERRUPTED)
     except FewstepError as error:
         return _fail(str(error), EXIT_ERROR)
