@@ -1,7 +1,7 @@
 """Run a tiny study in children that are killed with SIGKILL, and one that is not.
 
-Usage: killed.py RECIPE FOLDER KILLS SEED. Prints one JSON line: the seconds after which each child
-was killed, and at which file of the study it was. The parent only forks: a child starts at once.
+Usage: killed.py RECIPE FOLDER KILLS SEED. Prints one JSON line: how many updates and models
+were kept at each kill. The parent only forks: a child starts at once.
 """
 
 from __future__ import annotations
@@ -42,6 +42,12 @@ def start(recipe: str, out: Path) -> int:
     return child
 
 
+def updates(out: Path) -> int:
+    """Return how many updates of all stages the checkpoints hold."""
+    found = out.glob("training/*/checkpoints/latest.json")
+    return sum(json.loads(path.read_text())["update"] for path in found)
+
+
 def main() -> None:
     recipe, folder, kills, seed = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(1)
@@ -49,21 +55,21 @@ def main() -> None:
     begun = time.monotonic()
     _, status = os.waitpid(start(recipe, folder / "whole"), 0)
     assert status == 0, "the undisturbed run failed"
-    whole = time.monotonic() - begun
+    update = (time.monotonic() - begun) / updates(folder / "whole")
     chance, log = random.Random(seed), []
-    while len(log) < kills:
+    # The moments follow the work done, not the clock: a slow machine gets as many kills as a fast
+    # one. The last come early enough that the run cannot finish first.
+    for target in sorted(chance.uniform(0.0, 0.85) for _ in range(kills)):
         child = start(recipe, folder / "killed")
-        # Shorter than the whole, so that the kills fall all over it, some before any progress.
-        wait = chance.uniform(0.05, 0.35) * whole
-        time.sleep(wait)
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            assert status == 0, "a resumed run failed"
-            break
+        while updates(folder / "killed") < target * updates(folder / "whole"):
+            assert os.waitpid(child, os.WNOHANG) == (0, 0), "a resumed run ended by itself"
+            time.sleep(0.002)
+        time.sleep(chance.uniform(0.0, 10.0) * update)
         made = len(list((folder / "killed").glob("*/fewstep.json")))
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        log.append({"after": round(wait, 3), "models": made})
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status), "a resumed run ended before it was killed"
+        log.append({"updates": updates(folder / "killed"), "models": made})
     _, status = os.waitpid(start(recipe, folder / "killed"), 0)
     assert status == 0, "the last run failed"
     sys.stdout.write(json.dumps(log) + "\n")
