@@ -14,7 +14,7 @@ from torch import Tensor
 from fewstep.core import cond as conds
 from fewstep.core.angle import x_from_v
 from fewstep.core.cond import Cond
-from fewstep.core.denoiser import Guided, Traits, as_w, guide, traits_of
+from fewstep.core.denoiser import Guided, Traits, as_w, cheapest, guide, traits_of
 from fewstep.core.sample import sample
 from fewstep.core.seed import Noise, derive, generator
 from fewstep.errors import RangeError, ShapeError
@@ -110,6 +110,20 @@ def test_guidance_costs_two_passes_and_forgets_the_range_of_w() -> None:
     assert guided.passes == 6
     assert traits_of(guided) == Traits((2,), None, (4,))
     ask(guided, 5.0)
+
+
+def test_a_pair_that_w_leaves_unguided_costs_one_pass() -> None:
+    guided = Guided(MIXTURE, MIXTURE.null_cond)
+    off, on = torch.zeros(3), torch.tensor([0.0, 0.0, 1.0])
+    assert cheapest(guided, off) is MIXTURE
+    assert cheapest(guided, on) is guided
+    assert cheapest(MIXTURE, off) is MIXTURE
+    # A threshold is not part of the conditional pass, so that pair stays a pair.
+    clamped = dataclasses.replace(guided, threshold=lambda x: x.clamp(-1, 1))
+    assert cheapest(clamped, off) is clamped
+    z = torch.randn(6, 2, dtype=torch.float64)
+    both = sample(guided, COND, w=0.0, steps=4, z=z)
+    assert both.equal(sample(MIXTURE, COND, w=0.0, steps=4, z=z))
 
 
 def test_conditions_may_be_dicts() -> None:

@@ -142,6 +142,14 @@ class Guided:
         """The traits of the denoiser inside; any w is allowed."""
         return replace(traits_of(self.denoiser), w_range=None)
 
+    def at(self, w: Tensor) -> Denoiser:
+        """Return what is cheapest for these w (B,): at 0 everywhere, the conditional pass alone.
+
+        Looks at the values of w, so it is for the edge of a loop, not for its inside.
+        """
+        alone = self.threshold is None and not bool(w.any())
+        return self.denoiser if alone else self
+
     def __call__(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
         """Return the guided v (B, *D). Source: math.md 3."""
         null = conds.repeat_null(conds.to(self.null_cond, z.device), len(z))
@@ -163,3 +171,8 @@ class Guided:
         # As a correction to v, so that an x which the threshold leaves alone leaves v alone.
         x = x_from_v(z, v, phi)
         return v + (x - threshold(x)) / expand(torch.sin(phi), z).clamp_min(1e-4)
+
+
+def cheapest(denoiser: Denoiser, w: Tensor) -> Denoiser:
+    """Return `denoiser`, or in place of a guided pair that w (B,) leaves unguided, half of it."""
+    return denoiser.at(w) if isinstance(denoiser, Guided) else denoiser

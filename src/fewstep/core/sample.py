@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fewstep.core import cond as conds
 from fewstep.core.cond import Cond
-from fewstep.core.denoiser import Denoiser, Traits, as_w, traits_of
+from fewstep.core.denoiser import Denoiser, Traits, as_w, cheapest, traits_of
 from fewstep.core.samplers import Callback, Sampler, get_sampler, run
 from fewstep.core.seed import Noise
 from fewstep.errors import RangeError, ShapeError
@@ -62,6 +62,7 @@ def sample(
     dtype = z.dtype if z is not None else traits.dtype or torch.float32
     like = torch.empty((total, 1), dtype=dtype, device=device)
     w_all = as_w(w, like, traits.w_range)
+    denoiser = cheapest(denoiser, w_all)
     out = []
     for first in range(0, total, batch_size or total):
         part = slice(first, min(first + (batch_size or total), total))

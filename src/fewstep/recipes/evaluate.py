@@ -21,7 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from fewstep.atomic import atomic_write
-from fewstep.core.denoiser import Guided, traits_of
+from fewstep.core.denoiser import Guided, cheapest, traits_of
 from fewstep.core.sample import sample
 from fewstep.core.samplers import get_sampler
 from fewstep.data import Dataset, open_dataset
@@ -153,7 +153,8 @@ class Evaluation:
             reference=self.reference,
             teacher_samples=None if teacher is None else teacher.images,
         )
-        evaluations = get_sampler(sampler).evaluations(model, traits.clock(steps))
+        asked = cheapest(model, torch.tensor([w]))
+        evaluations = get_sampler(sampler).evaluations(asked, traits.clock(steps))
         row = _row(name, sampler, steps, evaluations, w, figures, seconds)
         meta = {"key": json.dumps(key), "row": json.dumps(row)}
         atomic_write(path, save({"images": images.contiguous()}, metadata=meta))
