@@ -47,13 +47,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Where the body raises, `path` stays as it was. Raises FolderError where the disk is full.
     """
     partial, old = (path.with_name(f"{PARTIAL}{mark}{path.name}") for mark in ("", "old-"))
-    with _said(path):
-        if old.exists() and not path.exists():
-            old.rename(path)  # killed between the two renames below
-        for stale in (partial, old):
-            shutil.rmtree(stale, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
+    try:
+        # Inside the clean-up: whether the disk is full is asked before room is made again.
+        with _said(path):
+            if old.exists() and not path.exists():
+                old.rename(path)  # killed between the two renames below
+            for stale in (partial, old):
+                shutil.rmtree(stale, ignore_errors=True)
+            partial.mkdir(parents=True)
             yield partial
             for file in sorted(partial.rglob("*")):
                 _sync(file)
@@ -61,13 +62,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if path.exists():
                 path.rename(old)
             partial.rename(path)
-        except BaseException:
-            if old.exists() and not path.exists():
-                old.rename(path)
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        _sync(path.parent)
-        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    _sync(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

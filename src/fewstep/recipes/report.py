@@ -298,7 +298,7 @@ h1 { font-size: 1.7rem; margin: 0 0 1rem; } h2 { font-size: 1.2rem; margin: 2.5r
 .lead { font-size: 1.1rem; max-width: 50rem; } p, ul { max-width: 50rem; }
 dl { display: flex; flex-wrap: wrap; gap: .4rem 2rem; font-size: .85rem; margin: 1rem 0; }
 dt { color: #666; } dd { margin: 0; }
-figure { margin: 0; } figure svg { width: 100%; height: auto; display: block; }
+figure { margin: 0; max-width: 46rem; } figure svg { width: 100%; height: auto; display: block; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr));
   gap: 1rem; margin: 1rem 0; }
 details { margin: .5rem 0; } summary { cursor: pointer; font-weight: 600; padding: .3rem 0; }
