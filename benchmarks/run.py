@@ -143,8 +143,8 @@ def loop_against_bare() -> None:
     looped, bare = model(False), model(False).train()
     optimizer = torch.optim.AdamW(bare.parameters(), fused=True)
 
-    def batch(update: int) -> tuple[Tensor, Cond]:
-        return DATA.batch(indices(0, update, 64, len(DATA)))
+    def batch(update: int, part: int, parts: int) -> tuple[Tensor, Cond]:
+        return DATA.batch(indices(0, update, 64 // parts, len(DATA), rank=part, world=parts))
 
     def loop() -> None:
         config = TrainConfig(updates=updates, checkpoint_every=250)
@@ -153,7 +153,7 @@ def loop_against_bare() -> None:
 
     def plain() -> None:
         for update in range(updates):
-            r = problem(*batch(update), generator("cpu", update))
+            r = problem(*batch(update, 0, 1), generator("cpu", update))
             loss(bare(r.z, r.phi, r.cond, r.w), r.v_target, r.phi).backward()
             torch.nn.utils.clip_grad_norm_(bare.parameters(), 1.0)
             optimizer.step()

@@ -51,14 +51,15 @@ class Spirals(nn.Module):
         return self.out(h)
 
 
-def data(update: int) -> tuple[Tensor, Tensor]:
+def data(update: int, part: int = 0, parts: int = 1) -> tuple[Tensor, Tensor]:
     """Return the batch of an update: points on three spiral arms, and their arms."""
     draws = generator("cpu", 0, "data", update)
     cond = torch.randint(0, CLASSES, (512,), generator=draws)
     t = torch.rand(512, generator=draws).sqrt()
     turn = 2 * math.pi * (cond / CLASSES + 0.5 * t)
     x = 1.5 * t[:, None] * torch.stack([turn.cos(), turn.sin()], dim=1)
-    return x + 0.04 * torch.randn(512, 2, generator=draws), cond
+    x += 0.04 * torch.randn(512, 2, generator=draws)
+    return x.chunk(parts)[part], cond.chunk(parts)[part]
 
 
 def fit(network: Spirals, problem: object, updates: int, folder: Path) -> Spirals:
@@ -67,7 +68,13 @@ def fit(network: Spirals, problem: object, updates: int, folder: Path) -> Spiral
         updates=updates, batch_size=512, lr=3e-3, ema=0.98, log_every=200, checkpoint_every=1000
     )
     result = train(
-        copy.deepcopy(network), problem, data, config, folder, device="cpu", progress=False
+        copy.deepcopy(network),
+        problem,
+        data,
+        config,
+        folder,
+        device="cpu",
+        progress=False,
     )
     result.student.load_state_dict(result.ema_state)
     return result.student

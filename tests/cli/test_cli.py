@@ -266,3 +266,14 @@ def test_ctrl_c_stops_in_one_line_and_the_same_command_goes_on(
     again = fewstep(*arguments, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "r" / "teacher" / "fewstep.json").is_file()
+
+
+def test_classes_may_be_given_by_name() -> None:
+    from fewstep.cli.sample import class_ids
+    from fewstep.errors import RangeError
+
+    names = ("cat", "dog", "sea lion")
+    assert class_ids("dog, sea lion,cat", names) == [1, 2, 0]
+    assert class_ids("0-2,1", names) == [0, 1, 2, 1]
+    with pytest.raises(RangeError, match="Did you mean 'dog'"):
+        class_ids("dogs", names)

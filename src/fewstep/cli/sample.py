@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from fewstep.cli.options import Device, GuidanceScale, refuse_guidance_scale, say, whole
+from fewstep.errors import RangeError, did_you_mean
 
 
 def sample_command(
     model: Annotated[Path, typer.Argument(help="Folder of a model.")],
     cond: Annotated[
-        str | None, typer.Option(help="Classes, e.g. 0,1,5-9; by default one of each.")
+        str | None, typer.Option(help="Classes: 0,1,5-9 or cat,dog; by default one of each.")
     ] = None,
     w: Annotated[float, typer.Option(help="Guidance weight; 0 is none.")] = 1.0,
     steps: Annotated[
@@ -30,10 +32,7 @@ def sample_command(
 ) -> None:
     """Draw images of classes, as one PNG sheet that carries its settings."""
     refuse_guidance_scale(guidance_scale)
-    chosen = None if cond is None else whole(cond, "--cond")
     if out.suffix.lower() != ".png":
-        from fewstep.errors import RangeError
-
         raise RangeError(
             f"--out {out}; the sheet is a PNG file. Name it {out.with_suffix('.png')}."
         )
@@ -45,7 +44,7 @@ def sample_command(
 
     loaded = load(model, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     card = card_of(loaded)
-    classes = chosen if chosen is not None else list(range(card.num_classes))
+    classes = list(range(card.num_classes)) if cond is None else class_ids(cond, card.class_names)
     labels = torch.tensor(classes).repeat(count)
     images = sample(loaded, labels, w=w, steps=steps, seed=seed, sampler=sampler, batch_size=256)
     settings = {
@@ -58,6 +57,22 @@ def sample_command(
     }
     save_sheet(contact_sheet(images.cpu(), min(columns, len(labels)), scale), out, settings)
     say(f"{len(labels)} images: {out}")
+
+
+def class_ids(text: str, names: Sequence[str]) -> list[int]:
+    """Return the ids of "cat,dog" or "0,5-9". Raises RangeError for a name that is not there."""
+    parts = [part.strip() for part in text.split(",")]
+    if all(part in names for part in parts):
+        return [names.index(part) for part in parts]
+    words = [part for part in parts if not part.replace("-", "").isdigit()]
+    unknown = [word for word in words if word not in names]
+    if not unknown:
+        return whole(text, "--cond")
+    raise RangeError(
+        f"--cond {text!r}: {unknown[0]!r} is no class of this model.{did_you_mean(unknown[0], names)}"
+        f" Its classes are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}; or give "
+        "whole numbers: 0,1,5-9."
+    )
 
 
 command = sample_command

@@ -31,6 +31,10 @@ class Dataset(Protocol):
     def class_names(self) -> tuple[str, ...]:
         """What the classes are called, in the order of their ids."""
 
+    @property
+    def skipped(self) -> int:
+        """Number of images that were left out as bad."""
+
     def batch(self, index: Tensor) -> tuple[Tensor, Cond]:
         """Return the examples numbered by index (B,), int64.
 

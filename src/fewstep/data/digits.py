@@ -30,6 +30,7 @@ class Digits:
     shape = (1, 8, 8)
     num_classes = NUM_CLASSES
     class_names = tuple(str(k) for k in range(NUM_CLASSES))
+    skipped = 0
 
     def __init__(self, split: str = "train") -> None:
         """Open the split "train" or "held-out". Raises DataError for another."""

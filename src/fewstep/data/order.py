@@ -44,6 +44,13 @@ def indices(
     return torch.cat(parts)
 
 
+def epochs(update: int, batch_size: int, length: int, *, rank: int = 0, world: int = 1) -> Tensor:
+    """Return the epoch that each example of `indices` is seen in: (batch_size,) int64."""
+    _check(update, batch_size, length, rank, world)
+    start = (update * world + rank) * batch_size
+    return torch.arange(start, start + batch_size) // length
+
+
 @functools.lru_cache(maxsize=2)
 def _epoch(seed: int, epoch: int, length: int) -> Tensor:
     return torch.randperm(length, generator=generator("cpu", seed, "epoch", epoch))

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fewstep.atomic import atomic_write
+from fewstep.data import DataConfig
 from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan, Stage, student_name
 from fewstep.errors import RecipeError, did_you_mean
 from fewstep.models import UNetConfig
@@ -23,12 +24,6 @@ class Part(BaseModel):
     """A part of a recipe: unknown keys are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DataConfig(Part):
-    """Which images: the name of a data set in `fewstep.data.DATASETS`."""
-
-    name: str = "digits"
 
 
 class TeacherConfig(Optimisation):

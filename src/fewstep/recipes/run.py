@@ -26,7 +26,7 @@ import fewstep
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Guided
 from fewstep.core.seed import derive
-from fewstep.data import Dataset, indices, open_dataset
+from fewstep.data import Dataset, augment, epochs, indices, open_dataset
 from fewstep.distill.plan import TEACHER, Plan, Stage
 from fewstep.distill.pretrain import Pretrain
 from fewstep.distill.problem import Problem
@@ -47,7 +47,7 @@ from fewstep.models.native import CLOCK
 from fewstep.models.unet_class import FAMILY
 from fewstep.recipes.config import Recipe, differences, load_recipe, save_recipe
 from fewstep.recipes.evaluate import quiet
-from fewstep.train import TrainConfig, train
+from fewstep.train import Batch, TrainConfig, train
 
 RECIPE = "recipe.yaml"
 Say = Callable[[str], None]
@@ -79,7 +79,9 @@ class Run:
         path = self.out / RECIPE
         if path.is_file():
             changed = differences(load_recipe(str(path)), self.recipe)
-            changed = [k for k in changed if not k.startswith(("about", "evaluate"))]
+            # Data may move; that it is the same is in every checkpoint's fingerprint.
+            free = ("about", "evaluate", "data.name")
+            changed = [k for k in changed if not k.startswith(free)]
             if changed:
                 raise RecipeError(
                     f"{self.out} was begun with other settings of {', '.join(changed[:3])}"
@@ -96,7 +98,7 @@ class Run:
     @cached_property
     def data(self) -> Dataset:
         """The training images."""
-        return open_dataset(self.recipe.data.name, "train")
+        return open_dataset(self.recipe.data, "train")
 
     @property
     def plan(self) -> Plan:
@@ -120,6 +122,8 @@ class Run:
         if self.is_done(TEACHER):
             return self._finished(TEACHER, None)
         recipe, data = self.recipe, self.data
+        if data.skipped:
+            self.say(f"{recipe.data.name}: left out {data.skipped} images that cannot be used")
         with torch.random.fork_rng(devices=[]):
             # diffusers initialises from the global generator; the fork leaves the caller's alone.
             torch.default_generator.manual_seed(derive(recipe.seed, "init"))
@@ -203,7 +207,7 @@ class Run:
         model.load_state_dict(result.ema_state)
         training = {
             "recipe": self.recipe.name,
-            "data": self.recipe.data.name,
+            "data": Path(self.recipe.data.name).name,
             "data_sha256": self.data.content_hash(),
             "seed": self.recipe.seed,
             "updates": config.updates,
@@ -216,11 +220,15 @@ class Run:
         self.say(f"{name}: done in {time.perf_counter() - started:.0f} s")
         return card
 
-    def _batches(self, batch_size: int, seed: int) -> Callable[[int], tuple[Tensor, Cond]]:
-        data = self.data
+    def _batches(self, batch_size: int, seed: int) -> Batch:
+        data, config = self.data, self.recipe.data
 
-        def batch(update: int) -> tuple[Tensor, Cond]:
-            return data.batch(indices(seed, update, batch_size, len(data)))
+        def batch(update: int, part: int, parts: int) -> tuple[Tensor, Cond]:
+            size = batch_size // parts
+            index = indices(seed, update, size, len(data), rank=part, world=parts)
+            epoch = epochs(update, size, len(data), rank=part, world=parts)
+            x, cond = data.batch(index)
+            return augment(x, seed, epoch, index, flip=config.flip, crop=config.crop), cond
 
         return batch
 
@@ -231,6 +239,7 @@ class Run:
             "distill": self.recipe.distill.model_dump(mode="json", include={"w", "stages"}),
             "seed": self.recipe.seed,
             "data": self.data.content_hash(),
+            "augment": [self.recipe.data.flip, self.recipe.data.crop],
             "parent": [p.sha256 for p in parent],
         }
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

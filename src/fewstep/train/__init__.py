@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from fewstep.train.config import Optimisation, TrainConfig
 from fewstep.train.log import read_metrics
-from fewstep.train.loop import TrainResult, train
+from fewstep.train.loop import Batch, TrainResult, train
 
-__all__ = ["Optimisation", "TrainConfig", "TrainResult", "read_metrics", "train"]
+__all__ = ["Batch", "Optimisation", "TrainConfig", "TrainResult", "read_metrics", "train"]

@@ -23,7 +23,7 @@ class Optimisation(BaseModel):
         checkpoint_every, keep: updates between checkpoints, and how many stay.
         log_every: updates between readings of the loss, where a non-finite one is noticed.
         precision: of the network; fp32 on CPU.
-        accumulate: parts in which a batch is computed, to save memory.
+        accumulate: parts in which a process computes its share of a batch, to save memory.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

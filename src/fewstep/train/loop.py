@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -23,14 +23,14 @@ from tqdm.auto import tqdm
 from fewstep.core import cond as conds
 from fewstep.core.cond import Cond
 from fewstep.core.seed import derive, generator
-from fewstep.distill.problem import WEIGHTINGS, Problem, Regression, loss
+from fewstep.distill.problem import WEIGHTINGS, Problem, loss
 from fewstep.errors import Interrupted, NonFiniteError, RangeError
 from fewstep.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fewstep.train.config import TrainConfig
 from fewstep.train.log import Log, read_metrics
 from fewstep.train.schedule import ema_at, lr_at
 
-Batch: TypeAlias = Callable[[int], tuple[Tensor, Cond]]
+Batch: TypeAlias = Callable[[int, int, int], tuple[Tensor, Cond]]
 
 
 class TrainResult(NamedTuple):
@@ -60,7 +60,10 @@ def train(
     Args:
         student: an nn.Module that is a denoiser; trained in place.
         problem: `Pretrain`, `Match`, `Halve`, or your own.
-        batch: update -> (x, cond), a pure function: resuming asks only for what is left.
+        batch: (update, part, parts) -> (x, cond), part number `part` of the update's examples,
+            batch_size / parts of them; a pure function. There is 1 part, unless there are
+            several processes or `accumulate` says so: processes * accumulate of them. What an
+            update learns depends on the number of parts, and not on which process has which.
         config: how.
         folder: of checkpoints, metrics.jsonl and TensorBoard.
         seed: of every draw that the problem makes.
@@ -74,7 +77,8 @@ def train(
         NonFiniteError: the loss or the gradient is not finite; the last good checkpoint stays.
         CheckpointError: the folder's checkpoint is damaged or of another run.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written first.
-        RangeError: a precision that the device is bad at.
+        RangeError: a precision that the device is bad at; a batch size that the parts do not
+            divide.
     """
     loop = _Loop(student, problem, batch, config, Path(folder), seed, fingerprint, device)
     # Dropout draws from the global generator; whatever the caller was drawing is left alone.
@@ -98,13 +102,22 @@ class _Loop:
         self.problem, self.batch, self.config, self.folder, self.seed = (
             problem, batch, config, folder, seed,
         )  # fmt: skip
+        self.accelerator = _accelerator(config, device)
+        self.device = self.accelerator.device
+        self.parts = self.accelerator.num_processes * config.accumulate
+        if config.batch_size % self.parts:
+            raise RangeError(
+                f"batch_size = {config.batch_size} cannot be shared by {self.parts} parts "
+                f"({self.accelerator.num_processes} processes, accumulate = {config.accumulate}); "
+                f"give a multiple of {self.parts}."
+            )
+        free = {"accumulate", "checkpoint_every", "keep", "log_every"}
         self.run_key: dict[str, Any] = {
-            **config.model_dump(mode="json", exclude={"checkpoint_every", "keep", "log_every"}),
+            **config.model_dump(mode="json", exclude=free),
+            "parts": self.parts,
             "seed": seed,
             "fingerprint": fingerprint,
         }
-        self.accelerator = _accelerator(config, device)
-        self.device = self.accelerator.device
         self.student = student.to(self.device).train()
         self.parameters: list[Tensor] = list(self.student.parameters())
         self.optimizer = torch.optim.AdamW(
@@ -155,20 +168,16 @@ class _Loop:
                 log.close()
 
     def _step(self) -> None:
-        update, config, rank = self.update, self.config, self.accelerator.process_index
-        x, cond = self.batch(update)
-        x, cond = x.to(self.device), conds.to(cond, self.device)
-        torch.manual_seed(derive(self.seed, "dropout", update, rank))
-        draws = generator(self.device, self.seed, "update", update, rank)
-        regression = self.problem(x, cond, draws)
+        update, config = self.update, self.config
         for group in self.optimizer.param_groups:
             group["lr"] = lr_at(update, config)
-        parts = _parts(regression, config.accumulate)
-        for part in parts:
-            v = self.model(part.z, part.phi, part.cond, part.w)
-            part_loss = loss(v, part.v_target, part.phi, self.weighting)
-            part_loss = part_loss * (len(part.z) / len(x))
-            self.accelerator.backward(part_loss)
+        first = self.accelerator.process_index * config.accumulate
+        for part in range(first, first + config.accumulate):
+            # DDP sums what the last part leaves; the parts before need not wait for the others.
+            last = part == first + config.accumulate - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                part_loss = self._part_loss(update, part) / config.accumulate
+                self.accelerator.backward(part_loss)
             self.loss_sum += part_loss.detach()
         norm = self.accelerator.clip_grad_norm_(self.parameters, config.grad_clip)
         self.norm_sum += torch.as_tensor(norm).detach()
@@ -177,6 +186,15 @@ class _Loop:
         torch._foreach_lerp_(self.ema, self.parameters, 1.0 - ema_at(update, config))
         self.update += 1
         self.count += 1
+
+    def _part_loss(self, update: int, part: int) -> Tensor:
+        x, cond = self.batch(update, part, self.parts)
+        x, cond = x.to(self.device), conds.to(cond, self.device)
+        torch.manual_seed(derive(self.seed, "dropout", update, part))
+        draws = generator(self.device, self.seed, "update", update, part)
+        r = self.problem(x, cond, draws)
+        v = self.model(r.z, r.phi, r.cond, r.w)
+        return loss(v, r.v_target, r.phi, self.weighting)
 
     def _forget(self) -> None:
         self.loss_sum = torch.zeros((), device=self.device)
@@ -240,23 +258,6 @@ class _Loop:
     def result(self) -> TrainResult:
         losses = [(int(r["update"]), float(r["loss"])) for r in read_metrics(self.folder)]
         return TrainResult(self.student.eval(), self.ema_state(), self.update, losses)
-
-
-def _parts(regression: Regression, count: int) -> list[Regression]:
-    if count == 1:
-        return [regression]
-    size = -(-len(regression.z) // count)
-    slices = [slice(i, i + size) for i in range(0, len(regression.z), size)]
-    return [
-        Regression(
-            regression.z[s],
-            regression.phi[s],
-            conds.take(regression.cond, s),
-            regression.w[s],
-            regression.v_target[s],
-        )
-        for s in slices
-    ]
 
 
 def _accelerator(config: TrainConfig, device: str | None) -> Accelerator:

@@ -1,0 +1,125 @@
+"""Images with labels from whatever lies on the disk, one at a time, one schema."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fewstep.errors import DataError
+
+
+class Record(NamedTuple):
+    """One example before decoding. where: how to name it to a person."""
+
+    where: str
+    data: bytes | str
+    label: int | str | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A readable set of records. class_names: () where the labels have no names of their own."""
+
+    path: Path
+    table: Any
+    image_key: str
+    label_key: str
+    class_names: tuple[str, ...]
+
+    def __iter__(self) -> Iterator[Record]:
+        """Yield the records in the order of the files."""
+        for row, example in enumerate(self.table):
+            image = example[self.image_key] or {}
+            inside = image.get("path")
+            where = str(inside) if inside and Path(inside).is_file() else f"{self.path}, row {row}"
+            yield Record(where, image.get("bytes") or inside or b"", example[self.label_key])
+
+
+def open_source(path: Path) -> Source:
+    """Open a parquet file, an image folder, or a folder that `datasets` loads; read nothing yet.
+
+    Nothing is fetched: the path must be on the disk. Of several splits, "train" is taken.
+
+    Raises DataError: no such path, nothing to read in it, or no column of images or of labels.
+    """
+    if not path.exists():
+        raise DataError(
+            f"{path} is neither a data set that comes with fewstep nor a file or folder here. "
+            "Give a parquet file, or a folder with a folder of images for each class."
+        )
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    datasets.disable_progress_bars()
+    try:
+        table = _open(path)
+    except (DatasetsError, FileNotFoundError, ValueError, OSError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"{path} holds nothing that can be read as images with labels ({first}). Give a "
+            "parquet file, or a folder with a folder of images for each class."
+        ) from None
+    features = table.features or {}
+    images = [k for k, v in features.items() if isinstance(v, datasets.Image)]
+    labels = [k for k, v in features.items() if isinstance(v, datasets.ClassLabel)]
+    labels = labels or [k for k in features if k in ("label", "labels", "class")]
+    if not images or not labels:
+        what = "images" if not images else "labels"
+        raise DataError(
+            f"{path} has no column of {what}; its columns are {', '.join(features) or 'none'}. An "
+            "image folder needs a folder a class, two or more; a table an image column and `label`."
+        )
+    names = tuple(getattr(features[labels[0]], "names", ()) or ())
+    plain = table.cast_column(images[0], datasets.Image(decode=False))
+    return Source(path, plain, images[0], labels[0], names)
+
+
+def _open(path: Path) -> Any:
+    import datasets
+
+    if path.is_file():
+        if path.suffix != ".parquet":
+            raise ValueError(f"a file must be parquet, not {path.suffix or path.name}")
+        return datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        loaded = datasets.load_from_disk(str(path))
+    else:
+        loaded = datasets.load_dataset(str(path), streaming=True)
+    if isinstance(loaded, dict):
+        loaded = loaded["train"] if "train" in loaded else next(iter(loaded.values()))
+    return loaded
+
+
+def decode(record: Record, size: int | None, channels: int) -> np.ndarray:
+    """Return the image of a record, (C, H, W) uint8; cropped and shrunk where size is given.
+
+    Shrinking averages over boxes of pixels where the ratio is whole, as downsampled ImageNet is
+    made. Raises DataError, naming the record: not an image, or smaller than size.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        opened = Image.open(
+            io.BytesIO(record.data) if isinstance(record.data, bytes) else record.data
+        )
+        with opened as image:
+            pixels = image.convert("RGB" if channels == 3 else "L")
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{record.where} is not a whole image ({type(error).__name__}).") from None
+    if size is not None:
+        short = min(pixels.size)
+        if short < size:
+            raise DataError(
+                f"{record.where} is {pixels.width}x{pixels.height}, smaller than size = {size}."
+            )
+        left, top = (pixels.width - short) // 2, (pixels.height - short) // 2
+        box = (left, top, left + short, top + short)
+        if box != (0, 0, size, size):
+            pixels = pixels.resize((size, size), Image.Resampling.BOX, box=box)
+    array = np.asarray(pixels, dtype=np.uint8)
+    return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
