@@ -68,8 +68,9 @@ def class_ids(text: str, names: Sequence[str]) -> list[int]:
     unknown = [word for word in words if word not in names]
     if not unknown:
         return whole(text, "--cond")
+    hint = did_you_mean(unknown[0], names)
     raise RangeError(
-        f"--cond {text!r}: {unknown[0]!r} is no class of this model.{did_you_mean(unknown[0], names)}"
+        f"--cond {text!r}: {unknown[0]!r} is no class of this model.{hint}"
         f" Its classes are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}; or give "
         "whole numbers: 0,1,5-9."
     )
