@@ -32,6 +32,7 @@ TINY = {
         "reference_steps": 8,
         "teacher_steps": [4, 2],
         "stage_one_steps": [4],
+        "solver_steps": [4],
         "batch_size": 40,
     },
 }
@@ -39,12 +40,12 @@ TINY = {
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
-def fewstep(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+def fewstep(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command line as a user does."""
     return subprocess.run(
         [sys.executable, "-m", "fewstep.cli.main", *map(str, arguments)],
         cwd=cwd,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | environment,
         capture_output=True,
         text=True,
         timeout=300,

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from tests.cli.conftest import ENVIRONMENT, fewstep
 
@@ -91,6 +96,19 @@ def test_evaluate_prints_and_keeps_a_table(run: Path, tmp_path: Path) -> None:
         ("student-2", 1.0, 2),
     ]
     assert all(r["rms_to_teacher"] > 0 and r["fd_digits"] > 0 for r in rows)
+    with closing(sqlite3.connect(tmp_path / "e" / "results.sqlite")) as db:
+        kept = db.execute("SELECT model, w, samples, seed, weights_sha256 FROM cells").fetchall()
+    assert len(kept) == 6  # the teacher's two are the reference
+    assert {(m, w) for m, w, *_ in kept} == {
+        (m, w) for m in ("teacher", "student-4", "student-2") for w in (0.0, 1.0)
+    }
+    assert all(samples == 40 and seed == 0 and len(sha) == 64 for *_, samples, seed, sha in kept)
+    for name in ("table.md", "plots/score.svg", "plots/fd-w1.svg", "sheets/w0.png"):
+        assert (tmp_path / "e" / name).stat().st_size > 100
+    with (tmp_path / "e" / "table.csv").open() as file:
+        assert [float(r["fd_digits"]) for r in csv.DictReader(file)] == [
+            r["fd_digits"] for r in rows
+        ]
     again = call()
     assert json.loads((tmp_path / "e" / "evaluation.json").read_text()) == rows
     assert "student-4" not in again.stderr.replace("evaluation.json", "")
@@ -107,11 +125,13 @@ def test_demo_of_a_tiny_recipe_ends_in_a_report(recipe: Path, run: Path, tmp_pat
     report = json.loads((out / "report.json").read_text())
     keys = {"model", "sampler", "steps", "evaluations", "w", "fd_digits", "score", "accuracy"}
     keys |= {"variance", "nearest", "rms_to_teacher", "seconds_per_image"}
+    keys |= {"kd_digits", "precision", "recall"}
     assert all(set(row) == keys for row in report["rows"])
     cells = {(r["model"], r["sampler"], r["steps"], r["w"]) for r in report["rows"]}
     expected = {("held-out", None, None, None)}
     for w in (0.0, 1.0):
         expected |= {("teacher", "deterministic", n, w) for n in (8, 4, 2)}
+        expected |= {("teacher", s, 4, w) for s in ("dpm-solver++", "unipc")}
         expected |= {("stage-one", "deterministic", 4, w), ("student-4", "stochastic", 4, w)}
         expected |= {(f"student-{n}", "deterministic", n, w) for n in (4, 2)}
     assert cells == expected
@@ -277,3 +297,48 @@ def test_classes_may_be_given_by_name() -> None:
     assert class_ids("0-2,1", names) == [0, 1, 2, 1]
     with pytest.raises(RangeError, match="Did you mean 'dog'"):
         class_ids("dogs", names)
+
+
+def test_ones_own_images_go_all_the_way_to_a_table(tmp_path: Path) -> None:
+    shade = np.random.default_rng(0)
+    for i in range(80):
+        path = tmp_path / "pets" / ("cat", "dog")[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = shade.integers(0, 100, (8, 8, 3)) + 150 * (i % 2)
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+    recipe = {
+        "name": "pets",
+        "data": {"name": "pets", "held_out": 0.2, "flip": True},
+        "network": {"channels": [8], "groups": 4, "w_dim": 32},
+        "teacher": {"updates": 4, "batch_size": 8},
+        "distill": {"batch_size": 8, "updates": 2, "stages": [{"parent": "teacher", "steps": 2}]},
+        "evaluate": {"w": [1], "samples": 8, "reference_steps": 4, "teacher_steps": [2],
+                     "features": "look", "solver_steps": [2]},
+    }  # fmt: skip
+    (tmp_path / "pets.yaml").write_text(yaml.safe_dump(recipe))
+    environment = {"FEWSTEP_CACHE": str(tmp_path / "cache")}
+
+    def call(*arguments: object) -> subprocess.CompletedProcess[str]:
+        return fewstep(*arguments, cwd=tmp_path, **environment)
+
+    learn = ("features", "train", "pets", "--out", "look", "--held-out", 0.2, "--epochs", 6)
+    done = call(*learn)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[2]) > 0.9
+    assert "is not empty" in call(*learn).stderr
+    done = call("report", "pets.yaml", "--out", "run")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "run" / "report.json").read_text())["rows"]
+    assert {r["sampler"] for r in rows} == {None, "deterministic", "dpm-solver++", "unipc"}
+    assert all("fd_look" in r and r["accuracy"] is not None for r in rows)
+    student = tmp_path / "run" / "student-2"
+    flags = ("--features", "look", "--w", "1", "--samples", 8, "--out", "e")
+    done = call("evaluate", student, "--reference", "pets", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "other images" not in done.stderr
+    mine = json.loads((tmp_path / "e" / "evaluation.json").read_text())
+    theirs = [r for r in rows if r["model"] == "student-2"]
+    assert mine[0]["fd_look"] == theirs[0]["fd_look"]
+    lost = fewstep("evaluate", student, *flags, cwd=tmp_path / "cache", **environment)
+    assert lost.returncode == 1
+    assert "--reference path/to/pets" in lost.stderr

@@ -22,6 +22,7 @@ from fewstep.metrics import (
     digits_features,
     extract,
     frechet_distance,
+    kernel_distance,
     measure,
     moments,
     paired_rms,
@@ -242,8 +243,13 @@ def test_measure_is_each_figure(features: DigitsFeatures, reference: Reference) 
     x, labels = digits("held-out")
     moved = x * 0.9
     got = measure(x, labels, features=features, reference=reference, teacher_samples=moved)
-    assert list(got) == ["fd_digits", "score", "accuracy", "variance", "nearest", "rms_to_teacher"]
+    names = ["fd_digits", "kd_digits", "precision", "recall", "score", "accuracy"]
+    assert list(got) == [*names, "variance", "nearest", "rms_to_teacher"]
     out = features(x)
+    known = features(digits("train")[0]).features
+    assert got["kd_digits"] == pytest.approx(kernel_distance(out.features, known), rel=1e-6)
+    assert 0.5 < got["precision"] <= 1.0
+    assert 0.5 < got["recall"] <= 1.0
     assert got["fd_digits"] == pytest.approx(
         frechet_distance(moments(features(digits("train")[0]).features), moments(out.features)),
         rel=1e-4,
@@ -257,6 +263,8 @@ class Halves:
     """Features of a user: the two halves of an image, under a name of their own."""
 
     name = "halves"
+    sha256 = "0"
+    num_classes = None
 
     def __call__(self, x: Tensor) -> FeatureOutput:
         halves = x.flatten(1).unflatten(1, (2, -1)).mean(-1)
@@ -268,6 +276,8 @@ def test_the_distance_is_named_after_its_features(features: DigitsFeatures) -> N
     reference = Reference.build(digits("train")[0], Halves())
     got = measure(x, labels, features=Halves(), reference=reference)
     assert "fd_halves" in got
+    assert got["accuracy"] is None
+    assert got["score"] > 1.0
     assert not [key for key in got if key.startswith("fid")]
     with pytest.raises(DataError, match="'halves' and the features are 'digits'"):
         measure(x, labels, features=features, reference=reference)

@@ -1,4 +1,4 @@
-"""`fewstep evaluate`: figures of model folders, as a table and as JSON."""
+"""`fewstep evaluate`: figures of model folders, as a database, tables, plots and sheets."""
 
 from __future__ import annotations
 
@@ -19,17 +19,34 @@ from fewstep.cli.options import (
 from fewstep.errors import FolderError, RangeError
 
 if TYPE_CHECKING:
-    from fewstep.recipes.evaluate import Evaluation
+    from fewstep.data import DataConfig
+    from fewstep.models import Card
+    from fewstep.recipes.evaluate import Cell, Evaluation
+
+SHEET = 20  # images of each cell that a sheet shows
 
 
 def evaluate_command(
     models: Annotated[list[Path], typer.Argument(help="Folders of models.")],
+    reference: Annotated[
+        str | None,
+        typer.Option(help="The images to compare with; by default those of the training."),
+    ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a transformers vision model to look through."),
+    ] = None,
     w: Annotated[str, typer.Option(help="Guidance weights, e.g. 0,1,2,4.")] = "0,1,2,4",
     steps: Annotated[
         str | None,
         typer.Option(help="Steps, e.g. 1,2,4, for models that can take any."),
     ] = None,
-    sampler: Annotated[str | None, typer.Option(help="For models that can take any.")] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(
+            help="For models that can take any: deterministic,heun,dpm-solver++,unipc, ..."
+        ),
+    ] = None,
     teacher: Annotated[
         Path | None, typer.Option(help="Many-step reference of the paired distance.")
     ] = None,
@@ -44,23 +61,56 @@ def evaluate_command(
     refuse_guidance_scale(guidance_scale)
     weights = numbers(w, "--w")
     counts = None if steps is None else whole(steps, "--steps")
+    samplers: list[str | None] = [None]
+    if sampler is not None:
+        samplers = [s.strip() for s in sampler.split(",")]
     from fewstep.models import read_card
     from fewstep.recipes.evaluate import Evaluation
+    from fewstep.recipes.run import default_device
 
     cards = [read_card(folder) for folder in models]
-    data = {str(c.training.get("data")) for c in cards}
-    if len(data) != 1:
-        raise FolderError(f"the models were made on different data: {', '.join(sorted(data))}.")
     for card in cards:
         if card.steps is None and counts is None:
             raise RangeError(f"{card.name} can take any number of steps; say which: --steps 64.")
-    evaluation = Evaluation(data.pop(), out, samples, seed, min(500, samples), say)
-    rows = _measure(evaluation, models, weights, counts, sampler, teacher, reference_steps, device)
-    from fewstep.atomic import atomic_write
+    place = device or default_device()
+    evaluation = Evaluation(
+        _data(cards, reference), out, samples, seed, min(500, samples), features, place, say
+    )
+    cells = _measure(evaluation, models, weights, counts, samplers, teacher, reference_steps)
+    _write(out, cells)
 
-    atomic_write(out / "evaluation.json", (json.dumps(rows, indent=1) + "\n").encode())
-    typer.echo(table(rows))
-    say(f"rows: {out / 'evaluation.json'}")
+
+def _data(cards: list[Card], reference: str | None) -> DataConfig:
+    """Return the images of the models' training, from where they are now."""
+    from fewstep.data import DATASETS, DataConfig, open_dataset
+
+    names = {str(c.training.get("data")) for c in cards}
+    if reference is None and len(names) != 1:
+        raise FolderError(
+            f"the models were made on different data: {', '.join(sorted(names))}. Say which to "
+            "compare with: --reference."
+        )
+    card, name = cards[0], reference or names.pop()
+    if name in DATASETS:
+        return DataConfig(name=name)
+    if reference is None:
+        raise FolderError(
+            f"the models were made on images called {name!r}; say where they are: "
+            f"--reference path/to/{name}."
+        )
+    kept: Any = card.training.get("images")
+    if kept is None:
+        kept = {"size": card.shape[-1], "channels": card.shape[0]}
+    config = DataConfig(**{**kept, "name": name})
+    train = open_dataset(config, "train")
+    if train.shape != card.shape:
+        raise FolderError(
+            f"{name} has images of shape {train.shape} and {card.name} makes {card.shape}; they "
+            "must be alike. Give images that it could have made."
+        )
+    if train.content_hash() != str(card.training.get("data_sha256")):
+        say(f"{name}: other images than those of the training")
+    return config
 
 
 def _measure(
@@ -68,46 +118,44 @@ def _measure(
     models: list[Path],
     weights: list[float],
     counts: list[int] | None,
-    sampler: str | None,
+    samplers: list[str | None],
     teacher: Path | None,
     reference_steps: int,
-    device: str | None,
-) -> list[dict[str, Any]]:
+) -> list[Cell]:
     from fewstep.models import card_of, load
-    from fewstep.recipes.run import default_device
 
-    place = device or default_device()
-    guide = None if teacher is None else load(teacher, place)
-    rows = []
+    guide = None if teacher is None else load(teacher, evaluation.device)
+    cells = []
     for folder in models:
-        model = load(folder, place)
+        model = load(folder, evaluation.device)
         card = card_of(model)
         for value in weights:
             reference = None
             if guide is not None:
                 reference = evaluation.cell("teacher", guide, w=value, steps=reference_steps)
             for count in [card.steps] if card.steps is not None else counts or []:
-                cell = evaluation.cell(
-                    card.name, model, w=value, steps=count, sampler=sampler, teacher=reference
-                )
-                rows.append(cell.row)
-    return rows
+                for sampler in samplers if card.steps is None else samplers[:1]:
+                    cell = evaluation.cell(
+                        card.name, model, w=value, steps=count, sampler=sampler, teacher=reference
+                    )
+                    cells.append(cell)
+    return cells
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return the rows as aligned columns."""
-    keys = list(rows[0])
-    text = [keys, *([_cell(row[k]) for k in keys] for row in rows)]
-    widths = [max(len(line[i]) for line in text) for i in range(len(keys))]
-    return "\n".join(
-        "  ".join(c.rjust(n) for c, n in zip(line, widths, strict=True)) for line in text
-    )
+def _write(out: Path, cells: list[Cell]) -> None:
+    from fewstep.atomic import atomic_write
+    from fewstep.recipes.figures import write_figures
+    from fewstep.recipes.tables import aligned
 
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    rows: list[dict[str, Any]] = [cell.row for cell in cells]
+    sheets = {
+        w: [cell.images[:SHEET] for cell in cells if cell.row["w"] == w]
+        for w in sorted({row["w"] for row in rows})
+    }
+    write_figures(out, rows, sheets)
+    atomic_write(out / "evaluation.json", (json.dumps(rows, indent=1) + "\n").encode())
+    typer.echo(aligned(rows))
+    say(f"rows: {out / 'evaluation.json'}; table.md, table.csv, plots and sheets beside it")
 
 
 command = evaluate_command

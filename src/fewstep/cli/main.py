@@ -12,7 +12,7 @@ from typing import cast
 
 import typer
 
-from fewstep.cli import demo, distill, evaluate, sample, show, train
+from fewstep.cli import demo, distill, evaluate, features, report, sample, show, train
 from fewstep.errors import FewstepError, Interrupted
 
 app = typer.Typer(
@@ -23,8 +23,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (demo, train, distill, sample, evaluate, show):
+for module in (demo, train, distill, sample, evaluate, report, show):
     app.command(module.command.__name__.removesuffix("_command"))(module.command)
+app.add_typer(features.app, name="features")
 
 # The base of every usage error: click's own class, or in later releases typer's copy of it.
 UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])

@@ -31,7 +31,8 @@ def show_command(
 def describe(card: Card) -> str:
     """Return the card in lines for a person."""
     w = "any" if card.w_range is None else f"{card.w_range[0]:g} to {card.w_range[1]:g}"
-    made = ", ".join(f"{k} {v}" for k, v in card.training.items() if "sha" not in k)
+    told = [(k, v) for k, v in card.training.items() if k != "images"]
+    made = ", ".join(f"{k} {v}" for k, v in told if "sha" not in k)
     rows = {
         "name": card.name,
         "stage": KIND[card.stage],

@@ -5,14 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fewstep.errors import DataError, NonFiniteError
 from fewstep.metrics.diversity import nearest_distance, within_class_variance
 from fewstep.metrics.features import Features, extract
 from fewstep.metrics.frechet import Moments, frechet_distance, moments
+from fewstep.metrics.kernel import kernel_distance
+from fewstep.metrics.manifold import precision_recall
 from fewstep.metrics.paired import paired_rms
 from fewstep.metrics.score import accuracy, class_score
+
+PAIRED = 10_000
+NEIGHBOURS = 3
 
 
 @dataclass(frozen=True)
@@ -23,16 +29,19 @@ class Reference:
         name: of the features.
         moments: of the training images' features.
         images: the training images, (N, *D) in [-1, 1].
+        features: of at most 10,000 of them, evenly chosen, for the metrics that compare pairs.
     """
 
     name: str
     moments: Moments
     images: Tensor
+    features: Tensor
 
     @classmethod
     def build(cls, images: Tensor, features: Features) -> Reference:
         """Return the reference of training images (N, *D), N at least 2, under the features."""
-        return cls(features.name, moments(extract(features, images).features), images)
+        found = extract(features, images).features
+        return cls(features.name, moments(found), images, _evenly(found, PAIRED))
 
 
 def measure(
@@ -46,7 +55,10 @@ def measure(
     """Return the figures of samples: a float each, never NaN, or None where there is no such thing.
 
     `fd_<name>`, the Fréchet distance to the training images in the features of that name;
-    `score` and `accuracy` of its classifier, sanity checks which class averages pass perfectly;
+    `kd_<name>`, the kernel distance to (at most 10,000 of) them; `precision` and `recall` against
+    as many of them as there are samples, None for 3 samples or fewer;
+    `score` and `accuracy` of its classifier, sanity checks which class averages pass perfectly,
+    None where it has no logits or (accuracy) they are not of the data's classes;
     `variance` within a class, on pixels; `nearest`, the distance to the nearest training image;
     `rms_to_teacher`, None without teacher_samples.
 
@@ -73,14 +85,32 @@ def measure(
     if teacher_samples is not None:
         _check_finite("teacher samples", teacher_samples)
         paired = paired_rms(samples, teacher_samples)
+    classifies = out.logits is not None and features.num_classes is not None
+    precision, recall = _precision_recall(out.features, reference.features)
     return {
         f"fd_{features.name}": frechet_distance(moments(out.features), reference.moments),
-        "score": class_score(out.logits),
-        "accuracy": accuracy(out.logits, labels),
+        f"kd_{features.name}": kernel_distance(out.features, reference.features),
+        "precision": precision,
+        "recall": recall,
+        "score": None if out.logits is None else class_score(out.logits),
+        "accuracy": accuracy(out.logits, labels) if classifies and out.logits is not None else None,
         "variance": within_class_variance(samples, labels),
         "nearest": nearest_distance(samples, reference.images),
         "rms_to_teacher": paired,
     }
+
+
+def _precision_recall(samples: Tensor, real: Tensor) -> tuple[float | None, float | None]:
+    count = min(len(samples), len(real))
+    if count <= NEIGHBOURS:
+        return None, None
+    return precision_recall(_evenly(samples, count), _evenly(real, count), neighbours=NEIGHBOURS)
+
+
+def _evenly(x: Tensor, count: int) -> Tensor:
+    if len(x) <= count:
+        return x
+    return x[torch.linspace(0, len(x) - 1, count).round().long()]
 
 
 def _check_finite(what: str, x: Tensor) -> None:

@@ -56,6 +56,7 @@ class DigitsFeatures:
     """
 
     name = "digits"
+    num_classes: int | None = 10
 
     def __init__(self, weights: dict[str, Tensor], held_out_accuracy: float) -> None:
         """Wrap weights of the shapes SHAPES, float32."""
@@ -73,7 +74,7 @@ class DigitsFeatures:
                 f"images have shape {tuple(x.shape)}; the digit features take (B, 1, 8, 8). "
                 "Measure other data with features of its own."
             )
-        return _forward(self._weights, x.to("cpu", torch.float32))
+        return FeatureOutput(*_forward(self._weights, x.to("cpu", torch.float32)))
 
 
 def digits_features(
@@ -101,7 +102,9 @@ def digits_features(
     if path.exists():
         return _load(path, expected)
     features = DigitsFeatures(_train(*train, seed), math.nan)
-    features.held_out_accuracy = accuracy(extract(features, held_out[0]).logits, held_out[1])
+    logits = extract(features, held_out[0]).logits
+    assert logits is not None
+    features.held_out_accuracy = accuracy(logits, held_out[1])
     metadata = {
         **expected,
         "held_out_accuracy": repr(features.held_out_accuracy),
@@ -141,11 +144,11 @@ def _load(path: Path, expected: dict[str, str]) -> DigitsFeatures:
     return features
 
 
-def _forward(p: dict[str, Tensor], x: Tensor) -> FeatureOutput:
+def _forward(p: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     h = F.conv2d(x, p["conv1.weight"], p["conv1.bias"], padding=1).relu()
     h = F.conv2d(h, p["conv2.weight"], p["conv2.bias"], stride=2, padding=1).relu()
     h = F.linear(h.flatten(1), p["hidden.weight"], p["hidden.bias"]).relu()
-    return FeatureOutput(h, F.linear(h, p["classes.weight"], p["classes.bias"]))
+    return h, F.linear(h, p["classes.weight"], p["classes.bias"])
 
 
 def _train(x: Tensor, labels: Tensor, seed: int) -> dict[str, Tensor]:
@@ -157,7 +160,7 @@ def _train(x: Tensor, labels: Tensor, seed: int) -> dict[str, Tensor]:
     with _one_thread(), torch.enable_grad():
         for _ in range(EPOCHS):
             for index in torch.randperm(len(x), generator=rng).split(BATCH):
-                logits = _forward(weights, _jitter(x[index], rng)).logits
+                logits = _forward(weights, _jitter(x[index], rng))[1]
                 loss = F.cross_entropy(logits, labels[index], label_smoothing=SMOOTHING)
                 optimizer.zero_grad()
                 loss.backward()

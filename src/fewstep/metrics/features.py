@@ -11,10 +11,10 @@ from fewstep.errors import DataError
 
 
 class FeatureOutput(NamedTuple):
-    """Features (B, D) and class logits (B, K) of a batch of images."""
+    """Features (B, D) and class logits (B, K) of a batch of images; None from no classifier."""
 
     features: Tensor
-    logits: Tensor
+    logits: Tensor | None
 
 
 class Features(Protocol):
@@ -22,7 +22,15 @@ class Features(Protocol):
 
     @property
     def name(self) -> str:
-        """Short name, letters and digits; two extractors of one name must be the same weights."""
+        """Short name, letters and digits: what the metrics are called after."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the weights and the preprocessing, in hex; figures compare only under one."""
+
+    @property
+    def num_classes(self) -> int | None:
+        """Classes of the data that the logits are of; None where they are of others, or none."""
 
     def __call__(self, x: Tensor) -> FeatureOutput:
         """Return the features and logits of x (B, *D) in [-1, 1].
@@ -43,6 +51,7 @@ def extract(features: Features, x: Tensor, batch_size: int = 500) -> FeatureOutp
         )
     with torch.no_grad():
         parts = [features(part) for part in x.split(batch_size)]
+    logits = [p.logits for p in parts if p.logits is not None]
     return FeatureOutput(
-        torch.cat([p.features for p in parts]), torch.cat([p.logits for p in parts])
+        torch.cat([p.features for p in parts]), torch.cat(logits) if logits else None
     )

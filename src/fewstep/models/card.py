@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -12,6 +12,9 @@ from fewstep.errors import FolderError
 
 CARD = "fewstep.json"
 FORMAT = 1
+
+
+Told: TypeAlias = bool | int | float | str | None
 
 
 class Parent(BaseModel):
@@ -31,7 +34,8 @@ class Card(BaseModel):
         steps, substeps, stride, direction, sampler: of the student; None or default elsewhere.
         w_range: of a network told w; None for a teacher, which takes any.
         parents: nearest first, back to the teacher.
-        training: how it was made: seed, updates, batch size, data hash, fingerprint of the run.
+        training: how it was made: seed, updates, batch size, data hash, fingerprint of the run;
+            "images" says how they were read.
         figures: measured ones, under names that say what was measured.
     """
 
@@ -55,7 +59,7 @@ class Card(BaseModel):
     sampler: str | None = None
     parents: tuple[Parent, ...] = ()
     weights_sha256: str = ""
-    training: dict[str, int | float | str | None] = {}
+    training: dict[str, Told | dict[str, Told]] = {}
     figures: dict[str, float] = {}
 
 

@@ -85,6 +85,10 @@ class EvaluateConfig(Part):
         samples: images a cell; the same noise and classes in every cell.
         reference_steps: of the many-step teacher that paired distances refer to.
         teacher_steps, stage_one_steps: other numbers of steps to measure these at.
+        solver_steps: numbers of steps at which the teacher is measured under the solvers of
+            `fewstep.models.solvers.SOLVERS` too.
+        features: folder of a transformers vision model to look through; without it the digits
+            have features of their own, and other data get a classifier trained on them.
         batch_size: of sampling; the images do not depend on it.
     """
 
@@ -93,6 +97,8 @@ class EvaluateConfig(Part):
     reference_steps: int = Field(256, ge=1)
     teacher_steps: tuple[int, ...] = (8, 4, 2, 1)
     stage_one_steps: tuple[int, ...] = (64,)
+    solver_steps: tuple[int, ...] = ()
+    features: str | None = None
     batch_size: int = Field(500, ge=1)
 
 

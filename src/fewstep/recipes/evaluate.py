@@ -1,35 +1,52 @@
 """Measure models cell by cell: one cell is a model, a sampler, a number of steps and a w.
 
 Every cell draws the same noise and the same classes, so that distances between cells are paired.
-A cell is kept, with its images, in a file that says what it was measured on; what is kept is not
-measured again, and a cell whose model, seed or features changed is.
+Its figures are kept in a database and its images beside it, under the hash of everything they
+depend on: what is kept is not measured again, and a cell of another model, seed, data or features
+is another cell.
+
+    folder/results.sqlite            one row a cell
+    folder/cells/<key>.safetensors   its images
+    folder/features/                 where the features were trained on the way
 """
 
 from __future__ import annotations
 
-import json
+import datetime
+import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import diffusers
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+import fewstep
 from fewstep.atomic import atomic_write
 from fewstep.core.denoiser import Guided, cheapest, traits_of
 from fewstep.core.sample import sample
 from fewstep.core.samplers import get_sampler
-from fewstep.data import Dataset, open_dataset
-from fewstep.errors import DataError
-from fewstep.metrics import Features, Reference, digits_features, measure
+from fewstep.data import DATASETS, DataConfig, Dataset, open_dataset
+from fewstep.metrics import (
+    Features,
+    Reference,
+    digits_features,
+    measure,
+    train_features,
+    vision_features,
+)
 from fewstep.models import UNetModel, card_of
+from fewstep.models.solvers import SOLVERS, solve
+from fewstep.recipes.results import Results, key_of
 
 Row = dict[str, Any]
+IMAGES = "images"
 
 
 def quiet(line: str) -> None:
@@ -37,14 +54,18 @@ def quiet(line: str) -> None:
     del line
 
 
-FEATURES: dict[str, Callable[..., Features]] = {"digits": digits_features}
-
-
-class Cell(NamedTuple):
-    """A measured cell: the row of figures, and the images (samples, *D)."""
+@dataclass(frozen=True)
+class Cell:
+    """A measured cell. row: its figures, as reports have them; key, path: of its images."""
 
     row: Row
-    images: Tensor
+    key: str
+    path: Path
+
+    @property
+    def images(self) -> Tensor:
+        """The images (samples, *D) in [-1, 1], read from the disk."""
+        return load_file(self.path)[IMAGES]
 
 
 @dataclass(frozen=True)
@@ -52,19 +73,24 @@ class Evaluation:
     """What every cell of a table shares.
 
     Attributes:
-        data: name of the data set that the models were trained on.
-        folder: where features and cells are kept.
+        data: the images that the models were trained on.
+        folder: where results, cells and features are kept.
         samples: images a cell; classes go round in turn.
         seed: of the noise.
         batch_size: of sampling.
+        features_folder: of a transformers vision model to look through; None takes the digits'
+            own for them, and else a classifier trained here on the data, when first needed.
+        device: of the features.
         say: told a line a cell.
     """
 
-    data: str
+    data: DataConfig
     folder: Path
     samples: int = 2000
     seed: int = 0
     batch_size: int = 500
+    features_folder: Path | None = None
+    device: str = "cpu"
     say: Callable[[str], None] = quiet
 
     @cached_property
@@ -79,13 +105,25 @@ class Evaluation:
 
     @cached_property
     def features(self) -> Features:
-        """The feature module of this data; trained when first needed and kept."""
-        if self.data not in FEATURES:
-            raise DataError(
-                f"there are no features for the data {self.data!r}; there are for "
-                f"{', '.join(FEATURES)}."
-            )
-        return FEATURES[self.data](self.folder, self.train, self.held_out)
+        """The feature module; one of this data is trained when first needed and kept."""
+        if self.features_folder is not None:
+            return vision_features(self.features_folder, self.device)
+        if self.data.name in DATASETS:
+            return digits_features(self.folder, self.train, self.held_out)
+        folder = self.folder / "features"
+        if folder.is_dir():
+            return vision_features(folder, self.device)
+        self.say("features: training a classifier on the data; --features takes one of your own")
+        found = train_features(
+            folder,
+            open_dataset(self.data, "train"),
+            open_dataset(self.data, "held-out"),
+            name="own",
+            flip=self.data.flip,
+            device=self.device,
+        )
+        self.say(f"features: accuracy {found.held_out_accuracy:.3f} on the held-out images")
+        return found
 
     @cached_property
     def reference(self) -> Reference:
@@ -97,11 +135,20 @@ class Evaluation:
         """The classes asked for, in turn: (samples,)."""
         return torch.arange(self.samples) % open_dataset(self.data, "train").num_classes
 
+    @cached_property
+    def results(self) -> Results:
+        """The database of the rows."""
+        return Results(self.folder / "results.sqlite")
+
     def held_out_row(self) -> Row:
         """Return the held-out images' own figures: what real data scores."""
         x, labels = self.held_out
-        figures = measure(x, labels, features=self.features, reference=self.reference)
-        return _row("held-out", None, None, 0, None, figures, None)
+        asked = self._asked("held-out", None, None, None, len(x)) | {"seed": None}
+        found = self.results.get(key_of(asked))
+        if found is None:
+            figures = measure(x, labels, features=self.features, reference=self.reference)
+            found = self._keep("held-out", asked, 0, figures, None)
+        return _row(found)
 
     def cell(
         self,
@@ -115,36 +162,22 @@ class Evaluation:
     ) -> Cell:
         """Return the cell, measured now or kept from before.
 
-        name: of the model in the table. teacher: the cell of the many-step teacher at the same
+        name: of the model in the table. sampler: one of `fewstep.core.samplers.SAMPLERS` or of
+        `fewstep.models.solvers.SOLVERS`. teacher: the cell of the many-step teacher at the same
         w, which the paired distance refers to. Raises RangeError as `fewstep.sample` does.
         """
         traits = traits_of(model)
         steps = steps or (traits.steps or (0,))[0]
         sampler = sampler or traits.sampler or "deterministic"
-        key = {
-            "weights": card_of(model).weights_sha256,
-            "sampler": sampler,
-            "steps": steps,
-            "w": w,
-            "samples": self.samples,
-            "seed": self.seed,
-            "teacher": None if teacher is None else [teacher.row["steps"], _digest(teacher.images)],
-            "features": self.features.name,
-        }
-        path = self.folder / f"{name}-{sampler}-{steps}-w{w:g}.safetensors"
-        kept = _read(path, key)
-        if kept is not None:
-            return kept
+        asked = self._asked(card_of(model).weights_sha256, sampler, steps, w, self.samples)
+        asked["teacher"] = None if teacher is None else teacher.key
+        key = key_of(asked)
+        path = self.folder / "cells" / f"{key[:32]}.safetensors"
+        kept = self.results.get(key)
+        if kept is not None and _readable(path):
+            return Cell(_row(kept) | {"model": name}, key, path)
         started = time.perf_counter()
-        images = sample(
-            model,
-            self.labels,
-            w=w,
-            steps=steps,
-            seed=self.seed,
-            sampler=sampler,
-            batch_size=self.batch_size,
-        ).cpu()
+        images = self._draw(model, w, steps, sampler)
         seconds = (time.perf_counter() - started) / self.samples
         figures = measure(
             images,
@@ -153,14 +186,86 @@ class Evaluation:
             reference=self.reference,
             teacher_samples=None if teacher is None else teacher.images,
         )
-        asked = cheapest(model, torch.tensor([w]))
-        evaluations = get_sampler(sampler).evaluations(asked, traits.clock(steps))
-        row = _row(name, sampler, steps, evaluations, w, figures, seconds)
-        meta = {"key": json.dumps(key), "row": json.dumps(row)}
-        atomic_write(path, save({"images": images.contiguous()}, metadata=meta))
-        fd = row[f"fd_{self.features.name}"]
-        self.say(f"{name} {sampler} {steps} steps, w = {w:g}: fd_{self.features.name} {fd:.3f}")
-        return Cell(row, images)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, save({IMAGES: images.contiguous()}))
+        asking = cheapest(model, torch.tensor([w]))
+        if sampler in SOLVERS:
+            evaluations = steps * asking.passes
+        else:
+            evaluations = get_sampler(sampler).evaluations(asking, traits.clock(steps))
+        row = _row(self._keep(name, asked, evaluations, figures, seconds))
+        fd = f"fd_{self.features.name}"
+        self.say(f"{name} {sampler} {steps} steps, w = {w:g}: {fd} {row[fd]:.3f}")
+        return Cell(row, key, path)
+
+    def _draw(self, model: UNetModel | Guided, w: float, steps: int, sampler: str) -> Tensor:
+        shared: dict[str, Any] = {"w": w, "steps": steps, "seed": self.seed}
+        if sampler in SOLVERS:
+            images = solve(model, self.labels, solver=sampler, batch_size=self.batch_size, **shared)
+        else:
+            images = sample(
+                model, self.labels, sampler=sampler, batch_size=self.batch_size, **shared
+            )
+        return images.cpu()
+
+    def _asked(
+        self, weights: str, sampler: str | None, steps: int | None, w: float | None, samples: int
+    ) -> Row:
+        return {
+            "weights": weights,
+            "sampler": sampler,
+            "steps": steps,
+            "w": w,
+            "samples": samples,
+            "seed": self.seed,
+            "data": self._data_sha256,
+            "features": self.features.sha256,
+        }
+
+    @cached_property
+    def _data_sha256(self) -> str:
+        return open_dataset(self.data, "train").content_hash()
+
+    def _keep(
+        self, name: str, asked: Row, evaluations: int, figures: Row, seconds: float | None
+    ) -> Row:
+        now = datetime.datetime.now(datetime.timezone.utc)
+        row = {
+            "key": key_of(asked),
+            "created": now.isoformat(timespec="seconds"),
+            "model": name,
+            "weights_sha256": asked["weights"],
+            "sampler": asked["sampler"],
+            "steps": asked["steps"],
+            "evaluations": evaluations,
+            "w": asked["w"],
+            "samples": asked["samples"],
+            "seed": asked["seed"],
+            "data": Path(self.data.name).name,
+            "data_sha256": asked["data"],
+            "features": self.features.name,
+            "features_sha256": asked["features"],
+            "seconds_per_image": seconds,
+            "images_per_second": None if not seconds else 1 / seconds,
+            "figures": figures,
+            "asked": asked,
+            "versions": {
+                "fewstep": fewstep.__version__,
+                "torch": torch.__version__,
+                "diffusers": diffusers.__version__,
+                "python": platform.python_version(),
+            },
+            "device": device_name(self.device),
+        }
+        self.results.put(row)
+        return row
+
+
+def device_name(device: str) -> str:
+    """Return what figures of speed were taken on."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def _everything(data: Dataset) -> tuple[Tensor, Tensor]:
@@ -169,39 +274,19 @@ def _everything(data: Dataset) -> tuple[Tensor, Tensor]:
     return x, labels
 
 
-def _row(
-    model: str,
-    sampler: str | None,
-    steps: int | None,
-    evaluations: int,
-    w: float | None,
-    figures: dict[str, float],
-    seconds: float | None,
-) -> Row:
+def _row(found: Row) -> Row:
+    figures = found["figures"]
     return {
-        "model": model,
-        "sampler": sampler,
-        "steps": steps,
-        "evaluations": evaluations,
-        "w": w,
-        **figures,
+        **{k: found[k] for k in ("model", "sampler", "steps", "evaluations", "w")},
+        **{k: v for k, v in figures.items() if k.startswith("fd_")},
+        **{k: v for k, v in figures.items() if not k.startswith(("fd_", "rms_"))},
         "rms_to_teacher": figures.get("rms_to_teacher"),
-        "seconds_per_image": seconds,
+        "seconds_per_image": found["seconds_per_image"],
     }
 
 
-def _digest(images: Tensor) -> float:
-    return float(images.double().square().sum())
-
-
-def _read(path: Path, key: Row) -> Cell | None:
-    if not path.is_file():
-        return None
+def _readable(path: Path) -> bool:
     try:
-        with safe_open(path, framework="pt") as file:
-            meta = file.metadata() or {}
-            if json.loads(meta.get("key", "null")) != key:
-                return None
-            return Cell(json.loads(meta["row"]), file.get_tensor("images"))
-    except (SafetensorError, json.JSONDecodeError, KeyError):
-        return None  # not one of ours, or damaged: it is measured again
+        return path.is_file() and IMAGES in load_file(path)
+    except SafetensorError:
+        return False  # damaged: it is drawn again

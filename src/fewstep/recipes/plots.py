@@ -20,6 +20,8 @@ COLOURS = {
     "student-1": "#E69F00",
     "students": "#D55E00",
     "stochastic": "#0072B2",
+    "dpm-solver++": "#777777",
+    "unipc": "#B0B0B0",
 }
 OTHER = "#777777"
 
@@ -28,7 +30,10 @@ GROUPS = {
     "stage-one": "stage one, DDIM",
     "students": "students, deterministic",
     "stochastic": "students, stochastic",
+    "dpm-solver++": "guided teacher, DPM-Solver++",
+    "unipc": "guided teacher, UniPC",
 }
+SOLVER_GROUPS = ("dpm-solver++", "unipc")
 
 
 @contextmanager
@@ -92,6 +97,8 @@ def against_evaluations(rows: Sequence[Row], key: str, label: str, w: float) -> 
 
 
 def _group(row: Row) -> str:
+    if row["sampler"] in SOLVER_GROUPS:
+        return str(row["sampler"])
     if row["sampler"] == "stochastic":
         return "stochastic"
     return row["model"] if row["model"] in ("teacher", "stage-one") else "students"
@@ -112,12 +119,12 @@ def score_against_distance(rows: Sequence[Row], fd: str) -> str:
     """Return the curves over w: class score against Fréchet distance, one for each model."""
     curves: dict[tuple[str, str, int], list[Row]] = {}
     for row in rows:
-        if row["w"] is not None and row[fd] is not None:
+        if row["w"] is not None and row["score"] is not None:
             curves.setdefault((row["model"], row["sampler"], row["steps"]), []).append(row)
     longest = max((n for m, _, n in curves if m == "teacher"), default=0)
     with _figure(6.6, 4.2) as (_, axes, svg):
         for (model, sampler, steps), members in curves.items():
-            if model == "teacher" and steps not in (longest, 4):
+            if model == "teacher" and (steps not in (longest, 4) or sampler in SOLVER_GROUPS):
                 continue
             members.sort(key=lambda r: r["w"])
             dashed = sampler == "stochastic" or (model == "teacher" and steps != longest)

@@ -70,8 +70,9 @@ def write_report(folder: Path, study: Study) -> Path:
     """Write report.json and report.html into the folder, each whole; return the page.
 
     report.json: {"title", "facts", "rows", "knob", "losses"}; a row has the keys model, sampler,
-    steps, evaluations, w, fd_<features>, score, accuracy, variance, nearest, rms_to_teacher and
-    seconds_per_image, with null where there is no such thing.
+    steps, evaluations, w, fd_<features>, kd_<features>, precision, recall, score, accuracy,
+    variance, nearest, rms_to_teacher and seconds_per_image, with null where there is no such
+    thing.
     """
     data = {
         "format": 1,
@@ -200,8 +201,8 @@ def _heat(value: float, smallest: bool, low: float, high: float) -> str:
 
 
 def _table(study: Study) -> str:
-    keys = ["w", "model", "sampler", "steps", "evaluations", study.fd, "score", "accuracy"]
-    keys += ["variance", "nearest", "rms_to_teacher"]
+    keys = [k for k in study.rows[0] if k not in ("w", "seconds_per_image")]
+    keys = ["w", *keys]
     head = "".join(
         f"<th scope=col>{k.replace('_', ' ')}</th>" for k in [*keys, "ms an image", "speed-up"]
     )
@@ -238,7 +239,7 @@ def _limits(study: Study) -> str:
 
 def _limit_lines(study: Study) -> Iterable[str]:
     one = study.row("teacher", _main_w(study), steps=1)
-    if one is not None:
+    if one is not None and one["accuracy"] is not None:
         yield (
             f"Accuracy and score are sanity checks. One DDIM step of the teacher draws class "
             f"averages: accuracy {one['accuracy']:.3f}, score {one['score']:.2f}, with a "

@@ -209,6 +209,7 @@ class Run:
             "recipe": self.recipe.name,
             "data": Path(self.recipe.data.name).name,
             "data_sha256": self.data.content_hash(),
+            "images": self.recipe.data.model_dump(exclude={"name"}),
             "seed": self.recipe.seed,
             "updates": config.updates,
             "batch_size": config.batch_size,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,8 +15,10 @@ from fewstep.core.denoiser import Guided
 from fewstep.distill.plan import STAGE_ONE, TEACHER
 from fewstep.metrics import paired_rms
 from fewstep.models import UNetModel, card_of, save_model
+from fewstep.models.solvers import SOLVERS
 from fewstep.recipes.config import Recipe
-from fewstep.recipes.evaluate import Cell, Evaluation
+from fewstep.recipes.evaluate import Cell, Evaluation, device_name
+from fewstep.recipes.figures import write_figures
 from fewstep.recipes.report import KnobCheck, SheetRow, Study, write_report
 from fewstep.recipes.run import Run, Say, default_device
 
@@ -39,18 +40,26 @@ def run_study(
         run.distill(stage)
     evaluation, cells = measure_run(run)
     seconds = _clock(out, time.perf_counter() - started)
-    return write_report(out, _study(run, evaluation, cells, seconds))
+    study = _study(run, evaluation, cells, seconds)
+    sheets = {
+        w: [cell.images[:SHEET] for (*_, v), cell in cells.items() if v == w]
+        for w in recipe.evaluate.w
+    }
+    write_figures(out, [cell.row for cell in cells.values()], sheets)
+    return write_report(out, study)
 
 
 def measure_run(run: Run) -> tuple[Evaluation, dict[Key, Cell]]:
     """Measure every cell that the recipe names, and put the students' figures on their cards."""
     settings = run.recipe.evaluate
     evaluation = Evaluation(
-        run.recipe.data.name,
+        run.recipe.data,
         run.out / "evaluation",
         settings.samples,
         run.recipe.seed,
         settings.batch_size,
+        None if settings.features is None else Path(settings.features),
+        run.device or default_device(),
         run.say,
     )
     teacher = run.load(TEACHER)
@@ -58,30 +67,31 @@ def measure_run(run: Run) -> tuple[Evaluation, dict[Key, Cell]]:
     for w in settings.w:
         reference = evaluation.cell(TEACHER, teacher, w=w, steps=settings.reference_steps)
         # Its distance to itself: the row says 0, and the file need not be measured twice.
-        reference = reference._replace(row={**reference.row, "rms_to_teacher": 0.0})
+        reference = replace(reference, row={**reference.row, "rms_to_teacher": 0.0})
         cells[TEACHER, "deterministic", settings.reference_steps, w] = reference
-    for name, steps in _wanted(run):
+    for name, steps, sampler in _wanted(run):
         model = run.load(name)
         for w in settings.w:
             reference = cells[TEACHER, "deterministic", settings.reference_steps, w]
-            cell = evaluation.cell(_table_name(name), model, w=w, steps=steps, teacher=reference)
+            cell = evaluation.cell(
+                _table_name(name), model, w=w, steps=steps, sampler=sampler, teacher=reference
+            )
             cells[cell.row["model"], cell.row["sampler"], cell.row["steps"], w] = cell
         _figures(run, name, model, cells, evaluation.features.name)
     return evaluation, cells
 
 
-def _wanted(run: Run) -> list[tuple[str, int | None]]:
+def _wanted(run: Run) -> list[tuple[str, int | None, str | None]]:
     settings = run.recipe.evaluate
-    many = [(TEACHER, n) for n in settings.teacher_steps if n != settings.reference_steps]
-    out: list[tuple[str, int | None]] = [*many]
+    out: list[tuple[str, int | None, str | None]] = [
+        (TEACHER, n, None) for n in settings.teacher_steps if n != settings.reference_steps
+    ]
+    out += [(TEACHER, n, solver) for solver in SOLVERS for n in settings.solver_steps]
     for stage in run.plan:
         if stage.direction == "encode":
             continue
-        out += (
-            [(stage.name, n) for n in settings.stage_one_steps]
-            if stage.steps is None
-            else [(stage.name, None)]
-        )
+        counts = settings.stage_one_steps if stage.steps is None else (None,)
+        out += [(stage.name, n, None) for n in counts]
     return out
 
 
@@ -178,15 +188,9 @@ def _facts(run: Run, seconds: float) -> dict[str, str]:
         "distillation": f"{run.plan.cost(recipe.distill.batch_size).evaluations:,} evaluations",
         "samples a cell": f"{recipe.evaluate.samples:,}",
         "time in all": f"{seconds / 60:.1f} minutes",
-        "device": _device(run),
+        "device": device_name(run.device or default_device()),
         "versions": f"fewstep {fewstep.__version__}, torch {torch.__version__}",
     }
-
-
-def _device(run: Run) -> str:
-    if (run.device or default_device()).startswith("cuda"):
-        return torch.cuda.get_device_name()
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
 
 
 def _clock(out: Path, seconds: float) -> float:

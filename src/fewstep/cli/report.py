@@ -1,0 +1,24 @@
+"""`fewstep report`: a whole recipe, from images to its page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fewstep.cli.options import Device, Out, RecipeName, Set, load_run_recipe, say
+
+
+def report_command(
+    recipe: RecipeName, out: Out = None, set_: Set = None, device: Device = None
+) -> None:
+    """Train, distil and measure what is not done yet; write tables, plots and report.html.
+
+    The same command goes on where it, `train` or `distill` stopped.
+    """
+    checked = load_run_recipe(recipe, set_)
+    from fewstep.recipes.study import run_study
+
+    report = run_study(checked, out or Path("runs") / checked.name, device, say)
+    say(f"report: {report}")
+
+
+command = report_command

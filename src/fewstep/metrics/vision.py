@@ -1,0 +1,348 @@
+"""Features from a folder of the transformers library: one's own, or a classifier trained here.
+
+    folder/config.json, model.safetensors    the network, as transformers saves it
+    folder/preprocessor_config.json          size, mean and deviation of what it is shown
+    folder/features.json                     only of one trained here: name, data, accuracy
+
+A classifier trained here is a small residual network of that library, so its folder is like any
+other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from fewstep.atomic import atomic_folder
+from fewstep.core.cond import Cond
+from fewstep.core.seed import derive, generator
+from fewstep.errors import DataError, FolderError, ShapeError
+from fewstep.metrics.features import FeatureOutput
+
+CARD = "features.json"
+PREPROCESSING = "preprocessor_config.json"
+WEIGHTS = "model.safetensors"
+BATCH, LR, WEIGHT_DECAY, SMOOTHING = 128, 2e-3, 5e-2, 0.05
+WIDTHS, DEPTHS = (32, 64, 128), (1, 1, 1)
+SHOWN = 4  # the stem of the network halves twice, so images are shown enlarged by as much
+SHIFT = 1 / 8  # of the side: how far training moves an image each way
+
+
+class Source(Protocol):
+    """Numbered images with classes, as `fewstep.data` has them."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Cond]:
+        """Return the images (B, C, H, W) in [-1, 1] and classes (B,) numbered by index (B,)."""
+
+    def content_hash(self) -> str:
+        """Return what tells these images from others."""
+
+
+class VisionFeatures:
+    """The pooled output of a transformers vision model, and its logits where it classifies.
+
+    Attributes:
+        name: what the metrics are called after.
+        sha256: of the weights and the preprocessing.
+        num_classes: of the data, where it was trained on that here; else None.
+        held_out_accuracy: where it was trained here.
+    """
+
+    def __init__(self, model: Any, shown: dict[str, Any], card: dict[str, Any]) -> None:
+        """Wrap a loaded model; `vision_features` is the way to one."""
+        self._model = model.eval().requires_grad_(False)
+        self._size, self._resample = _size(shown), shown.get("resample", 2)
+        self._mean = torch.tensor(shown.get("image_mean", [0.5])).view(1, -1, 1, 1)
+        self._std = torch.tensor(shown.get("image_std", [0.5])).view(1, -1, 1, 1)
+        self.name: str = card["name"]
+        self.sha256: str = card["sha256"]
+        self.num_classes: int | None = card.get("num_classes")
+        self.held_out_accuracy: float | None = card.get("held_out_accuracy")
+
+    def __call__(self, x: Tensor) -> FeatureOutput:
+        """Return the features and logits of x (B, 1 or 3, H, W) in [-1, 1], on the CPU.
+
+        Images are resized as a whole to the model's size (bilinear or bicubic as its folder says,
+        smoothed where they shrink) and shown with its mean and deviation. Raises ShapeError where
+        x is no batch of images that it can see.
+        """
+        channels = int(self._model.config.num_channels)
+        if x.ndim != 4 or x.shape[1] not in (1, channels):
+            raise ShapeError(
+                f"images have shape {tuple(x.shape)}; the features {self.name!r} take "
+                f"(B, {channels}, H, W). Use features that were made for such images."
+            )
+        device = next(self._model.parameters()).device
+        shown = self._show(x.to(device, torch.float32).expand(-1, channels, -1, -1))
+        pooled: list[Tensor] = []
+        base = self._model.base_model
+        hook = base.register_forward_hook(lambda _m, _i, out: pooled.append(_pooled(out)))
+        try:
+            with torch.no_grad():
+                out = self._model(pixel_values=shown)
+        finally:
+            hook.remove()
+        logits = getattr(out, "logits", None)
+        features = (pooled[0] if pooled else _pooled(out)).flatten(1)
+        return FeatureOutput(features.cpu(), None if logits is None else logits.cpu())
+
+    def _show(self, x: Tensor) -> Tensor:
+        if self._size is not None and tuple(x.shape[2:]) != self._size:
+            mode = "bicubic" if self._resample == 3 else "bilinear"
+            x = F.interpolate(x, self._size, mode=mode, antialias=True, align_corners=False)
+        unit = ((x + 1) / 2).clamp(0, 1)
+        shown: Tensor = (unit - self._mean.to(x)) / self._std.to(x)
+        return shown
+
+
+def vision_features(folder: Path | str, device: str = "cpu") -> VisionFeatures:
+    """Return the features of a folder; nothing is fetched.
+
+    Raises FolderError: it is no transformers vision model, has no safetensors, or was altered
+    since it was trained here.
+    """
+    folder = Path(folder)
+    config, shown = _json(folder / "config.json"), _json(folder / PREPROCESSING)
+    if not (folder / WEIGHTS).is_file():
+        raise FolderError(
+            f"{folder / WEIGHTS} is missing; features are read from safetensors alone. Save the "
+            "model with transformers' save_pretrained, which writes it."
+        )
+    sha = _digest(folder)
+    card = _json(folder / CARD) if (folder / CARD).is_file() else {}
+    if card and card.get("sha256") != sha:
+        raise FolderError(
+            f"{folder} is damaged: its weights are not those that were trained. Train it again."
+        )
+    card = card or {"name": _short(folder.resolve().name), "sha256": sha}
+    from transformers import AutoModel, AutoModelForImageClassification
+
+    classifier = any("ForImageClassification" in a for a in config.get("architectures") or ())
+    kind = AutoModelForImageClassification if classifier else AutoModel
+    _quiet()
+    try:
+        model = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise FolderError(
+            f"{folder} cannot be read as a vision model: {str(error).strip().splitlines()[0]}"
+        ) from None
+    if not hasattr(model.config, "num_channels"):
+        raise FolderError(f"{folder} is no vision model: its config.json has no num_channels.")
+    return VisionFeatures(model.to(device), shown, card)
+
+
+def train_features(
+    folder: Path,
+    train: Source,
+    held_out: Source,
+    *,
+    name: str,
+    epochs: int = 8,
+    flip: bool = True,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: bool = True,
+) -> VisionFeatures:
+    """Train a classifier on images, write it to a folder, whole, and return it as features.
+
+    A residual network of 128 features, shown the images 4 times enlarged, with small shifts and
+    (flip) mirror images. Bits depend on the number of threads; the file's hash tells.
+
+    Args:
+        folder: where it goes; must not exist.
+        train: what it learns from.
+        held_out: what its accuracy is measured on, which is stored with it.
+        name: letters, digits and dashes: metrics are called `fd_<name>`.
+        epochs: through the training images.
+        flip: whether mirror images are of the same class.
+        seed: of weights, order and shifts.
+        device: "cpu" or "cuda".
+        progress: show a bar where stderr is a terminal.
+
+    Raises:
+        DataError: no held-out images to measure the accuracy on; a name that is none.
+        FolderError: the folder exists, or the disk is full.
+    """
+    if not len(held_out):
+        raise DataError("there are no held-out images to measure the accuracy on; hold some out.")
+    if _short(name) != name:
+        raise DataError(f"name {name!r}; use letters, digits and dashes: {_short(name)!r}.")
+    if folder.exists() and any(folder.iterdir()):
+        raise FolderError(f"{folder} is not empty. Give another folder, or remove it.")
+    x, _ = _images(train, torch.arange(1))
+    model = _network(x.shape, train.num_classes, seed).to(device)
+    side = {"height": SHOWN * x.shape[2], "width": SHOWN * x.shape[3]}
+    ones = [0.5] * x.shape[1]
+    shown = {"size": side, "image_mean": ones, "image_std": ones, "resample": 2}
+    card: dict[str, Any] = {"name": name, "sha256": "", "num_classes": train.num_classes}
+    features = VisionFeatures(model, shown, card)
+    _fit(model, features._show, train, epochs, flip, seed, device, progress)
+    features = VisionFeatures(model, shown, card)
+    card |= {
+        "held_out_accuracy": _accuracy(features, held_out),
+        "held_out": len(held_out),
+        "data_sha256": train.content_hash(),
+        "epochs": epochs,
+        "flip": flip,
+        "seed": seed,
+    }
+    _quiet()
+    with atomic_folder(folder) as partial:
+        model.save_pretrained(partial)  # type: ignore[operator]
+        _write(partial / PREPROCESSING, shown)
+        card["sha256"] = _digest(partial)
+        _write(partial / CARD, card)
+    return VisionFeatures(model, shown, card)
+
+
+def _network(shape: torch.Size, num_classes: int, seed: int) -> nn.Module:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    config = ResNetConfig(
+        num_channels=shape[1],
+        embedding_size=WIDTHS[0],
+        hidden_sizes=list(WIDTHS),
+        depths=list(DEPTHS),
+        layer_type="basic",
+        num_labels=num_classes,
+    )
+    with torch.random.fork_rng(devices=[]):
+        # transformers initialises from the global generator; the fork leaves the caller's alone.
+        torch.default_generator.manual_seed(derive(seed, "features"))
+        model: nn.Module = ResNetForImageClassification(config)
+    return model
+
+
+def _fit(
+    model: nn.Module,
+    show: Callable[[Tensor], Tensor],
+    train: Source,
+    epochs: int,
+    flip: bool,
+    seed: int,
+    device: str,
+    progress: bool,
+) -> None:
+    model.train().requires_grad_(True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
+    rng = generator("cpu", seed, "features order")
+    order = [torch.randperm(len(train), generator=rng).split(BATCH) for _ in range(epochs)]
+    updates = sum(len(parts) for parts in order)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=updates + 1)
+    hidden = None if progress else True
+    with torch.enable_grad(), tqdm(total=updates, desc="features", disable=hidden) as bar:
+        for index in (part for parts in order for part in parts):
+            x, labels = _images(train, index)
+            shown = show(_moved(x, flip, rng).to(device))
+            logits = model(pixel_values=shown).logits
+            loss = F.cross_entropy(logits, labels.to(device), label_smoothing=SMOOTHING)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            rate.step()
+            bar.update()
+
+
+def _moved(x: Tensor, flip: bool, rng: torch.Generator) -> Tensor:
+    """Return x (B, C, H, W), each moved by up to SHIFT of its side, half of them mirrored."""
+    reach = [max(1, round(SHIFT * side)) for side in x.shape[2:]]
+    padded = F.pad(x, (reach[1], reach[1], reach[0], reach[0]), mode="reflect")
+    rows, columns = (
+        torch.randint(2 * r + 1, (len(x), 1), generator=rng) + torch.arange(side)
+        for r, side in zip(reach, x.shape[2:], strict=True)
+    )
+    if flip:
+        mirrored = torch.rand(len(x), 1, generator=rng) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+    example = torch.arange(len(x))[:, None, None]
+    moved = padded.permute(0, 2, 3, 1)[example, rows[:, :, None], columns[:, None, :]]
+    return moved.permute(0, 3, 1, 2)
+
+
+def _accuracy(features: VisionFeatures, held_out: Source) -> float:
+    right = 0
+    for index in torch.arange(len(held_out)).split(500):
+        x, labels = _images(held_out, index)
+        logits = features(x).logits
+        assert logits is not None
+        right += int((logits.argmax(dim=1) == labels).sum())
+    return right / len(held_out)
+
+
+def _images(source: Source, index: Tensor) -> tuple[Tensor, Tensor]:
+    x, labels = source.batch(index)
+    if not isinstance(labels, Tensor):
+        raise DataError("a classifier takes images with one class each; these have none.")
+    return x, labels
+
+
+def _pooled(out: Any) -> Tensor:
+    pooled = getattr(out, "pooler_output", None)
+    if pooled is None:
+        # A vision transformer without a pooler: its first token stands for the image.
+        pooled = out.last_hidden_state[:, 0]
+    assert isinstance(pooled, Tensor)
+    return pooled
+
+
+def _size(shown: dict[str, Any]) -> tuple[int, int] | None:
+    size = shown.get("crop_size") or shown.get("size")
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, dict) and "height" in size:
+        return int(size["height"]), int(size["width"])
+    if isinstance(size, dict) and "shortest_edge" in size:
+        return int(size["shortest_edge"]), int(size["shortest_edge"])
+    return None
+
+
+def _quiet() -> None:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def _short(name: str) -> str:
+    return re.sub(r"[^a-z0-9-]+", "-", name.lower()).strip("-") or "features"
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for part in ("config.json", PREPROCESSING, WEIGHTS):
+        digest.update((folder / part).read_bytes())
+    return digest.hexdigest()
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FolderError(
+            f"{path} is missing; features are a folder that transformers' save_pretrained wrote, "
+            "of model and image processor."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise FolderError(f"{path} cannot be read: {error}.") from None
+    if not isinstance(data, dict):
+        raise FolderError(f"{path} is not a JSON object. Copy the folder again.")
+    return data
+
+
+def _write(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,46 @@
+"""The database of results: a row goes in and comes out; what is no database is said to be none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fewstep.errors import FolderError
+from fewstep.recipes.results import COLUMNS, Results, key_of
+from fewstep.recipes.tables import aligned, comma_separated, markdown
+
+
+def row(w: float) -> dict[str, object]:
+    asked = {"w": w, "seed": 0}
+    texts = {c: "x" for c, kind in COLUMNS.items() if kind.startswith("TEXT")}
+    numbers = {c: 1 for c in COLUMNS if c not in texts}
+    more = {"key": key_of(asked), "asked": asked, "figures": {"fd_x": 1 / 3, "score": None}}
+    return {**texts, **numbers, **more, "w": w, "versions": {"torch": "2"}}
+
+
+def test_a_row_comes_back_as_it_went_in(tmp_path: Path) -> None:
+    results = Results(tmp_path / "a" / "results.sqlite")
+    assert results.rows() == []
+    assert results.get("x") is None
+    results.put(row(0.0))
+    results.put(row(1.5))
+    results.put(row(1.5))
+    assert results.rows() == [row(0.0), row(1.5)]
+    assert Results(results.path).get(key_of({"seed": 0, "w": 1.5})) == row(1.5)
+    assert results.get("nothing") is None
+
+
+def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "results.sqlite"
+    path.write_text("no database at all, but long enough to be looked at" * 40)
+    with pytest.raises(FolderError, match=r"results.sqlite cannot be used"):
+        Results(path).get("x")
+
+
+def test_a_table_three_ways() -> None:
+    rows = [{"model": "teacher", "w": 0.5, "fd": 1 / 3, "rms": None}]
+    assert aligned(rows).splitlines()[1].split() == ["teacher", "0.5", "0.3333", "-"]
+    assert markdown(rows).splitlines()[1:] == ["| --- | ---: | ---: | ---: |",
+                                               "| teacher | 0.5 | 0.3333 | - |"]  # fmt: skip
+    assert comma_separated(rows) == "model,w,fd,rms\nteacher,0.5,0.3333333333333333,\n"
