@@ -104,3 +104,18 @@ def test_attention_levels_build_and_run() -> None:
     unet = build_unet(config, (3, 8, 8), 2)
     out = unet(torch.randn(2, 3, 8, 8), 5, None, class_labels=torch.tensor([0, 2])).sample
     assert out.shape == (2, 3, 8, 8)
+
+
+def test_checkpointed_activations_change_no_gradient(student: UNetModel) -> None:
+    z, phi, cond, w = batch()
+    gradients = []
+    for saving in (False, True):
+        student.train()
+        if saving:
+            student.checkpoint_activations()
+            assert student.unet.is_gradient_checkpointing
+        student.zero_grad()
+        student(z, phi, cond, w).square().mean().backward()
+        gradients.append([p.grad.clone() for p in student.parameters() if p.grad is not None])
+    assert len(gradients[0]) == len(gradients[1]) > 10
+    assert all(a.equal(b) for a, b in zip(*gradients, strict=True))

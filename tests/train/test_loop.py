@@ -291,3 +291,24 @@ def test_a_last_line_cut_by_a_kill_is_not_read(tmp_path: Path) -> None:
     path.write_text(path.read_text() + '{"update": 45, "lo')
     assert read_metrics(tmp_path) == rows
     shutil.rmtree(tmp_path / "tensorboard")
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
+def test_a_compiled_network_learns_the_same_and_resumes_plain(tmp_path: Path) -> None:
+    # Without dropout: a compiled network draws its random numbers in another order.
+    class Still(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers[2] = nn.Identity()
+
+    def learn(folder: Path, **more: object) -> TrainResult:
+        config = CONFIG.model_copy(update=more)
+        return train(Still(), PROBLEM, batch, config, folder, device="cpu", progress=False)
+
+    plain = learn(tmp_path / "plain")
+    compiled = learn(tmp_path / "compiled", compile=True)
+    assert compiled.ema_state.keys() == plain.ema_state.keys()
+    for key, value in plain.ema_state.items():
+        torch.testing.assert_close(compiled.ema_state[key], value, rtol=1e-3, atol=1e-4)
+    again = learn(tmp_path / "compiled")
+    assert same(again.ema_state, compiled.ema_state)

@@ -131,6 +131,10 @@ class UNetModel(nn.Module):
                 f"({self.card.null_class} for any). Choose one of them."
             )
 
+    def checkpoint_activations(self) -> None:
+        """From now on compute activations again in the backward pass, to save memory."""
+        self.unet.enable_gradient_checkpointing()
+
     @property
     def null_cond(self) -> Tensor:
         """The null condition, a batch of 1."""

@@ -47,7 +47,7 @@ from fewstep.models.native import CLOCK
 from fewstep.models.unet_class import FAMILY
 from fewstep.recipes.config import Recipe, differences, load_recipe, save_recipe
 from fewstep.recipes.evaluate import quiet
-from fewstep.train import Batch, TrainConfig, train
+from fewstep.train import Batch, TrainConfig, lost_processes_are_said, processes, train
 
 RECIPE = "recipe.yaml"
 Say = Callable[[str], None]
@@ -76,6 +76,11 @@ class Run:
 
         Raises RecipeError where the folder was begun with another recipe, naming the keys.
         """
+        if self.is_main:
+            self._prepare()
+        self.wait()
+
+    def _prepare(self) -> None:
         path = self.out / RECIPE
         if path.is_file():
             changed = differences(load_recipe(str(path)), self.recipe)
@@ -95,10 +100,26 @@ class Run:
         self.out.mkdir(parents=True, exist_ok=True)
         save_recipe(self.recipe, path)
 
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes and speaks."""
+        return bool(processes(self.device).is_main_process)
+
+    def wait(self) -> None:
+        """Wait until every process has come here."""
+        with lost_processes_are_said():
+            processes(self.device).wait_for_everyone()
+
+    def tell(self, line: str) -> None:
+        """Say a line, once for all processes."""
+        if self.is_main:
+            self.say(line)
+
     @cached_property
     def data(self) -> Dataset:
-        """The training images."""
-        return open_dataset(self.recipe.data, "train")
+        """The training images; one process decodes them, the others wait."""
+        with lost_processes_are_said(), processes(self.device).main_process_first():
+            return open_dataset(self.recipe.data, "train")
 
     @property
     def plan(self) -> Plan:
@@ -115,7 +136,7 @@ class Run:
 
     def load(self, name: str) -> UNetModel | Guided:
         """Return a finished model, ready to be sampled."""
-        return load(self.folder(name), self.device or default_device())
+        return load(self.folder(name), str(processes(self.device).device))
 
     def train_teacher(self) -> Card:
         """Train the guided teacher, or return it where it is finished."""
@@ -123,7 +144,7 @@ class Run:
             return self._finished(TEACHER, None)
         recipe, data = self.recipe, self.data
         if data.skipped:
-            self.say(f"{recipe.data.name}: left out {data.skipped} images that cannot be used")
+            self.tell(f"{recipe.data.name}: left out {data.skipped} images that cannot be used")
         with torch.random.fork_rng(devices=[]):
             # diffusers initialises from the global generator; the fork leaves the caller's alone.
             torch.default_generator.manual_seed(derive(recipe.seed, "init"))
@@ -151,7 +172,7 @@ class Run:
         if not self.is_done(TEACHER):
             model = load_model(folder)
             model.card = card.model_copy(update={"name": TEACHER})
-            return save_model(model, self.folder(TEACHER))
+            self._save(model)
         return read_card(self.folder(TEACHER))
 
     def distill(self, stage: Stage) -> Card:
@@ -189,7 +210,7 @@ class Run:
 
     def _train(self, model: UNetModel, problem: Problem, config: TrainConfig) -> Card:
         name = model.card.name
-        self.say(f"{name}: {config.updates} updates of {config.batch_size}")
+        self.tell(f"{name}: {config.updates} updates of {config.batch_size}")
         started = time.perf_counter()
         seed = derive(self.recipe.seed, name)
         result = train(
@@ -217,9 +238,15 @@ class Run:
             "fingerprint": self._fingerprint(config, model.card.parents[:1]),
         }
         model.card = model.card.model_copy(update={"training": training})
-        card = save_model(model.cpu(), self.folder(name))
-        self.say(f"{name}: done in {time.perf_counter() - started:.0f} s")
+        card = self._save(model)
+        self.tell(f"{name}: done in {time.perf_counter() - started:.0f} s")
         return card
+
+    def _save(self, model: UNetModel) -> Card:
+        if self.is_main:
+            save_model(model.cpu(), self.folder(model.card.name))
+        self.wait()
+        return read_card(self.folder(model.card.name))
 
     def _batches(self, batch_size: int, seed: int) -> Batch:
         data, config = self.data, self.recipe.data
@@ -235,7 +262,7 @@ class Run:
 
     def _fingerprint(self, config: TrainConfig, parent: tuple[Parent, ...]) -> str:
         told = {
-            "config": config.model_dump(mode="json"),
+            "config": config.identity(),
             "network": self.recipe.network.model_dump(mode="json"),
             "distill": self.recipe.distill.model_dump(mode="json", include={"w", "stages"}),
             "seed": self.recipe.seed,
@@ -254,10 +281,10 @@ class Run:
                     f"{self.folder(name)} was made from another {stage.parent}. Remove "
                     f"{self.folder(name)} to make it again, or give another --out."
                 )
-        self.say(f"{name}: already made")
+        self.tell(f"{name}: already made")
         return card
 
 
 def default_device() -> str:
-    """Return "cuda" where there is one, else "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Return this process's GPU where there is one, else "cpu"."""
+    return str(processes().device)

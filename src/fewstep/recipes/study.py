@@ -34,10 +34,12 @@ def run_study(
     run = Run(recipe, out, device, say, progress)
     run.prepare()
     cost = run.plan.cost(recipe.distill.batch_size)
-    say(f"plan: {len(run.plan.stages)} students, {cost.evaluations:,} network evaluations")
+    run.tell(f"plan: {len(run.plan.stages)} students, {cost.evaluations:,} network evaluations")
     run.train_teacher()
     for stage in run.plan:
         run.distill(stage)
+    if not run.is_main:  # the others have nothing left to do
+        return out / "report.html"
     evaluation, cells = measure_run(run)
     seconds = _clock(out, time.perf_counter() - started)
     study = _study(run, evaluation, cells, seconds)

@@ -5,5 +5,15 @@ from __future__ import annotations
 from fewstep.train.config import Optimisation, TrainConfig
 from fewstep.train.log import read_metrics
 from fewstep.train.loop import Batch, TrainResult, train
+from fewstep.train.processes import lost_processes_are_said, processes
 
-__all__ = ["Batch", "Optimisation", "TrainConfig", "TrainResult", "read_metrics", "train"]
+__all__ = [
+    "Batch",
+    "Optimisation",
+    "TrainConfig",
+    "TrainResult",
+    "lost_processes_are_said",
+    "processes",
+    "read_metrics",
+    "train",
+]

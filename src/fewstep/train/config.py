@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+# Settings that a run may change when it goes on.
+FREE = {
+    *("accumulate", "checkpoint_every", "keep", "log_every"),
+    *("checkpoint_activations", "shard", "compile"),
+}
 
 
 class Optimisation(BaseModel):
@@ -24,6 +30,10 @@ class Optimisation(BaseModel):
         log_every: updates between readings of the loss, where a non-finite one is noticed.
         precision: of the network; fp32 on CPU.
         accumulate: parts in which a process computes its share of a batch, to save memory.
+        checkpoint_activations: compute activations again in the backward pass, to save memory.
+        shard: share weights, gradients, averages and the optimiser's state among the processes
+            (FSDP), to save memory.
+        compile: the network, with torch.compile.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,9 +53,16 @@ class Optimisation(BaseModel):
     log_every: int = Field(25, ge=1)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     accumulate: int = Field(1, ge=1)
+    checkpoint_activations: bool = False
+    shard: bool = False
+    compile: bool = False
 
 
 class TrainConfig(Optimisation):
     """A whole training run. updates: of the optimiser."""
 
     updates: int = Field(1000, ge=1)
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that what is learnt depends on, but for rounding."""
+        return self.model_dump(mode="json", exclude=FREE)

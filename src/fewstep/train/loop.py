@@ -6,13 +6,14 @@ so a run killed at any moment and started again ends with the same bits.
 
 from __future__ import annotations
 
+import copy
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from accelerate import Accelerator
@@ -28,6 +29,14 @@ from fewstep.errors import Interrupted, NonFiniteError, RangeError
 from fewstep.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fewstep.train.config import TrainConfig
 from fewstep.train.log import Log, read_metrics
+from fewstep.train.processes import (
+    lost_processes_are_said,
+    piece,
+    processes,
+    shared_like,
+    summed,
+    whole,
+)
 from fewstep.train.schedule import ema_at, lr_at
 
 Batch: TypeAlias = Callable[[int, int, int], tuple[Tensor, Cond]]
@@ -78,13 +87,14 @@ def train(
         CheckpointError: the folder's checkpoint is damaged or of another run.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written first.
         RangeError: a precision that the device is bad at; a batch size that the parts do not
-            divide.
+            divide; a setting that this student or number of processes cannot have.
+        ProcessLostError: another process of the run died.
     """
-    loop = _Loop(student, problem, batch, config, Path(folder), seed, fingerprint, device)
     # Dropout draws from the global generator; whatever the caller was drawing is left alone.
-    with torch.random.fork_rng(), _stop_requests() as stopping:
+    with lost_processes_are_said(), torch.random.fork_rng(), _stop_requests() as stopping:
+        loop = _Loop(student, problem, batch, config, Path(folder), seed, fingerprint, device)
         loop.run(tqdm_label=label if progress else None, stopping=stopping)
-    return loop.result()
+        return loop.result()
 
 
 class _Loop:
@@ -111,15 +121,19 @@ class _Loop:
                 f"({self.accelerator.num_processes} processes, accumulate = {config.accumulate}); "
                 f"give a multiple of {self.parts}."
             )
-        free = {"accumulate", "checkpoint_every", "keep", "log_every"}
         self.run_key: dict[str, Any] = {
-            **config.model_dump(mode="json", exclude=free),
+            **config.identity(),
             "parts": self.parts,
             "seed": seed,
             "fingerprint": fingerprint,
         }
-        self.student = student.to(self.device).train()
-        self.parameters: list[Tensor] = list(self.student.parameters())
+        self.names = [name for name, _ in student.named_parameters()]
+        self.student = student.train()
+        found = load_checkpoint(self.folder / "checkpoints", self.run_key, torch.device("cpu"))
+        if found is not None:
+            self.student.load_state_dict(found.weights)
+        self.trained, self.model = self._prepare()
+        self.parameters: list[Tensor] = list(self.trained.parameters())
         self.optimizer = torch.optim.AdamW(
             self.parameters,
             lr=config.lr,
@@ -129,10 +143,32 @@ class _Loop:
         )
         self.ema = [p.detach().clone() for p in self.parameters]
         self.update = 0
-        self._restore()
-        self.model, self.stepper = self.accelerator.prepare(self.student, self.optimizer)
+        if found is not None:
+            self._restore(found)
+        self.stepper = self.accelerator.prepare(self.optimizer)
         self.weighting = WEIGHTINGS[config.weighting]
         self._forget()
+
+    def _prepare(self) -> tuple[nn.Module, nn.Module]:
+        """Return the module whose parameters are trained, and the same as it is called."""
+        config = self.config
+        if config.checkpoint_activations:
+            checkpoint = getattr(self.student, "checkpoint_activations", None)
+            if checkpoint is None:
+                raise RangeError(
+                    f"checkpoint_activations: {type(self.student).__name__} has no method of that "
+                    "name; give it one, or leave the setting out."
+                )
+            checkpoint()
+        if config.shard:
+            trained = _sharded(self.student, self.accelerator)
+        else:
+            trained = self.student.to(self.device)
+        called = trained
+        if config.compile:
+            called = cast(nn.Module, torch.compile(trained))
+        # A sharded module speaks to the other processes by itself.
+        return trained, called if config.shard else self.accelerator.prepare(called)
 
     def run(self, tqdm_label: str | None, stopping: Callable[[], bool]) -> None:
         config, main = self.config, self.accelerator.is_main_process
@@ -152,7 +188,8 @@ class _Loop:
             while self.update < config.updates:
                 self._step()
                 bar.update()
-                last, stop = self.update == config.updates, stopping()
+                last = self.update == config.updates
+                stop = self._agree(stopping(), last)
                 if last or stop or self.update % config.log_every == 0:
                     self._read(log, bar)
                 if last or stop or self.update % config.checkpoint_every == 0:
@@ -167,6 +204,14 @@ class _Loop:
             if log is not None:
                 log.close()
 
+    def _agree(self, stop: bool, last: bool) -> bool:
+        """Whether any process was asked to stop; several ask each other when they read the loss."""
+        if self.accelerator.num_processes == 1:
+            return stop
+        if not last and self.update % self.config.log_every:
+            return False
+        return bool(summed(torch.tensor(float(stop), device=self.device)) > 0)
+
     def _step(self) -> None:
         update, config = self.update, self.config
         for group in self.optimizer.param_groups:
@@ -175,17 +220,30 @@ class _Loop:
         for part in range(first, first + config.accumulate):
             # DDP sums what the last part leaves; the parts before need not wait for the others.
             last = part == first + config.accumulate - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
+            with self._unsynced(last):
                 part_loss = self._part_loss(update, part) / config.accumulate
                 self.accelerator.backward(part_loss)
             self.loss_sum += part_loss.detach()
         norm = self.accelerator.clip_grad_norm_(self.parameters, config.grad_clip)
-        self.norm_sum += torch.as_tensor(norm).detach()
+        self.norm_sum += whole(torch.as_tensor(norm)).detach()
         self.stepper.step()
         self.stepper.zero_grad()
-        torch._foreach_lerp_(self.ema, self.parameters, 1.0 - ema_at(update, config))
+        mine, latest = [piece(e) for e in self.ema], [piece(p) for p in self.parameters]
+        torch._foreach_lerp_(mine, latest, 1.0 - ema_at(update, config))
         self.update += 1
         self.count += 1
+
+    @contextmanager
+    def _unsynced(self, last: bool) -> Iterator[None]:
+        if last:
+            yield
+        elif self.config.shard:
+            self.trained.set_requires_gradient_sync(False)  # type: ignore[operator]
+            yield
+            self.trained.set_requires_gradient_sync(True)  # type: ignore[operator]
+        else:
+            with self.accelerator.no_sync(self.model):
+                yield
 
     def _part_loss(self, update: int, part: int) -> Tensor:
         x, cond = self.batch(update, part, self.parts)
@@ -193,7 +251,8 @@ class _Loop:
         torch.manual_seed(derive(self.seed, "dropout", update, part))
         draws = generator(self.device, self.seed, "update", update, part)
         r = self.problem(x, cond, draws)
-        v = self.model(r.z, r.phi, r.cond, r.w)
+        with self.accelerator.autocast() if self.config.shard else nullcontext():
+            v = self.model(r.z, r.phi, r.cond, r.w)
         return loss(v, r.v_target, r.phi, self.weighting)
 
     def _forget(self) -> None:
@@ -203,13 +262,16 @@ class _Loop:
 
     def _read(self, log: Log | None, bar: Any) -> None:
         """Read what was summed on the device: the one place where the loop waits for it."""
-        mean_loss, norm = float(self.loss_sum) / self.count, float(self.norm_sum) / self.count
+        # What is not finite in one process is not finite in the sum: all stop together.
+        total = summed(self.loss_sum) / self.accelerator.num_processes
+        norms = summed(self.norm_sum) / self.accelerator.num_processes
+        mean_loss, norm = float(total) / self.count, float(norms) / self.count
         rate = self.count / (time.perf_counter() - self.since)
         first = self.update - self.count + 1
-        finite = torch.isfinite(self.loss_sum) & torch.isfinite(self.norm_sum)
+        finite = torch.isfinite(total) & torch.isfinite(norms)
         # An overflow in fp16 is the gradient scaler's business: it skips the update.
         if self.config.precision == "fp16":
-            finite = torch.isfinite(self.loss_sum)
+            finite = torch.isfinite(total)
         if not bool(finite):
             raise NonFiniteError(
                 f"the loss or its gradient became non-finite between updates {first} and "
@@ -224,38 +286,47 @@ class _Loop:
         self._forget()
 
     def _save(self) -> None:
-        if self.count and not bool(torch.isfinite(self.loss_sum + self.norm_sum)):
+        if self.count and not bool(torch.isfinite(summed(self.loss_sum + self.norm_sum))):
             return  # the next reading raises; this state must not replace a good one
+        weights, ema = self._weights(), self.ema_state()
+        adamw = self.optimizer.state_dict()
+        moments = {i: {k: whole(v) for k, v in s.items()} for i, s in adamw["state"].items()}
+        optimizer = {"adamw": {**adamw, "state": moments}}
+        if self.accelerator.scaler is not None:
+            optimizer["scaler"] = self.accelerator.scaler.state_dict()
         if self.accelerator.is_main_process:
-            optimizer = {"adamw": self.optimizer.state_dict()}
-            if self.accelerator.scaler is not None:
-                optimizer["scaler"] = self.accelerator.scaler.state_dict()
-            checkpoint = Checkpoint(
-                self.update, self.student.state_dict(), self.ema_state(), optimizer
-            )
+            checkpoint = Checkpoint(self.update, weights, ema, optimizer)
             save_checkpoint(self.folder / "checkpoints", checkpoint, self.run_key, self.config.keep)
         self.accelerator.wait_for_everyone()
 
-    def _restore(self) -> None:
-        found = load_checkpoint(self.folder / "checkpoints", self.run_key, self.device)
-        if found is None:
-            return
-        self.student.load_state_dict(found.weights)
-        self.optimizer.load_state_dict(found.optimizer["adamw"])
+    def _restore(self, found: Checkpoint) -> None:
+        self.update = found.update
+        cut = [shared_like(found.ema[n].to(self.device), p) for n, p in self._named()]
+        self.ema = [e.clone() for e in cut]
+        adamw = found.optimizer["adamw"]
+        moments = {
+            i: {k: shared_like(v.to(self.device), self.parameters[i]) for k, v in s.items()}
+            for i, s in adamw["state"].items()
+        }
+        self.optimizer.load_state_dict({**adamw, "state": moments})
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(found.optimizer["scaler"])
-        names = [name for name, _ in self.student.named_parameters()]
-        self.ema = [found.ema[name].clone() for name in names]
-        self.update = found.update
+
+    def _named(self) -> Iterator[tuple[str, Tensor]]:
+        return zip(self.names, self.parameters, strict=True)
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {k: whole(v.detach()) for k, v in self.trained.state_dict().items()}
 
     def ema_state(self) -> dict[str, Tensor]:
-        """Return the state dict of the student with its averaged weights in place."""
-        state = {k: v.detach().clone() for k, v in self.student.state_dict().items()}
-        names = (name for name, _ in self.student.named_parameters())
-        state.update({name: e.clone() for name, e in zip(names, self.ema, strict=True)})
+        """Return the state dict of the student with its averaged weights in place, whole."""
+        state = {k: v.clone() for k, v in self._weights().items()}
+        state.update({n: whole(e).clone() for n, e in zip(self.names, self.ema, strict=True)})
         return state
 
     def result(self) -> TrainResult:
+        if self.config.shard:
+            self.student.load_state_dict(self._weights())
         losses = [(int(r["update"]), float(r["loss"])) for r in read_metrics(self.folder)]
         return TrainResult(self.student.eval(), self.ema_state(), self.update, losses)
 
@@ -267,10 +338,39 @@ def _accelerator(config: TrainConfig, device: str | None) -> Accelerator:
             f"precision {config.precision} on a CPU is 13 to 21 times slower than fp32 here; use "
             "precision fp32, or a GPU."
         )
+    if config.shard and config.precision == "fp16":
+        raise RangeError("shard with precision fp16 is not supported; use bf16.")
+    processes(device)
     # A singleton of accelerate's; a second run in one process may want another precision.
     AcceleratorState._reset_state()
     mixed = "no" if config.precision == "fp32" else config.precision
     return Accelerator(cpu=on_cpu, mixed_precision=mixed)
+
+
+def _sharded(student: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Return a copy of the student, shared in pieces among the processes; the whole stays here.
+
+    Members of its module lists (a U-Net's blocks) are gathered one at a time.
+    """
+    if accelerator.num_processes == 1:
+        raise RangeError(
+            "shard: there is one process, and nothing to share. Start several, with torchrun "
+            "--nproc_per_node, or leave the setting out."
+        )
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    kind = accelerator.device.type
+    mesh = init_device_mesh(kind, (accelerator.num_processes,))
+    copied = copy.deepcopy(student).to(accelerator.device)
+    # The innermost first: what is shared already is left out of what surrounds it.
+    for module in reversed(list(copied.modules())):
+        if isinstance(module, nn.ModuleList):
+            for member in module:
+                if not isinstance(member, nn.ModuleList) and any(True for _ in member.parameters()):
+                    fully_shard(member, mesh=mesh)
+    fully_shard(copied, mesh=mesh)
+    return copied
 
 
 @contextmanager
