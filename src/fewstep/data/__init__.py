@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from torch import Tensor
+
+from fewstep.data.ahead import Ahead
 from fewstep.data.augment import augment, uniform
 from fewstep.data.config import DataConfig
 from fewstep.data.dataset import SPLITS, Dataset
 from fewstep.data.digits import Digits
 from fewstep.data.images import Images
 from fewstep.data.order import epochs, indices
+from fewstep.data.shards import Shards
 from fewstep.errors import DataError, did_you_mean
 
 DATASETS: dict[str, Callable[[str], Dataset]] = {"digits": Digits}
@@ -29,7 +33,21 @@ def open_dataset(data: DataConfig | str, split: str = "train") -> Dataset:
             f"{config.name!r} is not a data set; there is {', '.join(sorted(DATASETS))}, or give "
             f"the path of your own.{did_you_mean(config.name, DATASETS)}"
         )
-    return Images(config, split)
+    return Shards(config, split) if config.stream else Images(config, split)
+
+
+def walk(
+    data: Dataset, seed: int, update: int, size: int, *, part: int, parts: int
+) -> tuple[Tensor, Tensor]:
+    """Return the examples (size,) that one part of an update sees, and the epoch of each.
+
+    A pure function of its arguments: a permutation an epoch, or a stream's own order. Raises
+    RangeError as `indices` and `Shards.order` do.
+    """
+    if isinstance(data, Shards):
+        return data.order(seed, update, size, part=part, parts=parts)
+    index = indices(seed, update, size, len(data), rank=part, world=parts)
+    return index, epochs(update, size, len(data), rank=part, world=parts)
 
 
 def _is_path(name: str) -> bool:
@@ -41,13 +59,16 @@ def _is_path(name: str) -> bool:
 __all__ = [
     "DATASETS",
     "SPLITS",
+    "Ahead",
     "DataConfig",
     "Dataset",
     "Digits",
     "Images",
+    "Shards",
     "augment",
     "epochs",
     "indices",
     "open_dataset",
     "uniform",
+    "walk",
 ]

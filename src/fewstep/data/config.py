@@ -19,6 +19,7 @@ class DataConfig(BaseModel):
         channels: 3 for RGB, 1 for grey.
         held_out: share of the images, chosen by a hash of their place, kept from training.
         skip_bad: leave out images that cannot be used, with a count, instead of stopping.
+        stream: read parquet shards as they are needed instead of decoding all once; needs size.
         flip: mirror every other image, a new choice each epoch.
         crop: shift images by up to so many pixels each way, reflecting at the border.
     """
@@ -30,5 +31,6 @@ class DataConfig(BaseModel):
     channels: Literal[1, 3] = 3
     held_out: float = Field(0.05, ge=0.0, lt=1.0)
     skip_bad: bool = False
+    stream: bool = False
     flip: bool = False
     crop: int = Field(0, ge=0)

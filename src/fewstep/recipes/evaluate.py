@@ -47,6 +47,7 @@ from fewstep.recipes.results import Results, key_of
 
 Row = dict[str, Any]
 IMAGES = "images"
+REFERENCE = 50_000
 
 
 def quiet(line: str) -> None:
@@ -95,7 +96,7 @@ class Evaluation:
 
     @cached_property
     def train(self) -> tuple[Tensor, Tensor]:
-        """All training images and their classes."""
+        """The training images and their classes: all, or 50,000 evenly chosen."""
         return _everything(open_dataset(self.data, "train"))
 
     @cached_property
@@ -269,9 +270,11 @@ def device_name(device: str) -> str:
 
 
 def _everything(data: Dataset) -> tuple[Tensor, Tensor]:
-    x, labels = data.batch(torch.arange(len(data)))
-    assert isinstance(labels, Tensor)
-    return x, labels
+    count = min(len(data), REFERENCE)
+    index = torch.linspace(0, len(data) - 1, count, dtype=torch.float64).round().long()
+    parts = [data.batch(part) for part in index.split(1000)]
+    labels = [y for _, y in parts if isinstance(y, Tensor)]
+    return torch.cat([x for x, _ in parts]), torch.cat(labels)
 
 
 def _row(found: Row) -> Row:

@@ -26,7 +26,7 @@ import fewstep
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Guided
 from fewstep.core.seed import derive
-from fewstep.data import Dataset, augment, epochs, indices, open_dataset
+from fewstep.data import Ahead, Dataset, Shards, augment, open_dataset, walk
 from fewstep.distill.plan import TEACHER, Plan, Stage
 from fewstep.distill.pretrain import Pretrain
 from fewstep.distill.problem import Problem
@@ -253,12 +253,11 @@ class Run:
 
         def batch(update: int, part: int, parts: int) -> tuple[Tensor, Cond]:
             size = batch_size // parts
-            index = indices(seed, update, size, len(data), rank=part, world=parts)
-            epoch = epochs(update, size, len(data), rank=part, world=parts)
+            index, epoch = walk(data, seed, update, size, part=part, parts=parts)
             x, cond = data.batch(index)
             return augment(x, seed, epoch, index, flip=config.flip, crop=config.crop), cond
 
-        return batch
+        return Ahead(batch) if isinstance(data, Shards) else batch
 
     def _fingerprint(self, config: TrainConfig, parent: tuple[Parent, ...]) -> str:
         told = {
