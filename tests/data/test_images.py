@@ -243,3 +243,17 @@ def test_parts_and_epochs_join_to_the_whole_batch() -> None:
     assert torch.cat([p[1] for p in parts]).equal(whole[1])
     seen = torch.cat([epochs(u, 12, 50) for u in range(25)])
     assert seen.bincount().tolist() == [50] * 6
+
+
+def test_a_table_that_does_not_say_what_is_an_image(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    encoded = [png(p) for p in PIXELS]
+    structs = [{"bytes": e, "path": None} for e in encoded]
+    for name, column in (("plain", encoded), ("struct", structs)):
+        pq.write_table(pa.table({"image": column, "label": LABELS}), tmp_path / f"{name}.parquet")
+        data = open_dataset(config(tmp_path / f"{name}.parquet"))
+        x, labels = data.batch(torch.arange(12))
+        assert labels.tolist() == LABELS
+        assert x.shape == (12, 3, 6, 6)

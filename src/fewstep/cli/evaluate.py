@@ -34,7 +34,9 @@ def evaluate_command(
     ] = None,
     features: Annotated[
         Path | None,
-        typer.Option(help="Folder of a transformers vision model to look through."),
+        typer.Option(
+            help="What to look through: a transformers vision folder, or Inception's weights file."
+        ),
     ] = None,
     w: Annotated[str, typer.Option(help="Guidance weights, e.g. 0,1,2,4.")] = "0,1,2,4",
     steps: Annotated[

@@ -66,6 +66,7 @@ def open_source(path: Path) -> Source:
         ) from None
     features = table.features or {}
     images = [k for k, v in features.items() if isinstance(v, datasets.Image)]
+    images = images or [k for k, v in features.items() if _encoded(v)]
     labels = [k for k, v in features.items() if isinstance(v, datasets.ClassLabel)]
     labels = labels or [k for k in features if k in ("label", "labels", "class")]
     if not images or not labels:
@@ -77,6 +78,13 @@ def open_source(path: Path) -> Source:
     names = tuple(getattr(features[labels[0]], "names", ()) or ())
     plain = table.cast_column(images[0], datasets.Image(decode=False))
     return Source(path, plain, images[0], labels[0], names)
+
+
+def _encoded(feature: Any) -> bool:
+    """Whether a column that does not say so holds image files: bytes, or {bytes, path}."""
+    if isinstance(feature, dict):
+        return "bytes" in feature
+    return getattr(feature, "dtype", "") in ("binary", "large_binary")
 
 
 def _open(path: Path) -> Any:

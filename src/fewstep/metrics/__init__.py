@@ -6,33 +6,55 @@ number of one particular network and comparable only under it.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from fewstep.metrics.cell import Reference, measure
 from fewstep.metrics.digits_features import DigitsFeatures, digits_features
 from fewstep.metrics.diversity import nearest_distance, within_class_variance
-from fewstep.metrics.features import FeatureOutput, Features, extract
+from fewstep.metrics.features import (
+    FeatureOutput,
+    Features,
+    distance_key,
+    distance_names,
+    extract,
+)
 from fewstep.metrics.frechet import Moments, frechet_distance, moments
+from fewstep.metrics.inception import InceptionFeatures
 from fewstep.metrics.kernel import kernel_distance
 from fewstep.metrics.manifold import precision_recall
 from fewstep.metrics.paired import paired_rms
 from fewstep.metrics.score import accuracy, class_score
 from fewstep.metrics.vision import VisionFeatures, train_features, vision_features
 
+
+def open_features(path: Path, device: str = "cpu") -> Features:
+    """Return a transformers vision folder's features, or the published Inception's from a file.
+
+    Raises FolderError as `vision_features` and `InceptionFeatures` do.
+    """
+    return InceptionFeatures(path, device) if path.is_file() else vision_features(path, device)
+
+
 __all__ = [
     "DigitsFeatures",
     "FeatureOutput",
     "Features",
+    "InceptionFeatures",
     "Moments",
     "Reference",
     "VisionFeatures",
     "accuracy",
     "class_score",
     "digits_features",
+    "distance_key",
+    "distance_names",
     "extract",
     "frechet_distance",
     "kernel_distance",
     "measure",
     "moments",
     "nearest_distance",
+    "open_features",
     "paired_rms",
     "precision_recall",
     "train_features",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewstep.errors import DataError, NonFiniteError
 from fewstep.metrics.diversity import nearest_distance, within_class_variance
-from fewstep.metrics.features import Features, extract
+from fewstep.metrics.features import Features, distance_names, extract
 from fewstep.metrics.frechet import Moments, frechet_distance, moments
 from fewstep.metrics.kernel import kernel_distance
 from fewstep.metrics.manifold import precision_recall
@@ -60,7 +60,8 @@ def measure(
     `score` and `accuracy` of its classifier, sanity checks which class averages pass perfectly,
     None where it has no logits or (accuracy) they are not of the data's classes;
     `variance` within a class, on pixels; `nearest`, the distance to the nearest training image;
-    `rms_to_teacher`, None without teacher_samples.
+    `rms_to_teacher`, None without teacher_samples. The published Inception's distances are
+    called `fid` and `kid`.
 
     Args:
         samples: (B, *D) in [-1, 1], at least 2 of each class that occurs.
@@ -87,9 +88,10 @@ def measure(
         paired = paired_rms(samples, teacher_samples)
     classifies = out.logits is not None and features.num_classes is not None
     precision, recall = _precision_recall(out.features, reference.features)
+    fd, kd = distance_names(features)
     return {
-        f"fd_{features.name}": frechet_distance(moments(out.features), reference.moments),
-        f"kd_{features.name}": kernel_distance(out.features, reference.features),
+        fd: frechet_distance(moments(out.features), reference.moments),
+        kd: kernel_distance(out.features, reference.features),
         "precision": precision,
         "recall": recall,
         "score": None if out.logits is None else class_score(out.logits),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -37,6 +38,22 @@ class Features(Protocol):
 
         A row must not depend on the other rows: no batch statistics, no random draws.
         """
+
+
+def distance_names(features: Features) -> tuple[str, str]:
+    """Return what the Fréchet and kernel distances in these features are called.
+
+    `fid` and `kid` in those of the published Inception, and `fd_<name>` and `kd_<name>` in any
+    others.
+    """
+    if getattr(features, "published", False):
+        return "fid", "kid"
+    return f"fd_{features.name}", f"kd_{features.name}"
+
+
+def distance_key(row: Mapping[str, Any]) -> str:
+    """Return the key of the Fréchet distance in a row of figures."""
+    return next(k for k in row if k == "fid" or k.startswith("fd_"))
 
 
 def extract(features: Features, x: Tensor, batch_size: int = 500) -> FeatureOutput:

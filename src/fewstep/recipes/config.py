@@ -87,8 +87,9 @@ class EvaluateConfig(Part):
         teacher_steps, stage_one_steps: other numbers of steps to measure these at.
         solver_steps: numbers of steps at which the teacher is measured under the solvers of
             `fewstep.models.solvers.SOLVERS` too.
-        features: folder of a transformers vision model to look through; without it the digits
-            have features of their own, and other data get a classifier trained on them.
+        features: folder of a transformers vision model to look through, or a weights file of
+            the published Inception; without it the digits have features of their own, and other
+            data get a classifier trained on them.
         batch_size: of sampling; the images do not depend on it.
     """
 

@@ -37,7 +37,9 @@ from fewstep.metrics import (
     Features,
     Reference,
     digits_features,
+    distance_key,
     measure,
+    open_features,
     train_features,
     vision_features,
 )
@@ -79,8 +81,9 @@ class Evaluation:
         samples: images a cell; classes go round in turn.
         seed: of the noise.
         batch_size: of sampling.
-        features_folder: of a transformers vision model to look through; None takes the digits'
-            own for them, and else a classifier trained here on the data, when first needed.
+        features_path: folder of a transformers vision model, or a weights file of the published
+            Inception, to look through; None takes the digits' own features for them, and else a
+            classifier trained here on the data, when first needed.
         device: of the features.
         say: told a line a cell.
     """
@@ -90,7 +93,7 @@ class Evaluation:
     samples: int = 2000
     seed: int = 0
     batch_size: int = 500
-    features_folder: Path | None = None
+    features_path: Path | None = None
     device: str = "cpu"
     say: Callable[[str], None] = quiet
 
@@ -107,8 +110,8 @@ class Evaluation:
     @cached_property
     def features(self) -> Features:
         """The feature module; one of this data is trained when first needed and kept."""
-        if self.features_folder is not None:
-            return vision_features(self.features_folder, self.device)
+        if self.features_path is not None:
+            return open_features(self.features_path, self.device)
         if self.data.name in DATASETS:
             return digits_features(self.folder, self.train, self.held_out)
         folder = self.folder / "features"
@@ -195,7 +198,7 @@ class Evaluation:
         else:
             evaluations = get_sampler(sampler).evaluations(asking, traits.clock(steps))
         row = _row(self._keep(name, asked, evaluations, figures, seconds))
-        fd = f"fd_{self.features.name}"
+        fd = distance_key(row)
         self.say(f"{name} {sampler} {steps} steps, w = {w:g}: {fd} {row[fd]:.3f}")
         return Cell(row, key, path)
 
@@ -279,10 +282,11 @@ def _everything(data: Dataset) -> tuple[Tensor, Tensor]:
 
 def _row(found: Row) -> Row:
     figures = found["figures"]
+    fd = distance_key(figures)
     return {
         **{k: found[k] for k in ("model", "sampler", "steps", "evaluations", "w")},
-        **{k: v for k, v in figures.items() if k.startswith("fd_")},
-        **{k: v for k, v in figures.items() if not k.startswith(("fd_", "rms_"))},
+        fd: figures[fd],
+        **{k: v for k, v in figures.items() if k not in (fd, "rms_to_teacher")},
         "rms_to_teacher": figures.get("rms_to_teacher"),
         "seconds_per_image": found["seconds_per_image"],
     }

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fewstep.atomic import atomic_write
+from fewstep.metrics import distance_key
 from fewstep.recipes.plots import against_evaluations, score_against_distance
 from fewstep.recipes.sheet import contact_sheet, save_sheet
 from fewstep.recipes.tables import comma_separated, markdown
@@ -30,7 +31,7 @@ def write_figures(folder: Path, rows: Sequence[Row], sheets: dict[float, list[Te
     rows: of one extractor's features, at least one. sheets: for each w, the images (n, C, H, W)
     of its cells in the order of the rows; a row of the sheet each.
     """
-    fd = next(k for k in rows[0] if k.startswith("fd_"))
+    fd = distance_key(rows[0])
     files = {"table.md": markdown(rows), "table.csv": comma_separated(rows)}
     files["plots/score.svg"] = HEAD + score_against_distance(rows, fd)
     for w in sorted({row["w"] for row in rows if row["w"] is not None}):

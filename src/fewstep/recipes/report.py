@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from fewstep.atomic import atomic_write
+from fewstep.metrics import distance_key
 from fewstep.recipes.plots import against_evaluations, loss_curves, score_against_distance
 from fewstep.recipes.sheet import contact_sheet, png
 
@@ -49,7 +50,7 @@ class Study:
     @property
     def fd(self) -> str:
         """The key of the Fréchet distance, named after its features."""
-        return f"fd_{self.features}"
+        return distance_key(self.rows[0])
 
     def row(
         self, model: str, w: float, steps: int | None = None, sampler: str = "deterministic"

@@ -13,7 +13,7 @@ import fewstep
 from fewstep.atomic import atomic_write
 from fewstep.core.denoiser import Guided
 from fewstep.distill.plan import STAGE_ONE, TEACHER
-from fewstep.metrics import paired_rms
+from fewstep.metrics import distance_key, paired_rms
 from fewstep.models import UNetModel, card_of, save_model
 from fewstep.models.solvers import SOLVERS
 from fewstep.recipes.config import Recipe
@@ -79,7 +79,7 @@ def measure_run(run: Run) -> tuple[Evaluation, dict[Key, Cell]]:
                 _table_name(name), model, w=w, steps=steps, sampler=sampler, teacher=reference
             )
             cells[cell.row["model"], cell.row["sampler"], cell.row["steps"], w] = cell
-        _figures(run, name, model, cells, evaluation.features.name)
+        _figures(run, name, model, cells)
     return evaluation, cells
 
 
@@ -102,9 +102,7 @@ def _table_name(name: str) -> str:
     return name.removesuffix("-stochastic")
 
 
-def _figures(
-    run: Run, name: str, model: UNetModel | Guided, cells: dict[Key, Cell], features: str
-) -> None:
+def _figures(run: Run, name: str, model: UNetModel | Guided, cells: dict[Key, Cell]) -> None:
     card = card_of(model)
     if card.stage != "halve" or not isinstance(model, UNetModel):
         return
@@ -112,7 +110,7 @@ def _figures(
         f"{key} at w={w:g}": round(float(cell.row[key]), 6)
         for (row_model, sampler, _, w), cell in cells.items()
         if row_model == _table_name(name) and sampler == card.sampler
-        for key in (f"fd_{features}", "rms_to_teacher")
+        for key in (distance_key(cell.row), "rms_to_teacher")
         if cell.row[key] is not None
     }
     if figures != card.figures:
