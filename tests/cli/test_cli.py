@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 from tests.cli.conftest import ENVIRONMENT, fewstep
 
 
@@ -342,3 +343,32 @@ def test_ones_own_images_go_all_the_way_to_a_table(tmp_path: Path) -> None:
     lost = fewstep("evaluate", student, *flags, cwd=tmp_path / "cache", **environment)
     assert lost.returncode == 1
     assert "--reference path/to/pets" in lost.stderr
+
+
+def test_a_pair_and_a_plain_w_input(recipe: Path, run: Path, tmp_path: Path) -> None:
+    settings = [
+        "distill.stages=[{parent: teacher, steps: 4, pair: true, updates: 4},"
+        " {parent: pair-4, steps: 2, pair: true, updates: 4}, {parent: teacher, updates: 4}]",
+        "network.w_band=null",
+        "evaluate.stage_one_steps=[4]",
+    ]
+    flags = [part for s in settings for part in ("--set", s)]
+    done = fewstep(
+        "report", recipe, "--teacher", run / "teacher", *flags, "--out", "pairs", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "pairs" / "report.json").read_text())["rows"]
+    costs = {(r["model"], r["w"]): r["evaluations"] for r in rows}
+    assert (costs["pair-4", 1.0], costs["pair-4", 0.0], costs["pair-2", 1.0]) == (8, 4, 4)
+    assert "two passes a step" in fewstep("show", "pairs/pair-4", cwd=tmp_path).stdout
+    card = json.loads((tmp_path / "pairs" / "stage-one" / "fewstep.json").read_text())
+    assert card["w_band"] is None
+    weight = load_file(tmp_path / "pairs/stage-one/unet/diffusion_pytorch_model.safetensors")
+    used = weight["time_embedding.cond_proj.weight"].abs().sum(dim=0) > 0
+    assert int(used.sum()) > 16  # the slow quarter alone would be 8
+    wrong = fewstep(
+        "report", recipe, "--teacher", run / "teacher", "--out", "wrong", "--set",
+        "distill.stages=[{parent: teacher, steps: 4, pair: true, updates: 2},"
+        " {parent: pair-4, steps: 2, updates: 2}]", cwd=tmp_path,
+    )  # fmt: skip
+    one_line_error(wrong, "student-2", "pair-4", "a pair starts from")

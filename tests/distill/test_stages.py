@@ -148,3 +148,20 @@ def test_a_plan_that_cannot_be_followed(stages: tuple[Stage, ...], says: str) ->
 def test_a_chain_that_does_not_halve(first: int, last: int) -> None:
     with pytest.raises(RecipeError, match="halve"):
         chain(first, last, match=1, updates=1)
+
+
+def test_a_pair_learns_both_passes_of_its_parent() -> None:
+    stage = Stage("pair-4", TEACHER, 100, 4, 2, pair=True)
+    problem = stage.problem(MIXTURE, (0.0, 4.0), MIXTURE.null_cond)
+    assert isinstance(problem, Halve)
+    check_stage(problem, X[:8], COND[:8])
+    r = problem(X, COND, torch.Generator().manual_seed(0))
+    assert isinstance(r.cond, Tensor)
+    dropped = r.cond == 3
+    assert torch.equal(r.cond[~dropped], COND[~dropped])
+    assert float(dropped.float().mean()) == pytest.approx(0.5, abs=0.04)
+    assert not r.w.any()
+    # A parent of one pass: half of what the guided pair costs.
+    assert stage.cost(8).teacher * 2 == Stage("student-4", TEACHER, 100, 4, 2).cost(8).teacher
+    with pytest.raises(RangeError, match=r"dropout = 2"):
+        Halve(MIXTURE, 4, w=(0, 0), null_cond=MIXTURE.null_cond, dropout=2)

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from fewstep.cli.options import Device, Out, RecipeName, Set, load_run_recipe, say
 
 
 def report_command(
-    recipe: RecipeName, out: Out = None, set_: Set = None, device: Device = None
+    recipe: RecipeName,
+    out: Out = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Folder of a teacher; by default one is trained.")
+    ] = None,
+    set_: Set = None,
+    device: Device = None,
 ) -> None:
     """Train, distil and measure what is not done yet; write tables, plots and report.html.
 
@@ -17,7 +26,8 @@ def report_command(
     checked = load_run_recipe(recipe, set_)
     from fewstep.recipes.study import run_study
 
-    report = run_study(checked, out or Path("runs") / checked.name, device, say)
+    where = out or Path("runs") / checked.name
+    report = run_study(checked, where, device, say, teacher=teacher)
     say(f"report: {report}")
 
 

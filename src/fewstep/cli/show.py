@@ -15,6 +15,7 @@ KIND = {
     "match": "stage one (one pass a step, any number of steps)",
     "halve": "few-step student (one pass a step)",
 }
+PAIR = "few-step student without stage one (two passes a step)"
 
 
 def show_command(
@@ -35,7 +36,7 @@ def describe(card: Card) -> str:
     made = ", ".join(f"{k} {v}" for k, v in told if "sha" not in k)
     rows = {
         "name": card.name,
-        "stage": KIND[card.stage],
+        "stage": PAIR if card.pair else KIND[card.stage],
         "steps": "any" if card.steps is None else str(card.steps),
         "sampler": card.sampler or "any",
         "w": w,

@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from fewstep.core import cond as conds
 from fewstep.core.angle import HALF_PI, add_noise, expand
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Denoiser, coefficient_dtype, traits_of
@@ -86,6 +87,10 @@ class Halve:
         w: range of the guidance weight; by default the teacher's own.
         grid: decreasing angles of the student, N + 1; by default the teacher's clock at N.
         split: where the sub-steps of a move lie; by default at equal angles.
+        null_cond: a condition batch of 1 that stands in for the label with probability
+            `dropout`: for a teacher that is one network, conditional or not, and a student that
+            is to be guided by two passes of its own.
+        dropout: how often; without null_cond it is not used.
     """
 
     teacher: Denoiser
@@ -96,6 +101,8 @@ class Halve:
     w: tuple[float, float] | None = None
     grid: Grid | None = None
     split: Split = equal_angles
+    null_cond: Cond | None = None
+    dropout: float = 0.5
     _tables: dict[tuple[torch.device, torch.dtype], _Table] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -106,6 +113,8 @@ class Halve:
         for name, value in (("substeps", self.substeps), ("stride", self.stride)):
             if value < 1:
                 raise RangeError(f"{name} = {value}; it must be at least 1. Use 2, say.")
+        if not 0.0 <= self.dropout <= 1.0:
+            raise RangeError(f"dropout = {self.dropout}; it must lie in [0, 1]. Use 0.5, say.")
         if self.direction not in ("decode", "encode"):
             raise RangeError(f"direction = {self.direction!r}; it is 'decode' or 'encode'.")
         traits = traits_of(self.teacher)
@@ -164,6 +173,9 @@ class Halve:
         w = uniform(self.w, x, generator)
         phi = table.phi[index, 0]
         z = add_noise(x, gaussian(x, generator), phi)
+        if self.null_cond is not None:
+            dropped = uniform((0.0, 1.0), x, generator) < self.dropout
+            cond = conds.replace(cond, dropped, conds.to(self.null_cond, x.device))
         return Regression(z, phi, cond, w, self.target(z, index, cond, w))
 
     def target(self, z: Tensor, index: Tensor, cond: Cond, w: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Denoiser
 from fewstep.distill.halve import Halve
 from fewstep.distill.match import Match
@@ -50,6 +51,8 @@ class Stage:
         parent: name of its teacher, `TEACHER` for the guided pair.
         updates: optimiser updates.
         steps, substeps, stride, direction: as in `Halve`.
+        pair: the student replaces the network and not the guided pair: it learns the conditional
+            and the unconditional pass of its parent alike, and is itself guided by two passes.
     """
 
     name: str
@@ -59,6 +62,7 @@ class Stage:
     substeps: int = 2
     stride: int = 1
     direction: Direction = "decode"
+    pair: bool = False
 
     @property
     def sampler(self) -> str | None:
@@ -69,8 +73,13 @@ class Stage:
             return "encode"
         return "stochastic" if self.stride == 2 else "deterministic"
 
-    def problem(self, teacher: Denoiser, w: tuple[float, float]) -> Problem:
-        """Return the stage's regression problem under the teacher's answers."""
+    def problem(
+        self, teacher: Denoiser, w: tuple[float, float], null_cond: Cond | None = None
+    ) -> Problem:
+        """Return the stage's regression problem under the teacher's answers.
+
+        null_cond: of a pair, whose teacher is one network.
+        """
         if self.steps is None:
             return Match(teacher, w=w)
         return Halve(
@@ -79,20 +88,25 @@ class Stage:
             substeps=self.substeps,
             stride=self.stride,
             direction=self.direction,
-            w=w,
+            w=(0.0, 0.0) if self.pair else w,
+            null_cond=null_cond if self.pair else None,
         )
 
     def cost(self, batch_size: int) -> Cost:
         """Return what the stage will cost, before it starts."""
-        passes = 2 if self.parent == TEACHER else 1
+        passes = 2 if self.parent == TEACHER and not self.pair else 1
         examples = self.updates * batch_size
         return Cost(examples * passes * (1 if self.steps is None else self.substeps), examples)
 
 
-def student_name(steps: int, stride: int = 1, direction: Direction = "decode") -> str:
-    """Return the name of a student: student-4, student-4-stochastic, encoder-4."""
+def student_name(
+    steps: int, stride: int = 1, direction: Direction = "decode", pair: bool = False
+) -> str:
+    """Return the name of a student: student-4, student-4-stochastic, encoder-4, pair-4."""
     if direction == "encode":
         return f"encoder-{steps}"
+    if pair:
+        return f"pair-{steps}" + ("-stochastic" if stride == 2 else "")
     return f"student-{steps}" + ("-stochastic" if stride == 2 else "")
 
 

@@ -33,6 +33,8 @@ class Card(BaseModel):
             pass, any number of steps) or "halve" (few-step student).
         steps, substeps, stride, direction, sampler: of the student; None or default elsewhere.
         w_range: of a network told w; None for a teacher, which takes any.
+        w_band: features of w faster than so many radians a unit were zero; None: none were.
+        pair: a student that is guided by two passes of its own, like its teacher.
         parents: nearest first, back to the teacher.
         training: how it was made: seed, updates, batch size, data hash, fingerprint of the run;
             "images" says how they were read.
@@ -52,6 +54,8 @@ class Card(BaseModel):
     class_names: tuple[str, ...] = ()
     null_class: int
     w_range: tuple[float, float] | None = None
+    w_band: float | None = 1.0
+    pair: bool = False
     steps: int | None = None
     substeps: int | None = None
     stride: int = 1

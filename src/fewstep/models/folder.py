@@ -77,11 +77,13 @@ def load_model(folder: Path | str, device: str = "cpu") -> UNetModel:
 def load(folder: Path | str, device: str = "cpu") -> UNetModel | Guided:
     """Return the model of a folder, ready to be sampled at any w it allows.
 
-    A student comes as its network (one pass); a teacher as `Guided` (two passes).
+    A student comes as its network (one pass); a teacher, and a student that is a pair like it,
+    as `Guided` (two passes).
     Raises FolderError as `load_model` does.
     """
     model = load_model(folder, device)
-    return Guided(model, model.null_cond) if model.card.stage == "teacher" else model
+    two = model.card.stage == "teacher" or model.card.pair
+    return Guided(model, model.null_cond) if two else model
 
 
 def card_of(model: UNetModel | Guided) -> Card:

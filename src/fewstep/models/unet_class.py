@@ -32,6 +32,8 @@ class UNetConfig(BaseModel):
         groups: of the group norms; must divide every number of channels.
         time_dim: of the embedding of angle, class and w; 4 times the finest level by default.
         w_dim: features of w (even); a quarter of them are slow enough to be used.
+        w_band: features of w that turn faster than so many radians a unit of w are left zero;
+            null keeps all (decision 0003).
         dropout: in the resnets.
     """
 
@@ -44,6 +46,7 @@ class UNetConfig(BaseModel):
     groups: int = Field(8, ge=1)
     time_dim: int | None = Field(None, ge=8)
     w_dim: int = Field(128, ge=8)
+    w_band: float | None = Field(1.0, gt=0.0)
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
 
     @model_validator(mode="after")
@@ -150,7 +153,9 @@ class UNetModel(nn.Module):
         """Return v (B, C, H, W)."""
         if not isinstance(cond, Tensor):
             raise ShapeError("this model's condition is a (B,) tensor of class ids, not a dict.")
-        features = None if self.w_dim is None else w_features(w, self.w_dim).to(z.dtype)
+        features = (
+            None if self.w_dim is None else w_features(w, self.w_dim, self.card.w_band).to(z.dtype)
+        )
         out = self.unet(
             z,
             timestep_from_phi(phi),

@@ -45,6 +45,7 @@ class StageConfig(Part):
     substeps: int = Field(2, ge=1)
     stride: Literal[1, 2] = 1
     direction: Literal["decode", "encode"] = "decode"
+    pair: bool = False
     updates: int | None = Field(None, ge=1)
     lr: float | None = Field(None, gt=0)
 
@@ -67,9 +68,11 @@ class DistillConfig(Optimisation):
         return Plan(tuple(self._stage(s) for s in self.stages))
 
     def _stage(self, s: StageConfig) -> Stage:
-        name = STAGE_ONE if s.steps is None else student_name(s.steps, s.stride, s.direction)
-        updates = s.updates or self.updates
-        return Stage(s.name or name, s.parent, updates, s.steps, s.substeps, s.stride, s.direction)
+        name = STAGE_ONE
+        if s.steps is not None:
+            name = student_name(s.steps, s.stride, s.direction, s.pair)
+        shared = (s.steps, s.substeps, s.stride, s.direction, s.pair)
+        return Stage(s.name or name, s.parent, s.updates or self.updates, *shared)
 
     def lr_of(self, stage: Stage) -> float:
         """Return the learning rate of a stage of the plan."""

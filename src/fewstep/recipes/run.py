@@ -24,7 +24,7 @@ from torch import Tensor
 
 import fewstep
 from fewstep.core.cond import Cond
-from fewstep.core.denoiser import Guided
+from fewstep.core.denoiser import Denoiser, Guided
 from fewstep.core.seed import derive
 from fewstep.data import Ahead, Dataset, Shards, augment, open_dataset, walk
 from fewstep.distill.plan import TEACHER, Plan, Stage
@@ -188,13 +188,22 @@ class Run:
                 f"{self.folder(stage.parent)} is not made yet; {stage.name} starts from it. Run "
                 "`fewstep train` first, or give --teacher."
             )
-        teacher = self.load(stage.parent)
         parent = load_model(self.folder(stage.parent))
+        if stage.pair != parent.card.pair and parent.card.stage != "teacher":
+            raise RecipeError(
+                f"{stage.name} (pair: {stage.pair}) cannot start from {stage.parent} (pair: "
+                f"{parent.card.pair}); a pair starts from the teacher or a pair."
+            )
+        teacher: Denoiser = self.load(stage.parent)
+        if stage.pair and isinstance(teacher, Guided):
+            teacher = teacher.denoiser
         card = parent.card.model_copy(
             update={
                 "name": stage.name,
                 "stage": "match" if stage.steps is None else "halve",
-                "w_range": self.recipe.distill.w,
+                "w_range": None if stage.pair else self.recipe.distill.w,
+                "w_band": self.recipe.network.w_band,
+                "pair": stage.pair,
                 "steps": stage.steps,
                 "substeps": None if stage.steps is None else stage.substeps,
                 "stride": stage.stride,
@@ -205,7 +214,7 @@ class Run:
             }
         )
         student = UNetModel(with_w_input(parent, self.recipe.network.w_dim), card)
-        problem = stage.problem(teacher, self.recipe.distill.w)
+        problem = stage.problem(teacher, self.recipe.distill.w, parent.null_cond)
         return self._train(student, problem, self.recipe.train_config(stage))
 
     def _train(self, model: UNetModel, problem: Problem, config: TrainConfig) -> Card:

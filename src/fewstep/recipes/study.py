@@ -27,15 +27,26 @@ Key = tuple[str, str, int, float]
 
 
 def run_study(
-    recipe: Recipe, out: Path, device: str | None, say: Say, progress: bool = True
+    recipe: Recipe,
+    out: Path,
+    device: str | None,
+    say: Say,
+    progress: bool = True,
+    teacher: Path | None = None,
 ) -> Path:
-    """Run a recipe to its report; return the page. What is finished is not made again."""
+    """Run a recipe to its report; return the page. What is finished is not made again.
+
+    teacher: folder of one that is finished; by default one is trained.
+    """
     started = time.perf_counter()
     run = Run(recipe, out, device, say, progress)
     run.prepare()
     cost = run.plan.cost(recipe.distill.batch_size)
     run.tell(f"plan: {len(run.plan.stages)} students, {cost.evaluations:,} network evaluations")
-    run.train_teacher()
+    if teacher is None:
+        run.train_teacher()
+    else:
+        run.use_teacher(teacher)
     for stage in run.plan:
         run.distill(stage)
     if not run.is_main:  # the others have nothing left to do
