@@ -1,6 +1,9 @@
-"""Draw docs/images/digits.png, the README's picture, from the model folders of a demo.
+"""Draw the picture of a run: the same noise through the teacher and its students.
 
-python docs/results/picture.py runs/demo docs/images/digits.png
+python docs/results/picture.py RUN OUT [W] [STEPS]
+
+    python docs/results/picture.py runs/demo docs/images/digits.png
+    python docs/results/picture.py runs/cifar10-small docs/images/cifar10-small.png 1 64
 """
 
 from __future__ import annotations
@@ -18,7 +21,6 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 ROWS = [
-    ("teacher", 256, "teacher, 256 steps: 512 evaluations"),
     ("teacher", 4, "teacher, 4 DDIM steps: 8 evaluations"),
     ("student-4", 4, "student: 4 evaluations"),
     ("teacher", 2, "teacher, 2 DDIM steps: 4 evaluations"),
@@ -28,10 +30,11 @@ ROWS = [
 ]
 
 
-def main(run: Path, out: Path, w: float = 4.0) -> None:
+def main(run: Path, out: Path, w: float = 4.0, many: int = 256) -> None:
     cond = torch.arange(20) % 10
-    figure, axes = plt.subplots(len(ROWS), 1, figsize=(9, 2.3))
-    for axis, (name, steps, label) in zip(axes, ROWS, strict=True):
+    rows = [("teacher", many, f"teacher, {many} steps: {2 * many} evaluations"), *ROWS]
+    figure, axes = plt.subplots(len(rows), 1, figsize=(9, 2.3))
+    for axis, (name, steps, label) in zip(axes, rows, strict=True):
         images = fewstep.sample(fewstep.load(run / name), cond=cond, w=w, steps=steps, seed=0)
         sheet = contact_sheet(images, len(images), scale=4)
         axis.imshow(sheet, cmap="gray", interpolation="nearest")
@@ -42,4 +45,4 @@ def main(run: Path, out: Path, w: float = 4.0) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), *map(float, sys.argv[3:4]), *map(int, sys.argv[4:5]))

@@ -1,4 +1,4 @@
-"""Print the tables of docs/results/digits.md from the report.json of one or more runs.
+"""Print the tables of docs/results from the report.json of one or more runs of one recipe.
 
 python docs/results/table.py runs/demo/report.json runs/seed-1/report.json
 """
@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fewstep.metrics import distance_key
+
 Row = dict[str, Any]
-FD, RMS = "fd_digits", "rms_to_teacher"
+RMS = "rms_to_teacher"
 
 
 def key(row: Row) -> tuple[str, str, int]:
@@ -28,57 +30,65 @@ def figures(reports: list[list[Row]], cell: tuple[str, str, int], name: str, dig
     return " ".join(out)
 
 
-def table(reports: list[list[Row]]) -> None:
+def table(reports: list[list[Row]], fd: str) -> None:
     cells = list(dict.fromkeys(key(r) for r in reports[0] if r["w"] is not None))
-    print(
-        "| model, sampler, steps (evaluations) | fd_digits | paired distance | variance at w = 1 |"
-    )
-    print("| --- | --- | --- | --- |")
+    ws = ", ".join(f"{w:g}" for w in sorted({r["w"] for r in reports[0] if r["w"] is not None}))
+    print(f"| model, sampler, steps (evaluations) | {fd}, w = {ws} | paired distance | at w = 1: "
+          "accuracy | precision | recall | variance |")  # fmt: skip
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for cell in cells:
         rows = [r for rows in reports for r in rows if key(r) == cell and r["w"] == 1]
         said = f"{cell[0]}, {cell[1]}, {cell[2]} ({rows[0]['evaluations']})"
-        variance = "/".join(f"{r['variance']:.2f}" for r in rows)
-        fd, rms = figures(reports, cell, FD, 2), figures(reports, cell, RMS, 3)
-        print(f"| {said} | {fd} | {rms} | {variance} |")
-
-
-def get(rows: list[Row], model: str, steps: int, w: float) -> Row:
-    return next(r for r in rows if key(r) == (model, "deterministic", steps) and r["w"] == w)
-
-
-def ratios(reports: list[list[Row]], knobs: list[Any]) -> None:
-    def line(name: str, bound: str, values: list[float]) -> None:
-        print(f"| {name} | {bound} | {' / '.join(f'{v:.3f}' for v in values)} |")
-
-    print("\n| ratio | wanted | seen |\n| --- | --- | --- |")
-    for w in (0, 1, 2, 4):
-        values = [get(r, "student-4", 4, w)[RMS] / get(r, "teacher", 4, w)[RMS] for r in reports]
-        line(f"student-4 / DDIM-4, distance, w = {w}", f"≤ {0.65 if w == 1 else 0.75}", values)
-    for n in (2, 1):
-        values = [get(r, f"student-{n}", n, 1)[RMS] / get(r, "teacher", n, 1)[RMS] for r in reports]
-        line(f"student-{n} / DDIM-{n}, distance, w = 1", "≤ 0.5", values)
-    for name, bound, (steps, other, n) in (
-        ("student-4 / teacher", "≤ 1.4", (4, 256, 4)),
-        ("student-4 / DDIM-4", "≤ 0.8", (4, 4, 4)),
-        ("student-1 / DDIM-1", "≤ 0.3", (1, 1, 1)),
-    ):
-        values = [
-            get(r, f"student-{n}", steps, 1)[FD] / get(r, "teacher", other, 1)[FD] for r in reports
+        ones = [
+            "/".join(f"{r[k]:.{d}f}" for r in rows)
+            for k, d in (("accuracy", 3), ("precision", 2), ("recall", 2), ("variance", 2))
         ]
-        line(f"{name}, fd_digits, w = 1", bound, values)
+        two = [figures(reports, cell, fd, 2), figures(reports, cell, RMS, 3)]
+        print(f"| {' | '.join([said, *two, *ones])} |")
+
+
+def get(rows: list[Row], model: str, steps: int, w: float, sampler: str = "deterministic") -> Row:
+    return next(r for r in rows if key(r) == (model, sampler, steps) and r["w"] == w)
+
+
+def ratios(reports: list[list[Row]], knobs: list[Any], fd: str) -> None:
+    """Print the student's figures over the teacher's own at as many steps, and many."""
+    many = max(r["steps"] for r in reports[0] if r["model"] == "teacher")
+    solvers = {r["sampler"] for r in reports[0] if r["model"] == "teacher"} - {"deterministic"}
+    rivals = [("deterministic", n) for n in (4, 2, 1)]
+    rivals += [(s, n) for s in sorted(solvers) for n in (4, 8)]
+
+    def line(name: str, values: list[float]) -> None:
+        print(f"| {name} | {' / '.join(f'{v:.3f}' for v in values)} |")
+
+    print("\n| ratio | seen |\n| --- | --- |")
+    ws = sorted({r["w"] for r in reports[0] if r["w"] is not None})
+    for w in ws:
+        values = [get(r, "student-4", 4, w)[fd] / get(r, "teacher", many, w)[fd] for r in reports]
+        line(f"student-4 / teacher, {many} steps, {fd}, w = {w:g}", values)
+    for sampler, n in rivals:
+        mine = f"student-{n}" if sampler == "deterministic" else "student-4"
+        for name in (fd, RMS):
+            values = [
+                get(r, mine, int(mine[-1]), 1)[name] / get(r, "teacher", n, 1, sampler)[name]
+                for r in reports
+            ]
+            line(f"{mine} / teacher, {sampler}, {n} steps, {name}, w = 1", values)
     values = [
-        get(r, "student-4", 4, 1)["variance"] / get(r, "teacher", 256, 1)["variance"]
+        get(r, "student-4", 4, 1)["variance"] / get(r, "teacher", many, 1)["variance"]
         for r in reports
     ]
-    line("student-4 / teacher, variance, w = 1", "≥ 0.8", values)
+    line("student-4 / teacher, variance, w = 1", values)
     right = [sum(m.index(min(m)) == i for i, m in enumerate(k["matrix"])) for k in knobs]
-    line("w x w: rows with the smallest on the diagonal", "4", [float(v) for v in right])
+    line(f"w x w: rows of {len(ws)} with the smallest on the diagonal", [float(v) for v in right])
 
 
 def main(paths: list[str]) -> None:
     data = [json.loads(Path(p).read_text(encoding="utf-8")) for p in paths]
-    table([d["rows"] for d in data])
-    ratios([d["rows"] for d in data], [d["knob"] for d in data])
+    rows = [d["rows"] for d in data]
+    fd = distance_key(rows[0][0])
+    table(rows, fd)
+    ratios(rows, [d["knob"] for d in data], fd)
     for d in data:
         print("\n" + "; ".join(f"{k} {v}" for k, v in d["facts"].items()))
 

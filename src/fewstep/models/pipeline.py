@@ -28,7 +28,7 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
         unet: UNet2DConditionModel,
         scheduler: DDIMScheduler,
         steps: int | None = None,
-        w_range: tuple[float, float] | None = None,
+        w_range: list[float] | None = None,  # what JSON makes of a pair
         sampler: str | None = None,
     ) -> None:
         """Hold the parts. steps, w_range and sampler say what the network was made for."""
