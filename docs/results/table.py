@@ -33,16 +33,15 @@ def figures(reports: list[list[Row]], cell: tuple[str, str, int], name: str, dig
 def table(reports: list[list[Row]], fd: str) -> None:
     cells = list(dict.fromkeys(key(r) for r in reports[0] if r["w"] is not None))
     ws = ", ".join(f"{w:g}" for w in sorted({r["w"] for r in reports[0] if r["w"] is not None}))
-    print(f"| model, sampler, steps (evaluations) | {fd}, w = {ws} | paired distance | at w = 1: "
-          "accuracy | precision | recall | variance |")  # fmt: skip
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    more = [("accuracy", 3), ("precision", 2), ("recall", 2), ("variance", 2)]
+    more = [(name, d) for name, d in more if name in reports[0][0]]
+    head = [f"{fd}, w = {ws}", "paired distance", *(f"{name}, w = 1" for name, _ in more)]
+    print(f"| model, sampler, steps (evaluations) | {' | '.join(head)} |")
+    print("| --- |" + " --- |" * len(head))
     for cell in cells:
         rows = [r for rows in reports for r in rows if key(r) == cell and r["w"] == 1]
         said = f"{cell[0]}, {cell[1]}, {cell[2]} ({rows[0]['evaluations']})"
-        ones = [
-            "/".join(f"{r[k]:.{d}f}" for r in rows)
-            for k, d in (("accuracy", 3), ("precision", 2), ("recall", 2), ("variance", 2))
-        ]
+        ones = ["/".join(f"{r[k]:.{d}f}" for r in rows) for k, d in more]
         two = [figures(reports, cell, fd, 2), figures(reports, cell, RMS, 3)]
         print(f"| {' | '.join([said, *two, *ones])} |")
 

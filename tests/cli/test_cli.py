@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 import signal
@@ -14,6 +15,8 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
@@ -372,3 +375,34 @@ def test_a_pair_and_a_plain_w_input(recipe: Path, run: Path, tmp_path: Path) -> 
         " {parent: pair-4, steps: 2, updates: 2}]", cwd=tmp_path,
     )  # fmt: skip
     one_line_error(wrong, "student-2", "pair-4", "a pair starts from")
+
+
+def test_training_streams_shards_and_goes_on_exactly(tmp_path: Path) -> None:
+    encoded = []
+    for i in range(120):
+        out = io.BytesIO()
+        Image.fromarray(np.full((8, 8, 3), 2 * i, np.uint8)).save(out, "PNG")
+        encoded.append(out.getvalue())
+    table = pa.table({"image": encoded, "label": [i % 3 for i in range(120)]})
+    pq.write_table(table, tmp_path / "shard.parquet", row_group_size=20)
+    recipe = {
+        "name": "stream",
+        "data": {"name": "shard.parquet", "size": 8, "stream": True, "flip": True},
+        "network": {"channels": [8], "groups": 4},
+        "teacher": {"updates": 12, "batch_size": 16, "checkpoint_every": 4},
+    }
+    (tmp_path / "stream.yaml").write_text(yaml.safe_dump(recipe))
+    weights = []
+    for name in ("whole", "again"):
+        done = fewstep("train", "stream.yaml", "--out", name, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        weights.append(tmp_path / name / "teacher/unet/diffusion_pytorch_model.safetensors")
+        if name == "again":
+            # As if it had been killed after update 8: no model, and one checkpoint fewer.
+            shutil.rmtree(tmp_path / name / "teacher")
+            kept = tmp_path / name / "training" / "teacher" / "checkpoints"
+            shutil.rmtree(kept / "00000012")
+            (kept / "latest.json").write_text(json.dumps({"update": 8}))
+            done = fewstep("train", "stream.yaml", "--out", name, cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+    assert weights[0].read_bytes() == weights[1].read_bytes()
