@@ -19,7 +19,7 @@ from fewstep.core.cond import Cond
 from fewstep.core.seed import generator
 from fewstep.distill.pretrain import Pretrain
 from fewstep.errors import FewstepError
-from fewstep.train import TrainConfig, train
+from fewstep.train import TrainConfig, leave, train
 
 BATCH = 16
 
@@ -68,6 +68,7 @@ def main() -> None:
     config = TrainConfig(**{**shared, "log_every": 5, "ema": 0.9, **settings})
     try:
         train(Net(), Pretrain(torch.tensor([2])), batch, config, folder, device="cpu")
+        leave()
     except FewstepError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         sys.stderr.flush()

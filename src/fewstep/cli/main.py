@@ -65,7 +65,19 @@ def _fail(message: str, code: int) -> int:
 
 def entry() -> None:
     """Console script."""
-    sys.exit(main())
+    code = main()
+    # Only a command that trained has imported this; the others must not pay for it.
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        if code:
+            # Another process may be gone, and with it an orderly farewell.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        from fewstep.train import leave
+
+        leave()
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@ from __future__ import annotations
 from fewstep.train.config import Optimisation, TrainConfig
 from fewstep.train.log import read_metrics
 from fewstep.train.loop import Batch, TrainResult, train
-from fewstep.train.processes import lost_processes_are_said, processes
+from fewstep.train.processes import leave, lost_processes_are_said, processes
 
 __all__ = [
     "Batch",
     "Optimisation",
     "TrainConfig",
     "TrainResult",
+    "leave",
     "lost_processes_are_said",
     "processes",
     "read_metrics",
