@@ -406,3 +406,25 @@ def test_training_streams_shards_and_goes_on_exactly(tmp_path: Path) -> None:
             done = fewstep("train", "stream.yaml", "--out", name, cwd=tmp_path)
             assert done.returncode == 0, done.stderr
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_a_plan_may_grow_where_it_was_begun(run: Path, recipe: Path, tmp_path: Path) -> None:
+    one = ("--teacher", run / "teacher", "--out", "r", "--set")
+    stages = "distill.stages=[{parent: teacher, updates: 5}"
+    assert fewstep("distill", recipe, *one, f"{stages}]", cwd=tmp_path).returncode == 0
+    more = f"{stages}, {{parent: stage-one, steps: 2, updates: 3}}]"
+    grown = fewstep("distill", recipe, *one, more, cwd=tmp_path)
+    assert grown.returncode == 0, grown.stderr
+    assert "stage-one: already made" in grown.stderr
+    assert (tmp_path / "r" / "student-2" / "fewstep.json").is_file()
+    changed = fewstep("distill", recipe, *one, more.replace("5", "6"), cwd=tmp_path)
+    one_line_error(changed, "distill.stages")
+    beside = ("--teacher", tmp_path / "r" / "stage-one", "--out", "s", "--set")
+    only = "distill.stages=[{parent: stage-one, steps: 2, updates: 3, direction: encode}]"
+    encoder = fewstep("distill", recipe, *beside, only, cwd=tmp_path)
+    assert encoder.returncode == 0, encoder.stderr
+    card = json.loads((tmp_path / "s" / "encoder-2" / "fewstep.json").read_text())
+    assert (card["direction"], [p["name"] for p in card["parents"]]) == (
+        "encode",
+        ["stage-one", "teacher"],
+    )

@@ -12,7 +12,7 @@ from fewstep.core.angle import x_from_v
 from fewstep.core.cond import Cond
 from fewstep.distill.halve import Halve
 from fewstep.distill.match import Match
-from fewstep.distill.plan import TEACHER, Plan, Stage, chain, direct
+from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan, Stage, chain, direct
 from fewstep.distill.pretrain import Pretrain
 from fewstep.distill.problem import loss
 from fewstep.errors import RangeError, RecipeError
@@ -165,3 +165,8 @@ def test_a_pair_learns_both_passes_of_its_parent() -> None:
     assert stage.cost(8).teacher * 2 == Stage("student-4", TEACHER, 100, 4, 2).cost(8).teacher
     with pytest.raises(RangeError, match=r"dropout = 2"):
         Halve(MIXTURE, 4, w=(0, 0), null_cond=MIXTURE.null_cond, dropout=2)
+
+
+def test_a_plan_may_start_at_a_stage_one_from_elsewhere() -> None:
+    plan = Plan((Stage("encoder-8", STAGE_ONE, 10, 8, direction="encode"),))
+    assert plan.cost(1).teacher == 20  # one pass, not two

@@ -114,6 +114,8 @@ def student_name(
 class Plan:
     """The stages in the order in which they are made; every parent comes before its child.
 
+    The teacher comes from elsewhere, and so may the model of stage one.
+
     Raises RecipeError for a name twice, or a parent that is not made before.
     """
 
@@ -122,6 +124,8 @@ class Plan:
     def __post_init__(self) -> None:
         """Check that the stages can be made in this order."""
         made = {TEACHER}
+        if all(stage.name != STAGE_ONE for stage in self.stages):
+            made.add(STAGE_ONE)  # brought from elsewhere
         for stage in self.stages:
             if stage.name in made:
                 raise RecipeError(f"two stages are named {stage.name!r}. Name one differently.")

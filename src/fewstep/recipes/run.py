@@ -15,7 +15,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Denoiser, Guided
 from fewstep.core.seed import derive
 from fewstep.data import Ahead, Dataset, Shards, augment, open_dataset, walk
-from fewstep.distill.plan import TEACHER, Plan, Stage
+from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan, Stage
 from fewstep.distill.pretrain import Pretrain
 from fewstep.distill.problem import Problem
 from fewstep.errors import FolderError, RecipeError
@@ -42,7 +42,7 @@ from fewstep.models import (
     save_model,
     with_w_input,
 )
-from fewstep.models.card import CARD, Parent
+from fewstep.models.card import CARD
 from fewstep.models.native import CLOCK
 from fewstep.models.unet_class import FAMILY
 from fewstep.recipes.config import Recipe, differences, load_recipe, save_recipe
@@ -83,10 +83,13 @@ class Run:
     def _prepare(self) -> None:
         path = self.out / RECIPE
         if path.is_file():
-            changed = differences(load_recipe(str(path)), self.recipe)
+            begun = load_recipe(str(path))
+            changed = differences(begun, self.recipe)
             # Data may move; that it is the same is in every checkpoint's fingerprint.
-            free = ("about", "evaluate", "data.name")
-            changed = [k for k in changed if not k.startswith(free)]
+            free = ["about", "evaluate", "data.name"]
+            if set(begun.distill.plan()) <= set(self.plan):
+                free.append("distill.stages")  # a plan may grow
+            changed = [k for k in changed if not k.startswith(tuple(free))]
             if changed:
                 raise RecipeError(
                     f"{self.out} was begun with other settings of {', '.join(changed[:3])}"
@@ -165,15 +168,19 @@ class Run:
         return self._train(model, problem, recipe.train_config(None))
 
     def use_teacher(self, folder: Path) -> Card:
-        """Copy a finished teacher from another folder into this run."""
+        """Copy a finished teacher, or the model of stage one, from another folder into this run."""
         card = read_card(folder)
-        if card.stage != "teacher":
-            raise FolderError(f"{folder} is a {card.stage!r} model, not a teacher. Give a teacher.")
-        if not self.is_done(TEACHER):
+        if card.stage == "halve":
+            raise FolderError(
+                f"{folder} is a student of {card.steps} steps, not a teacher. Give a teacher or "
+                "the model of stage one."
+            )
+        name = STAGE_ONE if card.stage == "match" else TEACHER
+        if not self.is_done(name):
             model = load_model(folder)
-            model.card = card.model_copy(update={"name": TEACHER})
+            model.card = card.model_copy(update={"name": name})
             self._save(model)
-        return read_card(self.folder(TEACHER))
+        return read_card(self.folder(name))
 
     def distill(self, stage: Stage) -> Card:
         """Make one student of the plan, or return it where it is finished.
@@ -229,7 +236,7 @@ class Run:
             config,
             self.out / "training" / name,
             seed=seed,
-            fingerprint=self._fingerprint(config, model.card.parents[:1]),
+            fingerprint=self._fingerprint(model.card, config),
             device=self.device,
             progress=self.progress,
             label=name,
@@ -244,7 +251,7 @@ class Run:
             "updates": config.updates,
             "batch_size": config.batch_size,
             "lr": config.lr,
-            "fingerprint": self._fingerprint(config, model.card.parents[:1]),
+            "fingerprint": self._fingerprint(model.card, config),
         }
         model.card = model.card.model_copy(update={"training": training})
         card = self._save(model)
@@ -268,15 +275,17 @@ class Run:
 
         return Ahead(batch) if isinstance(data, Shards) else batch
 
-    def _fingerprint(self, config: TrainConfig, parent: tuple[Parent, ...]) -> str:
+    def _fingerprint(self, card: Card, config: TrainConfig) -> str:
+        """Of all that one model depends on: its own stage, and not the others of the plan."""
+        stage = next((asdict(s) for s in self.plan if s.name == card.name), None)
         told = {
             "config": config.identity(),
             "network": self.recipe.network.model_dump(mode="json"),
-            "distill": self.recipe.distill.model_dump(mode="json", include={"w", "stages"}),
+            "stage": stage and {**stage, "w": self.recipe.distill.w},
             "seed": self.recipe.seed,
             "data": self.data.content_hash(),
             "augment": [self.recipe.data.flip, self.recipe.data.crop],
-            "parent": [p.sha256 for p in parent],
+            "parent": [p.sha256 for p in card.parents[:1]],
         }
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 

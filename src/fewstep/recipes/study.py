@@ -43,16 +43,20 @@ def run_study(
     run.prepare()
     cost = run.plan.cost(recipe.distill.batch_size)
     run.tell(f"plan: {len(run.plan.stages)} students, {cost.evaluations:,} network evaluations")
-    if teacher is None:
-        run.train_teacher()
-    else:
-        run.use_teacher(teacher)
-    for stage in run.plan:
-        run.distill(stage)
-    if not run.is_main:  # the others have nothing left to do
-        return out / "report.html"
-    evaluation, cells = measure_run(run)
-    seconds = _clock(out, time.perf_counter() - started)
+    try:
+        if teacher is None:
+            run.train_teacher()
+        else:
+            run.use_teacher(teacher)
+        for stage in run.plan:
+            run.distill(stage)
+        if not run.is_main:  # the others have nothing left to do
+            return out / "report.html"
+        evaluation, cells = measure_run(run)
+    finally:
+        # What was stopped half way took its time too.
+        if run.is_main:
+            seconds = _clock(out, time.perf_counter() - started)
     study = _study(run, evaluation, cells, seconds)
     sheets = {
         w: [cell.images[:SHEET] for (*_, v), cell in cells.items() if v == w]
