@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from fewstep.core.denoiser import Denoiser, Guided, Traits
+    from fewstep.core.edit import decode, encode, img2img, inpaint, interpolate, transfer
     from fewstep.core.sample import sample
     from fewstep.distill.halve import Halve
     from fewstep.distill.match import Match
@@ -37,9 +38,15 @@ _HOMES = {
     "TrainConfig": "fewstep.train",
     "Traits": "fewstep.core.denoiser",
     "chain": "fewstep.distill.plan",
+    "decode": "fewstep.core.edit",
     "direct": "fewstep.distill.plan",
+    "encode": "fewstep.core.edit",
+    "img2img": "fewstep.core.edit",
+    "inpaint": "fewstep.core.edit",
+    "interpolate": "fewstep.core.edit",
     "load": "fewstep.models",
     "sample": "fewstep.core.sample",
+    "transfer": "fewstep.core.edit",
 }
 
 __all__ = [
@@ -57,9 +64,15 @@ __all__ = [
     "Traits",
     "__version__",
     "chain",
+    "decode",
     "direct",
+    "encode",
+    "img2img",
+    "inpaint",
+    "interpolate",
     "load",
     "sample",
+    "transfer",
 ]
 
 

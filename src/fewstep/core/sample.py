@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from fewstep.core import cond as conds
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Denoiser, Traits, as_w, cheapest, traits_of
+from fewstep.core.grid import Grid
 from fewstep.core.samplers import Callback, Sampler, get_sampler, run
 from fewstep.core.seed import Noise
 from fewstep.errors import RangeError, ShapeError
@@ -50,6 +54,68 @@ def sample(
 
     Source: math.md 2, 6 and 7.
     """
+    walk = prepare(denoiser, cond, w=w, steps=steps, sampler=sampler, z=z, shape=shape)
+    out = []
+    for part, noise in walk.batches(seed, batch_size):
+        # Drawn even where z is given: the noise of later moves must not depend on that.
+        start = walk.noise(noise)
+        if z is not None:
+            start = z[part].to(walk.device)
+        out.append(walk.run(start, part, noise, callback=callback))
+    return torch.cat(out)
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A sampling that has been checked: what `sample` and the edits of `core.edit` share."""
+
+    denoiser: Denoiser
+    sampler: Sampler
+    cond: Cond
+    w: Tensor
+    grid: Grid
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    def batches(self, seed: int, batch_size: int | None) -> Iterator[tuple[slice, Noise]]:
+        """Yield at most batch_size examples at a time, with their own streams of noise."""
+        total = len(self.w)
+        for first in range(0, total, batch_size or total):
+            part = slice(first, min(first + (batch_size or total), total))
+            yield part, Noise(seed, range(part.start, part.stop))
+
+    def noise(self, noise: Noise) -> Tensor:
+        """Return the next noise (B, *D) of the streams, where and in what the states live."""
+        return noise.draw(self.shape, self.dtype, self.device)
+
+    def run(
+        self,
+        z: Tensor,
+        part: slice,
+        noise: Noise,
+        *,
+        grid: Grid | None = None,
+        sampler: Sampler | None = None,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """Carry the examples of a part from z (B, *D) to the grid's end."""
+        few = conds.take(self.cond, part)
+        chosen, grid = sampler or self.sampler, grid or self.grid
+        return run(chosen, self.denoiser, z, few, self.w[part], grid, noise, callback)
+
+
+def prepare(
+    denoiser: Denoiser,
+    cond: Cond,
+    *,
+    w: float | Tensor,
+    steps: int | None,
+    sampler: str | None,
+    z: Tensor | None,
+    shape: tuple[int, ...] | None = None,
+) -> Walk:
+    """Check what `sample` is given against what the denoiser was made for, once."""
     traits = traits_of(denoiser)
     chosen = _sampler(sampler, traits)
     grid = traits.clock(_steps(steps, traits, chosen))
@@ -62,18 +128,7 @@ def sample(
     dtype = z.dtype if z is not None else traits.dtype or torch.float32
     like = torch.empty((total, 1), dtype=dtype, device=device)
     w_all = as_w(w, like, traits.w_range)
-    denoiser = cheapest(denoiser, w_all)
-    out = []
-    for first in range(0, total, batch_size or total):
-        part = slice(first, min(first + (batch_size or total), total))
-        noise = Noise(seed, range(part.start, part.stop))
-        # Drawn even where z is given: the noise of later moves must not depend on that.
-        start = noise.draw(shape, dtype, device)
-        if z is not None:
-            start = z[part].to(device)
-        few = conds.take(cond, part)
-        out.append(run(chosen, denoiser, start, few, w_all[part], grid, noise, callback))
-    return torch.cat(out)
+    return Walk(cheapest(denoiser, w_all), chosen, cond, w_all, grid, shape, dtype, device)
 
 
 def _sampler(name: str | None, traits: Traits) -> Sampler:
