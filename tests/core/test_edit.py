@@ -223,6 +223,6 @@ def test_edits_that_do_not_fit() -> None:
         fewstep.inpaint(EXACT, some(), torch.ones(4), of(0), steps=2)
     with pytest.raises(ShapeError, match="as many"):
         fewstep.img2img(EXACT, some(), of(0, 5), strength=1.0, steps=2)
+    encoder = Made(EXACT, Traits(sampler="encode", steps=(2,)))
     with pytest.raises(RangeError, match="encoder"):
-        encoder = Made(EXACT, Traits(sampler="encode", steps=(2,)))
         fewstep.inpaint(encoder, some(), torch.ones(3), of(0))

@@ -76,13 +76,13 @@ def evaluate_command(
             raise RangeError(f"{card.name} can take any number of steps; say which: --steps 64.")
     place = device or default_device()
     evaluation = Evaluation(
-        _data(cards, reference), out, samples, seed, min(500, samples), features, place, say
+        training_data(cards, reference), out, samples, seed, min(500, samples), features, place, say
     )
     cells = _measure(evaluation, models, weights, counts, samplers, teacher, reference_steps)
     _write(out, cells)
 
 
-def _data(cards: list[Card], reference: str | None) -> DataConfig:
+def training_data(cards: list[Card], reference: str | None) -> DataConfig:
     """Return the images of the models' training, from where they are now."""
     from fewstep.data import DATASETS, DataConfig, open_dataset
 

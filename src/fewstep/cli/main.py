@@ -12,7 +12,23 @@ from typing import cast
 
 import typer
 
-from fewstep.cli import demo, distill, evaluate, features, report, sample, show, train
+from fewstep.cli import (
+    decode,
+    demo,
+    distill,
+    encode,
+    evaluate,
+    features,
+    img2img,
+    inpaint,
+    interpolate,
+    report,
+    roundtrip,
+    sample,
+    show,
+    train,
+    transfer,
+)
 from fewstep.errors import FewstepError, Interrupted
 
 app = typer.Typer(
@@ -23,7 +39,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for module in (demo, train, distill, sample, evaluate, report, show):
+COMMANDS = (
+    demo,
+    train,
+    distill,
+    sample,
+    img2img,
+    inpaint,
+    encode,
+    decode,
+    transfer,
+    interpolate,
+    evaluate,
+    roundtrip,
+    report,
+    show,
+)
+for module in COMMANDS:
     app.command(module.command.__name__.removesuffix("_command"))(module.command)
 app.add_typer(features.app, name="features")
 

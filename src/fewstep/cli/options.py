@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fewstep.errors import RangeError
+from fewstep.errors import RangeError, did_you_mean
 
 if TYPE_CHECKING:
     from fewstep.recipes.config import Recipe
@@ -20,6 +21,14 @@ Out = Annotated[Path | None, typer.Option(help="Folder of the run; by default ru
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default what there is.")]
 RecipeName = Annotated[str, typer.Argument(help="Name of a built-in recipe, or a YAML file.")]
 GuidanceScale = Annotated[float | None, typer.Option("--guidance-scale", hidden=True)]
+Image = Annotated[
+    list[Path],
+    typer.Option(help="An image, or a folder of images; may be given several times."),
+]
+W = Annotated[float, typer.Option(help="Guidance weight; 0 is none.")]
+Steps = Annotated[int | None, typer.Option(help="Steps; by default what the model was made for.")]
+Seed = Annotated[int, typer.Option(help="Of the noise.")]
+Scale = Annotated[int, typer.Option(min=1, help="Pixels of the sheet a pixel.")]
 
 
 def say(line: str) -> None:
@@ -60,3 +69,20 @@ def load_run_recipe(name: str, overrides: list[str] | None) -> Recipe:
     from fewstep.recipes.config import load_recipe
 
     return load_recipe(name, overrides or ())
+
+
+def class_ids(text: str, names: Sequence[str], option: str = "--cond") -> list[int]:
+    """Return the ids of "cat,dog" or "0,5-9". Raises RangeError for a name that is not there."""
+    parts = [part.strip() for part in text.split(",")]
+    if all(part in names for part in parts):
+        return [names.index(part) for part in parts]
+    words = [part for part in parts if not part.replace("-", "").isdigit()]
+    unknown = [word for word in words if word not in names]
+    if not unknown:
+        return whole(text, option)
+    hint = did_you_mean(unknown[0], names)
+    raise RangeError(
+        f"{option} {text!r}: {unknown[0]!r} is no class of this model.{hint}"
+        f" Its classes are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}; or give "
+        "whole numbers: 0,1,5-9."
+    )

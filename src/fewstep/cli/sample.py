@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fewstep.cli.options import Device, GuidanceScale, refuse_guidance_scale, say, whole
-from fewstep.errors import RangeError, did_you_mean
+from fewstep.cli.options import Device, GuidanceScale, class_ids, refuse_guidance_scale, say
+from fewstep.errors import RangeError
 
 
 def sample_command(
@@ -57,23 +56,6 @@ def sample_command(
     }
     save_sheet(contact_sheet(images.cpu(), min(columns, len(labels)), scale), out, settings)
     say(f"{len(labels)} images: {out}")
-
-
-def class_ids(text: str, names: Sequence[str]) -> list[int]:
-    """Return the ids of "cat,dog" or "0,5-9". Raises RangeError for a name that is not there."""
-    parts = [part.strip() for part in text.split(",")]
-    if all(part in names for part in parts):
-        return [names.index(part) for part in parts]
-    words = [part for part in parts if not part.replace("-", "").isdigit()]
-    unknown = [word for word in words if word not in names]
-    if not unknown:
-        return whole(text, "--cond")
-    hint = did_you_mean(unknown[0], names)
-    raise RangeError(
-        f"--cond {text!r}: {unknown[0]!r} is no class of this model.{hint}"
-        f" Its classes are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}; or give "
-        "whole numbers: 0,1,5-9."
-    )
 
 
 command = sample_command

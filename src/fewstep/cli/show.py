@@ -15,6 +15,7 @@ KIND = {
     "match": "stage one (one pass a step, any number of steps)",
     "halve": "few-step student (one pass a step)",
 }
+ENCODER = "few-step encoder (one pass a step, from images to noise)"
 PAIR = "few-step student without stage one (two passes a step)"
 
 
@@ -29,6 +30,12 @@ def show_command(
     typer.echo(card.model_dump_json(indent=2) if json else describe(card))
 
 
+def _kind(card: Card) -> str:
+    if card.pair:
+        return PAIR
+    return ENCODER if card.direction == "encode" else KIND[card.stage]
+
+
 def describe(card: Card) -> str:
     """Return the card in lines for a person."""
     w = "any" if card.w_range is None else f"{card.w_range[0]:g} to {card.w_range[1]:g}"
@@ -36,7 +43,7 @@ def describe(card: Card) -> str:
     made = ", ".join(f"{k} {v}" for k, v in told if "sha" not in k)
     rows = {
         "name": card.name,
-        "stage": PAIR if card.pair else KIND[card.stage],
+        "stage": _kind(card),
         "steps": "any" if card.steps is None else str(card.steps),
         "sampler": card.sampler or "any",
         "w": w,

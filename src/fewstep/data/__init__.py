@@ -11,6 +11,7 @@ from fewstep.data.augment import augment, uniform
 from fewstep.data.config import DataConfig
 from fewstep.data.dataset import SPLITS, Dataset
 from fewstep.data.digits import Digits
+from fewstep.data.files import image_files, read_images
 from fewstep.data.images import Images
 from fewstep.data.order import epochs, indices
 from fewstep.data.shards import Shards
@@ -67,8 +68,10 @@ __all__ = [
     "Shards",
     "augment",
     "epochs",
+    "image_files",
     "indices",
     "open_dataset",
+    "read_images",
     "uniform",
     "walk",
 ]

@@ -22,6 +22,7 @@ from fewstep.metrics.frechet import Moments, frechet_distance, moments
 from fewstep.metrics.inception import InceptionFeatures
 from fewstep.metrics.kernel import kernel_distance
 from fewstep.metrics.manifold import precision_recall
+from fewstep.metrics.noise import noise_figures, psnr
 from fewstep.metrics.paired import paired_rms
 from fewstep.metrics.score import accuracy, class_score
 from fewstep.metrics.vision import VisionFeatures, train_features, vision_features
@@ -54,9 +55,11 @@ __all__ = [
     "measure",
     "moments",
     "nearest_distance",
+    "noise_figures",
     "open_features",
     "paired_rms",
     "precision_recall",
+    "psnr",
     "train_features",
     "vision_features",
     "within_class_variance",

@@ -147,11 +147,11 @@ class Evaluation:
     def held_out_row(self) -> Row:
         """Return the held-out images' own figures: what real data scores."""
         x, labels = self.held_out
-        asked = self._asked("held-out", None, None, None, len(x)) | {"seed": None}
+        asked = self.asked("held-out", None, None, None, len(x)) | {"seed": None}
         found = self.results.get(key_of(asked))
         if found is None:
             figures = measure(x, labels, features=self.features, reference=self.reference)
-            found = self._keep("held-out", asked, 0, figures, None)
+            found = self.keep("held-out", asked, 0, figures, None)
         return _row(found)
 
     def cell(
@@ -173,7 +173,7 @@ class Evaluation:
         traits = traits_of(model)
         steps = steps or (traits.steps or (0,))[0]
         sampler = sampler or traits.sampler or "deterministic"
-        asked = self._asked(card_of(model).weights_sha256, sampler, steps, w, self.samples)
+        asked = self.asked(card_of(model).weights_sha256, sampler, steps, w, self.samples)
         asked["teacher"] = None if teacher is None else teacher.key
         key = key_of(asked)
         path = self.folder / "cells" / f"{key[:32]}.safetensors"
@@ -197,7 +197,7 @@ class Evaluation:
             evaluations = steps * asking.passes
         else:
             evaluations = get_sampler(sampler).evaluations(asking, traits.clock(steps))
-        row = _row(self._keep(name, asked, evaluations, figures, seconds))
+        row = _row(self.keep(name, asked, evaluations, figures, seconds))
         fd = distance_key(row)
         self.say(f"{name} {sampler} {steps} steps, w = {w:g}: {fd} {row[fd]:.3f}")
         return Cell(row, key, path)
@@ -212,9 +212,10 @@ class Evaluation:
             )
         return images.cpu()
 
-    def _asked(
+    def asked(
         self, weights: str, sampler: str | None, steps: int | None, w: float | None, samples: int
     ) -> Row:
+        """Return everything that a cell's figures depend on; `key_of` it is the cell's key."""
         return {
             "weights": weights,
             "sampler": sampler,
@@ -230,9 +231,10 @@ class Evaluation:
     def _data_sha256(self) -> str:
         return open_dataset(self.data, "train").content_hash()
 
-    def _keep(
+    def keep(
         self, name: str, asked: Row, evaluations: int, figures: Row, seconds: float | None
     ) -> Row:
+        """Write a measured cell into the database; return its row."""
         now = datetime.datetime.now(datetime.timezone.utc)
         row = {
             "key": key_of(asked),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -51,3 +53,19 @@ def png(image: Image.Image, settings: dict[str, Any] | None = None) -> bytes:
 def save_sheet(image: Image.Image, path: Path, settings: dict[str, Any]) -> None:
     """Write the image with its settings; the file appears whole or not at all."""
     atomic_write(path, png(image, settings))
+
+
+def rows_of(rows: Sequence[Tensor], columns: int, scale: int = 1) -> Image.Image:
+    """Return rows (n, C, H, W) of images that belong together, one above the other.
+
+    More than `columns` images go on below; the last rows are filled up with paper.
+    """
+    count = len(rows[0])
+    columns = min(columns, count)
+    parts = []
+    for first in range(0, count, columns):
+        for row in rows:
+            part = row[first : first + columns]
+            blank = part.new_ones((columns - len(part), *part.shape[1:]))
+            parts += [part, blank]
+    return contact_sheet(torch.cat(parts), columns, scale)

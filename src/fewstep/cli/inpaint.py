@@ -1,0 +1,86 @@
+"""`fewstep inpaint`: a part of images drawn anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewstep.cli.options import (
+    Device,
+    GuidanceScale,
+    Image,
+    Scale,
+    Seed,
+    Steps,
+    W,
+    refuse_guidance_scale,
+    say,
+)
+from fewstep.errors import RangeError
+
+
+def inpaint_command(
+    model: Annotated[Path, typer.Argument(help="Folder of a student, or of a teacher.")],
+    image: Image,
+    mask: Annotated[
+        list[Path],
+        typer.Option(help="Image that is white where to draw; one, or one an image."),
+    ],
+    cond: Annotated[str, typer.Option(help="Class to draw: cat, or one an image; or any.")],
+    strength: Annotated[
+        float, typer.Option(help="How much of the masked part is forgotten, up to 1: all.")
+    ] = 1.0,
+    w: W = 1.0,
+    steps: Steps = None,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="PNG sheet, or a folder.")] = Path("inpainted.png"),
+    scale: Scale = 8,
+    device: Device = None,
+    guidance_scale: GuidanceScale = None,
+) -> None:
+    """Draw the white part of a mask anew under a class; the rest stays as it is."""
+    refuse_guidance_scale(guidance_scale)
+    from fewstep.cli.pictures import (
+        BATCH,
+        check_out,
+        class_of_each,
+        open_model,
+        open_pictures,
+        save_pictures,
+        settings_of,
+    )
+    from fewstep.core.edit import inpaint
+    from fewstep.data import image_files, read_images
+
+    check_out(out)
+    opened = open_model(model, device)
+    read = open_pictures(image, opened)
+    masks = image_files(mask)
+    if len(masks) not in (1, len(read.x)):
+        raise RangeError(f"{len(masks)} masks for {len(read.x)} images; give one, or one an image.")
+    drawn = (read_images(masks, (1, *opened.card.shape[1:])) > 0).float().to(opened.device)
+    classes = class_of_each(cond, "--cond", opened.card, len(read.x))
+    x = inpaint(
+        opened.model,
+        read.x,
+        drawn.expand(len(read.x), -1, -1, -1),
+        classes,
+        strength=strength,
+        w=w,
+        steps=steps,
+        seed=seed,
+        batch_size=BATCH,
+    )
+    told = {"strength": strength, "w": w, "seed": seed, "masks": [m.name for m in masks]}
+    settings = settings_of(
+        "inpaint", [opened], steps=steps or opened.card.steps, cond=classes.tolist(), **told
+    )
+    # Grey where something is drawn, between what was there and what is there now.
+    hole = read.x * (1 - drawn)
+    sheet = save_pictures(out, [read.x, hole], [x], read.files, settings, scale)
+    say(f"{len(x)} images: {sheet}")
+
+
+command = inpaint_command

@@ -1,0 +1,203 @@
+"""Measure the way to noise and back: distilled pairs beside the guided teacher's DDIM inversion.
+
+For each way, number of steps and w, on real images:
+    there and back under the same class at the same w: PSNR, and the noise's figures;
+    encoded at w = 0 and decoded under another class at w: whether it is that class now, and how
+    near it stays to the image, beside a fresh sample of that class.
+
+Rows are kept in the database of results, as `recipes.evaluate` keeps its cells.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from fewstep.core.denoiser import Guided, cheapest
+from fewstep.core.edit import check_together, decode, encode
+from fewstep.core.sample import sample
+from fewstep.errors import DataError, FolderError
+from fewstep.metrics import accuracy, extract, noise_figures, paired_rms, psnr
+from fewstep.models import Model, card_of, load
+from fewstep.recipes.evaluate import Evaluation
+from fewstep.recipes.results import key_of
+from fewstep.recipes.sheet import rows_of
+
+Row = dict[str, Any]
+Loaded: TypeAlias = "Model | Guided"
+SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Way:
+    """An encoder and a decoder that are used together, at `steps` each."""
+
+    name: str
+    encoder: Loaded
+    decoder: Loaded
+    steps: int
+
+    @property
+    def weights(self) -> str:
+        """What tells the two from others."""
+        return "+".join(_sha256(d) for d in (self.encoder, self.decoder))
+
+    def evaluations(self, w: float, w_from: float) -> int:
+        """Return the network evaluations an image costs, there and back."""
+        there, back = (
+            cheapest(d, torch.tensor([v])) for d, v in ((self.encoder, w_from), (self.decoder, w))
+        )
+        return self.steps * (there.passes + back.passes)
+
+
+def ways(models: Sequence[Loaded], teacher: Loaded) -> list[Way]:
+    """Return the pairs of encoders and decoders of equal steps, and the teacher at N and 4 N.
+
+    Raises FolderError where a model has no partner, or the two do not belong together.
+    """
+    by: dict[str, dict[int, Loaded]] = {"encode": {}, "decode": {}}
+    for model in models:
+        card = card_of(model)
+        if card.steps is None or card.stride != 1:
+            raise FolderError(
+                f"{card.name} was not made for a number of deterministic steps. Give encoders "
+                "and decoding students of equal steps."
+            )
+        by[card.direction][card.steps] = model
+    alone = sorted(set(by["encode"]) ^ set(by["decode"]))
+    if alone or not by["encode"]:
+        what = f"there is no partner for {alone[0]} steps" if alone else "there is no encoder"
+        raise FolderError(f"{what}; give an encoder and a student for each number of steps.")
+    out = []
+    counts = sorted(by["encode"], reverse=True)
+    for steps in counts:
+        pair = by["encode"][steps], by["decode"][steps]
+        check_together(*pair)
+        out.append(Way("distilled", *pair, steps))
+    inverted = sorted({n for steps in counts for n in (steps, 4 * steps)}, reverse=True)
+    return out + [Way("teacher", teacher, teacher, n) for n in inverted]
+
+
+class Shown(NamedTuple):
+    """The first images of a way at one w: there and back, and as another class."""
+
+    label: str
+    back: Tensor
+    moved: Tensor
+
+
+@dataclass(frozen=True)
+class RoundTrip:
+    """What all rows share. count: of held-out images; as many as there are, at most."""
+
+    evaluation: Evaluation
+    count: int
+
+    def __post_init__(self) -> None:
+        """Raise DataError where the features do not classify, so that no transfer is judged."""
+        if self.evaluation.features.num_classes is None:
+            raise DataError(
+                f"the features {self.evaluation.features.name!r} do not know the data's classes; "
+                "give a classifier (`fewstep features train`)."
+            )
+
+    @property
+    def images(self) -> tuple[Tensor, Tensor]:
+        """Held-out images and their classes."""
+        x, cond = self.evaluation.held_out
+        return x[: self.count], cond[: self.count]
+
+    @property
+    def targets(self) -> Tensor:
+        """The class that each image shall be transferred to: never its own."""
+        _, cond = self.images
+        k = int(self.evaluation.features.num_classes or 0)
+        return (cond + 1 + torch.arange(len(cond)) % (k - 1)) % k
+
+    def row(self, way: Way, w: float) -> Row:
+        """Return the figures of a way at w, measured now or kept from before."""
+        asked = self.evaluation.asked(way.weights, "roundtrip", way.steps, w, len(self.images[0]))
+        found = self.evaluation.results.get(key_of(asked))
+        if found is None:
+            begun = time.perf_counter()
+            figures = self._figures(way, w)
+            # There and back twice, and a fresh sample: two and a half round trips.
+            seconds = (time.perf_counter() - begun) / len(self.images[0]) / 2.5
+            spent = way.evaluations(w, w)
+            found = self.evaluation.keep(way.name, asked, spent, figures, seconds)
+            self.evaluation.say(
+                f"{way.name} {way.steps} steps, w = {w:g}: {figures['psnr']:.2f} dB"
+            )
+        out: Row = {k: found[k] for k in ("model", "steps", "evaluations", "w")}
+        out.update(found["figures"])
+        return out
+
+    def _figures(self, way: Way, w: float) -> Row:
+        x, _ = self.images
+        z, back, moved = self._there_and_back(way, w, len(x))
+        fresh = sample(
+            way.decoder,
+            self.targets,
+            w=w,
+            steps=way.steps,
+            seed=self.evaluation.seed,
+            batch_size=self.evaluation.batch_size,
+        ).cpu()
+        logits = extract(self.evaluation.features, moved).logits
+        assert logits is not None
+        return {
+            "psnr": psnr(back, x),
+            **noise_figures(z),
+            "target_accuracy": accuracy(logits, self.targets),
+            "rms_to_source": paired_rms(moved, x),
+            "rms_of_unrelated": paired_rms(fresh, x),
+        }
+
+    def _there_and_back(self, way: Way, w: float, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        x, cond = (t[:count] for t in self.images)
+        few: Any = {"steps": way.steps, "batch_size": self.evaluation.batch_size}
+        z = encode(way.encoder, x, cond, w=w, **few)
+        back = decode(way.decoder, z, cond, w=w, **few)
+        plain = z if w == 0 else encode(way.encoder, x, cond, w=0.0, **few)
+        moved = decode(way.decoder, plain, self.targets[:count], w=w, **few)
+        return z.cpu(), back.cpu(), moved.cpu()
+
+    def shown(self, way: Way, w: float) -> Shown:
+        """Return the first images of a way, for a sheet."""
+        _, back, moved = self._there_and_back(way, w, min(SHOWN, len(self.images[0])))
+        return Shown(f"{way.name}, {way.steps} steps", back, moved)
+
+
+def sheets(trip: RoundTrip, ways: Sequence[Way], w: float) -> dict[str, tuple[Any, list[str]]]:
+    """Return two sheets, "back" and "transfer", each with the labels of its rows.
+
+    The first row holds the images themselves, then each way has a row.
+    """
+    shown = [trip.shown(way, w) for way in ways]
+    source = trip.images[0][:SHOWN]
+    labels = ["source", *(s.label for s in shown)]
+    back, moved = [source, *(s.back for s in shown)], [source, *(s.moved for s in shown)]
+    return {
+        "back": (rows_of(back, SHOWN, 4), labels),
+        "transfer": (rows_of(moved, SHOWN, 4), labels),
+    }
+
+
+def open_ways(folders: Sequence[Any], teacher: Any, device: str) -> list[Way]:
+    """Return the ways of model folders. Raises FolderError as `load` and `ways` do."""
+    guide = load(teacher, device)
+    if card_of(guide).stage == "halve":
+        raise FolderError(
+            f"{teacher} is a student, which takes one number of steps. Give a teacher."
+        )
+    return ways([load(folder, device) for folder in folders], guide)
+
+
+def _sha256(model: Loaded) -> str:
+    passes = "guided " if isinstance(model, Guided) else ""
+    return passes + card_of(model).weights_sha256
