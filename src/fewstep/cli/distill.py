@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fewstep.cli.options import Device, Out, RecipeName, Set, load_run_recipe, say
+from fewstep.cli.options import Device, Out, RecipeName, Set, Teachers, load_run_recipe, say
 
 if TYPE_CHECKING:
     from fewstep.recipes.config import Recipe
@@ -16,9 +16,7 @@ if TYPE_CHECKING:
 def distill_command(
     recipe: RecipeName,
     out: Out = None,
-    teacher: Annotated[
-        Path | None, typer.Option(help="Folder of a teacher; by default the run's own.")
-    ] = None,
+    teacher: Teachers = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Say the stages and cost, and stop.")
     ] = False,
@@ -34,8 +32,8 @@ def distill_command(
 
     run = Run(checked, out or Path("runs") / checked.name, device, say)
     run.prepare()
-    if teacher is not None:
-        run.use_teacher(teacher)
+    for folder in teacher or ():
+        run.use_teacher(folder)
     for stage in run.plan:
         run.distill(stage)
     say(f"students: {', '.join(str(run.folder(s.name)) for s in run.plan)}")

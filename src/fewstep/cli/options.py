@@ -27,6 +27,14 @@ Image = Annotated[
 ]
 W = Annotated[float, typer.Option(help="Guidance weight; 0 is none.")]
 Steps = Annotated[int | None, typer.Option(help="Steps; by default what the model was made for.")]
+Teachers = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--teacher",
+        help="Folder of a finished teacher, or of a stage one, to start from; by default the "
+        "run's own. May be given for both.",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Of the noise.")]
 Scale = Annotated[int, typer.Option(min=1, help="Pixels of the sheet a pixel.")]
 

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from fewstep.cli.options import Device, Out, RecipeName, Set, load_run_recipe, say
+from fewstep.cli.options import Device, Out, RecipeName, Set, Teachers, load_run_recipe, say
 
 
 def report_command(
     recipe: RecipeName,
     out: Out = None,
-    teacher: Annotated[
-        Path | None, typer.Option(help="Folder of a teacher; by default one is trained.")
-    ] = None,
+    teacher: Teachers = None,
     set_: Set = None,
     device: Device = None,
 ) -> None:
@@ -27,7 +22,7 @@ def report_command(
     from fewstep.recipes.study import run_study
 
     where = out or Path("runs") / checked.name
-    report = run_study(checked, where, device, say, teacher=teacher)
+    report = run_study(checked, where, device, say, teachers=teacher or ())
     say(f"report: {report}")
 
 

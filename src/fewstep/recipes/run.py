@@ -176,6 +176,13 @@ class Run:
                 "the model of stage one."
             )
         name = STAGE_ONE if card.stage == "match" else TEACHER
+        if name == STAGE_ONE and self.is_done(TEACHER):
+            theirs, ours = card.parents[0].sha256, read_card(self.folder(TEACHER)).weights_sha256
+            if theirs != ours:
+                raise FolderError(
+                    f"{folder} was made from another teacher than {self.folder(TEACHER)}. Give "
+                    "one that was made from it."
+                )
         if not self.is_done(name):
             model = load_model(folder)
             model.card = card.model_copy(update={"name": name})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import fewstep
 from fewstep.atomic import atomic_write
 from fewstep.core.denoiser import Guided
 from fewstep.distill.plan import STAGE_ONE, TEACHER
+from fewstep.errors import FolderError
 from fewstep.metrics import distance_key, paired_rms
 from fewstep.models import UNetModel, card_of, save_model
 from fewstep.models.solvers import SOLVERS
@@ -32,11 +34,12 @@ def run_study(
     device: str | None,
     say: Say,
     progress: bool = True,
-    teacher: Path | None = None,
+    teachers: Sequence[Path] = (),
 ) -> Path:
     """Run a recipe to its report; return the page. What is finished is not made again.
 
-    teacher: folder of one that is finished; by default one is trained.
+    teachers: folders of a teacher, or of a stage one, that are finished elsewhere; without them
+        the run trains its own.
     """
     started = time.perf_counter()
     run = Run(recipe, out, device, say, progress)
@@ -44,10 +47,15 @@ def run_study(
     cost = run.plan.cost(recipe.distill.batch_size)
     run.tell(f"plan: {len(run.plan.stages)} students, {cost.evaluations:,} network evaluations")
     try:
-        if teacher is None:
+        for folder in teachers:
+            run.use_teacher(folder)
+        if not teachers:
             run.train_teacher()
-        else:
-            run.use_teacher(teacher)
+        elif not run.is_done(TEACHER):
+            raise FolderError(
+                "the figures are measured against a guided teacher, and none was given: give its "
+                "folder with --teacher too."
+            )
         for stage in run.plan:
             run.distill(stage)
         if not run.is_main:  # the others have nothing left to do
@@ -194,7 +202,9 @@ def _facts(run: Run, seconds: float) -> dict[str, str]:
     network = model if isinstance(model, UNetModel) else model.denoiser
     assert isinstance(network, UNetModel)
     recipe = run.recipe
-    updates = [recipe.teacher.updates, *(s.updates for s in run.plan)]
+    updates = [s.updates for s in run.plan]
+    if (run.out / "training" / TEACHER).is_dir():  # and not brought in from elsewhere
+        updates.insert(0, recipe.teacher.updates)
     return {
         "recipe": recipe.name,
         "seed": str(recipe.seed),
