@@ -24,6 +24,7 @@ TINY = {
             {"parent": "stage-one", "steps": 4},
             {"parent": "student-4", "steps": 2},
             {"parent": "stage-one", "steps": 4, "stride": 2},
+            {"parent": "stage-one", "steps": 4, "direction": "encode"},
         ],
     },
     "evaluate": {
