@@ -50,6 +50,7 @@ from fewstep.recipes.results import Results, key_of
 Row = dict[str, Any]
 IMAGES = "images"
 REFERENCE = 50_000
+KEPT = 2_000  # images of a cell that nothing is paired with
 
 
 def quiet(line: str) -> None:
@@ -67,7 +68,7 @@ class Cell:
 
     @property
     def images(self) -> Tensor:
-        """The images (samples, *D) in [-1, 1], read from the disk."""
+        """The images (B, *D) in [-1, 1] on the disk: the first 2,000, or all of a reference."""
         return load_file(self.path)[IMAGES]
 
 
@@ -177,9 +178,9 @@ class Evaluation:
         asked["teacher"] = None if teacher is None else teacher.key
         key = key_of(asked)
         path = self.folder / "cells" / f"{key[:32]}.safetensors"
-        kept = self.results.get(key)
-        if kept is not None and _readable(path):
-            return Cell(_row(kept) | {"model": name}, key, path)
+        found = self.results.get(key)
+        if found is not None and _readable(path):
+            return Cell(_row(found) | {"model": name}, key, path)
         started = time.perf_counter()
         images = self._draw(model, w, steps, sampler)
         seconds = (time.perf_counter() - started) / self.samples
@@ -191,7 +192,8 @@ class Evaluation:
             teacher_samples=None if teacher is None else teacher.images,
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, save({IMAGES: images.contiguous()}))
+        kept = images if teacher is None else images[:KEPT]
+        atomic_write(path, save({IMAGES: kept.contiguous()}))
         asking = cheapest(model, torch.tensor([w]))
         if sampler in SOLVERS:
             evaluations = steps * asking.passes

@@ -19,7 +19,7 @@ from fewstep.metrics import distance_key, paired_rms
 from fewstep.models import UNetModel, card_of, save_model
 from fewstep.models.solvers import SOLVERS
 from fewstep.recipes.config import Recipe
-from fewstep.recipes.evaluate import Cell, Evaluation, device_name
+from fewstep.recipes.evaluate import KEPT, Cell, Evaluation, device_name
 from fewstep.recipes.figures import write_figures
 from fewstep.recipes.report import KnobCheck, SheetRow, Study, write_report
 from fewstep.recipes.run import Run, Say, default_device
@@ -179,8 +179,8 @@ def _knob(run: Run, cells: dict[Key, Cell]) -> KnobCheck:
     matrix = [
         [
             paired_rms(
-                cells[chosen.name, "deterministic", steps, a].images,
-                cells[TEACHER, "deterministic", reference, b].images,
+                cells[chosen.name, "deterministic", steps, a].images[:KEPT],
+                cells[TEACHER, "deterministic", reference, b].images[:KEPT],
             )
             for b in ws
         ]
