@@ -1,6 +1,6 @@
 """Write a sheet's labels, which it carries with it, beside its rows.
 
-python docs/results/labelled.py runs/roundtrip-digits/transfer-w2.png docs/images/transfer-digits.png
+python docs/results/labelled.py RUN/transfer-w2.png docs/images/transfer-digits.png
 """
 
 from __future__ import annotations
