@@ -9,9 +9,17 @@ from typing import Any
 
 from fewstep.atomic import atomic_folder
 from fewstep.core.denoiser import Guided
-from fewstep.errors import FolderError, ShapeError
+from fewstep.errors import FolderError, RangeError, ShapeError
 from fewstep.models.card import CARD, Card, Parent, read_card
 from fewstep.models.native import native_scheduler
+from fewstep.models.pipeline_folder import (
+    FAMILIES,
+    is_pipeline,
+    load_pipeline,
+    load_unet,
+    write_parts,
+)
+from fewstep.models.text_unet import TextUNet
 from fewstep.models.unet_class import FAMILY, UNetModel
 
 WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
@@ -35,53 +43,60 @@ def save_model(model: UNetModel, folder: Path | str) -> Card:
     """
     folder = Path(folder)
     with atomic_folder(folder) as partial:
-        model.unet.save_pretrained(partial / "unet", safe_serialization=True)
-        native_scheduler().save_pretrained(partial / "scheduler")
+        # One file, whatever its size: its hash is the model's name.
+        model.unet.save_pretrained(partial / "unet", safe_serialization=True, max_shard_size="1TB")
         card = model.card.model_copy(update={"weights_sha256": sha256(partial / WEIGHTS)})
+        if isinstance(model, TextUNet):
+            index = write_parts(model, partial)
+        else:
+            native_scheduler().save_pretrained(partial / "scheduler")
+            index = _model_index(card)
         _write_json(partial / CARD, card.model_dump(mode="json"))
-        _write_json(partial / "model_index.json", _model_index(card))
+        _write_json(partial / "model_index.json", index)
     model.card = card
     return card
 
 
-def load_model(folder: Path | str, device: str = "cpu") -> UNetModel:
+def load_model(
+    folder: Path | str, device: str = "cpu", *, negative_prompt: str | None = None
+) -> UNetModel:
     """Return the network of a folder as it is: one pass a call, without guidance.
 
-    Raises FolderError: not a model folder, another family or format, a part missing or cut short.
+    Raises FolderError: not a model folder, another family or format, a part missing, pickled or
+    cut short; RangeError: a negative prompt where there are no prompts, or a student.
     """
     folder = Path(folder)
+    if is_pipeline(folder):
+        return load_pipeline(folder, device, negative_prompt)
     card = read_card(folder)
     if card.family != FAMILY:
-        raise FolderError(
-            f"{folder / CARD}: family {card.family!r} is unknown; there is {FAMILY!r}."
+        known = ", ".join(map(repr, (FAMILY, *FAMILIES)))
+        raise FolderError(f"{folder / CARD}: family {card.family!r} is unknown; there are {known}.")
+    if negative_prompt is not None:
+        raise RangeError(
+            f"negative_prompt = {negative_prompt!r}; {folder} draws classes and takes no prompts."
         )
     for part in (Path("unet") / "config.json", WEIGHTS):
         if not (folder / part).is_file():
             raise FolderError(f"{folder / part} is missing; copy the whole folder again.")
-    from diffusers import UNet2DConditionModel
-    from safetensors import SafetensorError
-
-    try:
-        unet = UNet2DConditionModel.from_pretrained(
-            folder / "unet", use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-        )
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FolderError(
-            f"{folder / 'unet'} cannot be read ({reason}); the file is damaged or cut short. "
-            "Copy it again."
-        ) from None
-    return UNetModel(unet.to(device).eval(), card)
+    return UNetModel(load_unet(folder).to(device).eval(), card)
 
 
-def load(folder: Path | str, device: str = "cpu") -> UNetModel | Guided:
+def load(
+    folder: Path | str, device: str = "cpu", *, negative_prompt: str | None = None
+) -> UNetModel | Guided:
     """Return the model of a folder, ready to be sampled at any w it allows.
 
     A student comes as its network (one pass); a teacher, and a student that is a pair like it,
-    as `Guided` (two passes).
-    Raises FolderError as `load_model` does.
+    as `Guided` (two passes). A folder of a stock diffusers pipeline (Stable Diffusion 1, 2, XL)
+    is a teacher, on the clock of its own scheduler.
+
+    negative_prompt: of a text-to-image teacher, for its unconditional pass; by default what its
+    pipelines tell that pass: the empty prompt, or zeros.
+
+    Raises FolderError and RangeError as `load_model` does.
     """
-    model = load_model(folder, device)
+    model = load_model(folder, device, negative_prompt=negative_prompt)
     two = model.card.stage == "teacher" or model.card.pair
     return Guided(model, model.null_cond) if two else model
 
