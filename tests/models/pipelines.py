@@ -22,6 +22,10 @@ from transformers import (
     CLIPTokenizer,
 )
 
+from fewstep.distill.plan import Stage
+from fewstep.models import TextUNet, load, student_of
+from fewstep.models.w_input import BAND, frequencies
+
 LENGTH = 12  # tokens
 TEXT = 16  # features of an encoder
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -77,7 +81,7 @@ def unet(xl: bool = False) -> UNet2DConditionModel:
             "projection_class_embeddings_input_dim": 8 + 6 * 4,
             "transformer_layers_per_block": (1, 1),
         }
-    return UNet2DConditionModel(
+    model = UNet2DConditionModel(
         sample_size=8,
         in_channels=4,
         out_channels=4,
@@ -90,6 +94,10 @@ def unet(xl: bool = False) -> UNet2DConditionModel:
         cross_attention_dim=2 * TEXT if xl else TEXT,
         **more,
     )
+    for name, weight in model.named_parameters():
+        if "attn2.to_" in name:
+            weight.data.mul_(2)  # else prompts, and so guidance, would hardly matter
+    return model
 
 
 def sd_folder(path: Path, **scheduler: Any) -> Path:
@@ -144,3 +152,15 @@ def xl_folder(path: Path, **more: Any) -> Path:
 def edit(path: Path, **changes: Any) -> None:
     """Change keys of a JSON file."""
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def told_student(parent: Path, steps: int | None = None) -> TextUNet:
+    """A student whose w matters, though nothing has trained it; without steps, a stage one."""
+    stage = Stage("student", "teacher", updates=1, steps=steps)
+    student = student_of(load(parent), stage, (-1.0, 14.0), w_dim=32)
+    assert isinstance(student, TextUNet)
+    projection = student.unet.time_embedding.cond_proj.weight
+    slow = (frequencies(32) <= BAND).repeat(2)
+    draws = torch.Generator().manual_seed(1)
+    projection.data.copy_(torch.randn(projection.shape, generator=draws) * slow)
+    return student.eval()

@@ -150,7 +150,7 @@ def test_what_a_teacher_says_of_itself(sd: Path) -> None:
     loaded = teacher(sd)
     card = card_of(loaded)
     assert (card.family, card.stage, card.prediction) == ("stable-diffusion", "teacher", "epsilon")
-    assert (card.clock, card.shape, card.null_prompt) == ("table-1000", (4, 8, 8), "")
+    assert (card.clock, card.shape, card.null_prompt) == ("table-1000-0.0292-1.5025", (4, 8, 8), "")
     assert loaded.passes == 2
     assert loaded.traits.clock(4)[-1] == 0.0
     assert loaded.traits.phi_range[1] == pytest.approx(1.5025, abs=1e-4)

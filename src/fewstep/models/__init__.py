@@ -5,6 +5,7 @@ from __future__ import annotations
 from fewstep.models.card import Card, Parent, read_card
 from fewstep.models.folder import card_of, lineage, load, load_model, save_model
 from fewstep.models.pipeline_folder import encode_prompts
+from fewstep.models.student import student_of
 from fewstep.models.text_unet import TextUNet
 from fewstep.models.unet_class import UNetConfig, UNetModel, build_unet, with_w_input
 from fewstep.models.vae import decode_latents, encode_images, load_vae
@@ -29,5 +30,6 @@ __all__ = [
     "load_vae",
     "read_card",
     "save_model",
+    "student_of",
     "with_w_input",
 ]

@@ -34,11 +34,20 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def weights_sha256(folder: Path) -> str:
+    """Return the hash of the network's weights in a model folder, in one file or several."""
+    files = sorted((folder / "unet").glob(f"{WEIGHTS.stem}*.safetensors"))
+    if len(files) == 1:
+        return sha256(files[0])
+    return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
+
+
 def save_model(model: UNetModel, folder: Path | str) -> Card:
     """Write the model as a folder that appears whole or not at all; return its card.
 
-    The folder holds `unet/`, `scheduler/`, `model_index.json` and `fewstep.json`; weights are
-    safetensors. The card gains the hash of the weights. An older folder of that name is replaced.
+    The folder holds `unet/`, `scheduler/`, `model_index.json` and `fewstep.json`, and for a
+    text-to-image model all else that its stock pipelines need; weights are safetensors. The card
+    gains the hash of the weights. An older folder of that name is replaced.
     Raises FolderError where it cannot be written.
     """
     folder = Path(folder)
@@ -47,7 +56,7 @@ def save_model(model: UNetModel, folder: Path | str) -> Card:
         model.unet.save_pretrained(partial / "unet", safe_serialization=True, max_shard_size="1TB")
         card = model.card.model_copy(update={"weights_sha256": sha256(partial / WEIGHTS)})
         if isinstance(model, TextUNet):
-            index = write_parts(model, partial)
+            index = write_parts(model, partial, card)
         else:
             native_scheduler().save_pretrained(partial / "scheduler")
             index = _model_index(card)

@@ -12,9 +12,10 @@ from fewstep.core.cond import Cond
 from fewstep.errors import FolderError, RangeError
 from fewstep.models.card import CARD, Card, read_card
 from fewstep.models.parts import INDEX, check_weights, components, read_json, reading, stock_files
+from fewstep.models.readme import README, model_card
 from fewstep.models.stable_diffusion import StableDiffusion
 from fewstep.models.stable_diffusion_xl import StableDiffusionXL
-from fewstep.models.table import read_table
+from fewstep.models.table import CONFIG, read_table
 from fewstep.models.text_unet import TextUNet
 
 if TYPE_CHECKING:
@@ -60,7 +61,8 @@ def load_pipeline(
     """Return the network of a pipeline folder: one pass a call, on the folder's own clock.
 
     negative_prompt: for the unconditional pass of a teacher, in place of what its pipelines tell
-    it. Raises FolderError: a part that is missing, pickled, damaged or not understood;
+    it. Raises FolderError: a part that is missing, pickled, damaged or not understood, or a
+    scheduler that is not the one that the folder was saved with;
     RangeError: a negative prompt for a student, whose guidance is in its weights.
     """
     family = family_of(folder)
@@ -72,6 +74,11 @@ def load_pipeline(
             check_weights(folder / part)
     if (folder / CARD).is_file():
         card = read_card(folder)
+        if (card.clock, card.prediction) != (table.name, table.prediction):
+            raise FolderError(
+                f"{folder / CONFIG} is of {table.name}, {table.prediction}; {folder / CARD} says "
+                f"{card.clock}, {card.prediction}. Bring the scheduler back that it was saved with."
+            )
         if negative_prompt is not None and negative_prompt != card.null_prompt:
             raise RangeError(
                 f"negative_prompt = {negative_prompt!r}; {folder} was made with "
@@ -136,11 +143,11 @@ def encode_prompts(
     return family.encode(Path(folder), list(prompts), device=device, batch_size=batch_size)
 
 
-def write_parts(model: TextUNet, partial: Path) -> dict[str, Any]:
-    """Write all of a pipeline folder but the network; return its `model_index.json`.
+def write_parts(model: TextUNet, partial: Path, card: Card) -> dict[str, Any]:
+    """Write all of a pipeline folder but the network and card; return its `model_index.json`.
 
     The parts that are not trained are copied byte for byte from `model.source`, and so are its
-    licence files; the scheduler is DDIM, "trailing", ending at clean.
+    licence files; the scheduler is DDIM, "trailing", ending at clean; README.md is written anew.
     """
     index = read_json(model.source / INDEX)
     for part in components(index):
@@ -155,6 +162,8 @@ def write_parts(model: TextUNet, partial: Path) -> dict[str, Any]:
     for file in sorted(model.source.glob("LICEN[SC]E*")):
         shutil.copyfile(file, partial / file.name)
     model.table.scheduler().save_pretrained(partial / "scheduler")
+    text = model_card(card, model.table, model.pipelines[0], model.source)
+    (partial / README).write_text(text, encoding="utf-8")
     import diffusers
 
     index.update(

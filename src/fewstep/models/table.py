@@ -93,8 +93,9 @@ class Table:
 
     @property
     def name(self) -> str:
-        """Name of the clock, for the card."""
-        return f"table-{len(self)}"
+        """Name of the clock, for the card: number of timesteps, first and last angle."""
+        first, last = self.phi_range
+        return f"table-{len(self)}-{first:.4f}-{last:.4f}"
 
     @property
     def phi_range(self) -> tuple[float, float]:
