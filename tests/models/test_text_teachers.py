@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +17,16 @@ import fewstep
 from fewstep.core import cond as conds
 from fewstep.core.denoiser import Guided
 from fewstep.core.seed import Noise
+from fewstep.data.latents import cache_latents
 from fewstep.errors import FewstepError, FolderError, RangeError, ShapeError
-from fewstep.models import TextUNet, card_of, encode_prompts
+from fewstep.models import (
+    TextUNet,
+    card_of,
+    encode_images,
+    encode_prompts,
+    encoders_sha256,
+    load_vae,
+)
 from fewstep.models.solvers import solve
 from fewstep.testing import check_denoiser
 
@@ -274,3 +283,43 @@ def test_classes_take_no_negative_prompt(student: Any, tmp_path: Path) -> None:
     fewstep.models.save_model(student, tmp_path / "m")
     with pytest.raises(RangeError, match="draws classes"):
         fewstep.load(tmp_path / "m", negative_prompt="blurry")
+
+
+def test_words_may_be_kept_as_in_published_folders(sd: Path, tmp_path: Path) -> None:
+    shutil.copytree(sd, tmp_path / "sd")
+    words = tmp_path / "sd" / "tokenizer"
+    vocabulary = json.loads((words / "tokenizer.json").read_text())["model"]["vocab"]
+    (words / "tokenizer.json").unlink()
+    (words / "vocab.json").write_text(json.dumps(vocabulary))
+    (words / "merges.txt").write_text("#version: 0.2\n")
+    assert torch.equal(encode_prompts(tmp_path / "sd", PROMPTS), encode_prompts(sd, PROMPTS))
+
+
+def test_a_cache_depends_on_the_encoders_alone(sd: Path, tmp_path: Path) -> None:
+    shutil.copytree(sd, tmp_path / "sd")
+    expected = encoders_sha256(sd)
+    edit(tmp_path / "sd" / "unet" / "config.json", dropout=0.5)
+    assert encoders_sha256(tmp_path / "sd") == expected
+    for part in ("vae/diffusion_pytorch_model", "text_encoder/model"):
+        weights = tmp_path / "sd" / f"{part}.safetensors"
+        kept = weights.read_bytes()
+        cut(weights)
+        assert encoders_sha256(tmp_path / "sd") != expected
+        weights.write_bytes(kept)
+
+
+def test_cached_examples_are_those_of_the_encoders(sd: Path, tmp_path: Path) -> None:
+    vae, pictures = load_vae(sd), torch.rand(5, 3, 16, 16, generator=torch.Generator())
+    captions = [*PROMPTS, "x", "y"]
+
+    def encode(part: range) -> tuple[torch.Tensor, conds.Cond]:
+        few = slice(part.start, part.stop)
+        return encode_images(vae, pictures[few] * 2 - 1), encode_prompts(sd, captions[few])
+
+    who = {"model": encoders_sha256(sd), "data": "five"}
+    data = cache_latents(tmp_path, who, 5, encode, shard_size=2, progress=False)
+    x, cond = data.batch(torch.tensor([4, 1]))
+    torch.testing.assert_close(x, encode_images(vae, pictures[[4, 1]] * 2 - 1))
+    torch.testing.assert_close(cond, encode_prompts(sd, ["y", "two dogs"]))
+    stage = fewstep.Halve(teacher(sd), steps=4, w=(2, 14))
+    assert stage(x, cond, torch.Generator()).v_target.isfinite().all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fewstep.models.card import Card, Parent, read_card
 from fewstep.models.folder import card_of, lineage, load, load_model, save_model
-from fewstep.models.pipeline_folder import encode_prompts
+from fewstep.models.pipeline_folder import encode_prompts, encoders_sha256
 from fewstep.models.student import student_of
 from fewstep.models.text_unet import TextUNet
 from fewstep.models.unet_class import UNetConfig, UNetModel, build_unet, with_w_input
@@ -24,6 +24,7 @@ __all__ = [
     "decode_latents",
     "encode_images",
     "encode_prompts",
+    "encoders_sha256",
     "lineage",
     "load",
     "load_model",

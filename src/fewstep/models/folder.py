@@ -12,6 +12,7 @@ from fewstep.core.denoiser import Guided
 from fewstep.errors import FolderError, RangeError, ShapeError
 from fewstep.models.card import CARD, Card, Parent, read_card
 from fewstep.models.native import native_scheduler
+from fewstep.models.parts import sha256
 from fewstep.models.pipeline_folder import (
     FAMILIES,
     is_pipeline,
@@ -23,15 +24,6 @@ from fewstep.models.text_unet import TextUNet
 from fewstep.models.unet_class import FAMILY, UNetModel
 
 WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
-
-
-def sha256(path: Path) -> str:
-    """Return the hash of a file's bytes, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def weights_sha256(folder: Path) -> str:

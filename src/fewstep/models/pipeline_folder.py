@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -11,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 from fewstep.core.cond import Cond
 from fewstep.errors import FolderError, RangeError
 from fewstep.models.card import CARD, Card, read_card
-from fewstep.models.parts import INDEX, check_weights, components, read_json, reading, stock_files
+from fewstep.models.parts import (
+    INDEX,
+    check_weights,
+    components,
+    read_json,
+    reading,
+    sha256,
+    stock_files,
+)
 from fewstep.models.readme import README, model_card
 from fewstep.models.stable_diffusion import StableDiffusion
 from fewstep.models.stable_diffusion_xl import StableDiffusionXL
@@ -141,6 +150,21 @@ def encode_prompts(
         raise RangeError(f"prompts = {prompts!r}; give a list of at least one prompt.")
     family = family_of(Path(folder))
     return family.encode(Path(folder), list(prompts), device=device, batch_size=batch_size)
+
+
+def encoders_sha256(folder: Path | str) -> str:
+    """Return the hash of the parts that make latents and conditions: not of the network's.
+
+    What a cache of latents and text embeddings depends on. Raises FolderError where the folder is
+    no pipeline's.
+    """
+    digest = hashlib.sha256()
+    for part in sorted(family_of(Path(folder)).parts):
+        if part == "unet":
+            continue
+        for file in stock_files(Path(folder) / part):
+            digest.update(f"{part}/{file.name} {sha256(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def write_parts(model: TextUNet, partial: Path, card: Card) -> dict[str, Any]:
