@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -47,3 +49,19 @@ def student(teacher: UNetModel) -> UNetModel:
     weight.data.copy_(noise * slow)
     told = card("halve", steps=4, sampler="deterministic", w_range=(0.0, 4.0))
     return UNetModel(unet, told).eval()
+
+
+@pytest.fixture(scope="session")
+def sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Stable Diffusion folder of random weights; not to be changed."""
+    from tests.models.pipelines import sd_folder
+
+    return sd_folder(tmp_path_factory.mktemp("stock") / "sd")
+
+
+@pytest.fixture(scope="session")
+def xl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SDXL folder of random weights; not to be changed."""
+    from tests.models.pipelines import xl_folder
+
+    return xl_folder(tmp_path_factory.mktemp("stock") / "xl")

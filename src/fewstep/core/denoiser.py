@@ -16,7 +16,7 @@ from torch import Tensor
 from fewstep.core import cond as conds
 from fewstep.core.angle import HALF_PI, expand, x_from_v
 from fewstep.core.cond import Cond
-from fewstep.core.grid import Clock, cosine
+from fewstep.core.grid import Clock, Split, cosine, equal_angles
 from fewstep.errors import RangeError, ShapeError
 
 
@@ -48,6 +48,8 @@ class Traits:
         steps: the numbers of steps it was made for.
         sampler: the name of the sampler it was made for.
         clock: N -> the grid it is sampled on.
+        split: where the sub-steps of one of its steps lie, so that grids of N and 2N are nested.
+        phi_range: the angles it was trained at, both ends included.
         device, dtype: where and in what its states live.
         check_cond: raises a FewstepError for a condition that it cannot draw.
     """
@@ -57,6 +59,8 @@ class Traits:
     steps: tuple[int, ...] | None = None
     sampler: str | None = None
     clock: Clock = cosine
+    split: Split = equal_angles
+    phi_range: tuple[float, float] = (0.0, HALF_PI)
     device: torch.device | None = None
     dtype: torch.dtype | None = None
     check_cond: Callable[[Cond], None] | None = None

@@ -20,7 +20,7 @@ from fewstep.core import cond as conds
 from fewstep.core.angle import HALF_PI, add_noise, expand
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Denoiser, coefficient_dtype, traits_of
-from fewstep.core.grid import Grid, Split, check_grid, check_steps, equal_angles
+from fewstep.core.grid import Grid, Split, check_grid, check_steps
 from fewstep.core.samplers import Move
 from fewstep.distill.draw import check_interval, gaussian, uniform
 from fewstep.distill.problem import Regression
@@ -86,7 +86,7 @@ class Halve:
         direction: "decode" goes to clean; "encode" goes to noise.
         w: range of the guidance weight; by default the teacher's own.
         grid: decreasing angles of the student, N + 1; by default the teacher's clock at N.
-        split: where the sub-steps of a move lie; by default at equal angles.
+        split: where the sub-steps of a move lie; by default as the teacher's traits say.
         null_cond: a condition batch of 1 that stands in for the label with probability
             `dropout`: for a teacher that is one network, conditional or not, and a student that
             is to be guided by two passes of its own.
@@ -100,7 +100,7 @@ class Halve:
     direction: Literal["decode", "encode"] = "decode"
     w: tuple[float, float] | None = None
     grid: Grid | None = None
-    split: Split = equal_angles
+    split: Split | None = None
     null_cond: Cond | None = None
     dropout: float = 0.5
     _tables: dict[tuple[torch.device, torch.dtype], _Table] = field(
@@ -133,6 +133,7 @@ class Halve:
             raise GridError(f"a grid of {len(grid)} angles for {self.steps} steps; it needs N + 1.")
         object.__setattr__(self, "w", w)
         object.__setattr__(self, "grid", grid)
+        object.__setattr__(self, "split", self.split or traits.split)
         self._table(torch.device("cpu"), torch.float64)
 
     @property
@@ -148,6 +149,7 @@ class Halve:
         return [Move(self.grid[j], self.grid[i], self.grid[i]) for j, i in reverse]
 
     def _table(self, device: torch.device, dtype: torch.dtype) -> _Table:
+        assert self.split is not None
         if (device, dtype) not in self._tables:
             points = [self.split(m.phi, m.to, self.substeps) for m in self.moves]
             h = [[a - b for a, b in zip(p, p[1:], strict=False)] for p in points]

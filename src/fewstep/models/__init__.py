@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from fewstep.models.card import Card, Parent, read_card
 from fewstep.models.folder import card_of, lineage, load, load_model, save_model
+from fewstep.models.pipeline_folder import encode_prompts, encoders_sha256
+from fewstep.models.student import student_of
+from fewstep.models.text_unet import TextUNet
 from fewstep.models.unet_class import UNetConfig, UNetModel, build_unet, with_w_input
+from fewstep.models.vae import decode_latents, encode_images, load_vae
 
 Model = UNetModel
 
@@ -12,14 +16,21 @@ __all__ = [
     "Card",
     "Model",
     "Parent",
+    "TextUNet",
     "UNetConfig",
     "UNetModel",
     "build_unet",
     "card_of",
+    "decode_latents",
+    "encode_images",
+    "encode_prompts",
+    "encoders_sha256",
     "lineage",
     "load",
     "load_model",
+    "load_vae",
     "read_card",
     "save_model",
+    "student_of",
     "with_w_input",
 ]

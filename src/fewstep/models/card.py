@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fewstep.errors import FolderError
 
@@ -35,6 +35,10 @@ class Card(BaseModel):
         w_range: of a network told w; None for a teacher, which takes any.
         w_band: features of w faster than so many radians a unit were zero; None: none were.
         pair: a student that is guided by two passes of its own, like its teacher.
+        num_classes, class_names, null_class: of a class-conditional model; 0 classes elsewhere.
+        prediction: of a network on a table of betas: "epsilon", "v_prediction" or "sample".
+        null_prompt: what the unconditional pass was told, where there are prompts: "", a fixed
+            negative prompt, or None: zeros.
         parents: nearest first, back to the teacher.
         training: how it was made: seed, updates, batch size, data hash, fingerprint of the run;
             "images" says how they were read.
@@ -50,9 +54,11 @@ class Card(BaseModel):
     stage: Literal["teacher", "match", "halve"]
     clock: str
     shape: tuple[int, ...]
-    num_classes: int = Field(ge=1)
+    num_classes: int = Field(0, ge=0)
     class_names: tuple[str, ...] = ()
-    null_class: int
+    null_class: int = 0
+    prediction: str | None = None
+    null_prompt: str | None = None
     w_range: tuple[float, float] | None = None
     w_band: float | None = 1.0
     pair: bool = False
@@ -66,18 +72,27 @@ class Card(BaseModel):
     training: dict[str, Told | dict[str, Told]] = {}
     figures: dict[str, float] = {}
 
+    @model_validator(mode="after")
+    def _has_classes(self) -> Card:
+        if self.family == "unet-class" and self.num_classes < 1:
+            raise ValueError("num_classes must be at least 1 in this family")
+        return self
+
 
 def read_card(folder: Path) -> Card:
     """Return the card of a model folder. Raises FolderError where there is none, or a bad one."""
     path = folder / CARD
     if not folder.exists():
-        raise FolderError(f"{folder} does not exist; give the folder of a fewstep model.")
+        raise FolderError(
+            f"{folder} does not exist; give the folder of a model. Nothing is fetched: download a "
+            "model of a hub first."
+        )
     if not path.is_file():
         inside = sorted(p.parent.name for p in folder.glob(f"*/{CARD}")) if folder.is_dir() else []
         hint = f" There are models in it: {', '.join(inside)}." if inside else ""
         raise FolderError(
             f"{folder} is not a fewstep model: it has no {CARD}. Give a folder that "
-            f"`fewstep train`, `distill` or `demo` made.{hint}"
+            f"`fewstep train`, `distill` or `demo` made, or one of a diffusers pipeline.{hint}"
         )
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

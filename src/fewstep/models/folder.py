@@ -9,79 +9,95 @@ from typing import Any
 
 from fewstep.atomic import atomic_folder
 from fewstep.core.denoiser import Guided
-from fewstep.errors import FolderError, ShapeError
+from fewstep.errors import FolderError, RangeError, ShapeError
 from fewstep.models.card import CARD, Card, Parent, read_card
 from fewstep.models.native import native_scheduler
+from fewstep.models.parts import sha256
+from fewstep.models.pipeline_folder import (
+    FAMILIES,
+    is_pipeline,
+    load_pipeline,
+    load_unet,
+    write_parts,
+)
+from fewstep.models.text_unet import TextUNet
 from fewstep.models.unet_class import FAMILY, UNetModel
 
 WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
 
 
-def sha256(path: Path) -> str:
-    """Return the hash of a file's bytes, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+def weights_sha256(folder: Path) -> str:
+    """Return the hash of the network's weights in a model folder, in one file or several."""
+    files = sorted((folder / "unet").glob(f"{WEIGHTS.stem}*.safetensors"))
+    if len(files) == 1:
+        return sha256(files[0])
+    return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
 
 
 def save_model(model: UNetModel, folder: Path | str) -> Card:
     """Write the model as a folder that appears whole or not at all; return its card.
 
-    The folder holds `unet/`, `scheduler/`, `model_index.json` and `fewstep.json`; weights are
-    safetensors. The card gains the hash of the weights. An older folder of that name is replaced.
+    The folder holds `unet/`, `scheduler/`, `model_index.json` and `fewstep.json`, and for a
+    text-to-image model all else that its stock pipelines need; weights are safetensors. The card
+    gains the hash of the weights. An older folder of that name is replaced.
     Raises FolderError where it cannot be written.
     """
     folder = Path(folder)
     with atomic_folder(folder) as partial:
-        model.unet.save_pretrained(partial / "unet", safe_serialization=True)
-        native_scheduler().save_pretrained(partial / "scheduler")
+        # One file, whatever its size: its hash is the model's name.
+        model.unet.save_pretrained(partial / "unet", safe_serialization=True, max_shard_size="1TB")
         card = model.card.model_copy(update={"weights_sha256": sha256(partial / WEIGHTS)})
+        if isinstance(model, TextUNet):
+            index = write_parts(model, partial, card)
+        else:
+            native_scheduler().save_pretrained(partial / "scheduler")
+            index = _model_index(card)
         _write_json(partial / CARD, card.model_dump(mode="json"))
-        _write_json(partial / "model_index.json", _model_index(card))
+        _write_json(partial / "model_index.json", index)
     model.card = card
     return card
 
 
-def load_model(folder: Path | str, device: str = "cpu") -> UNetModel:
+def load_model(
+    folder: Path | str, device: str = "cpu", *, negative_prompt: str | None = None
+) -> UNetModel:
     """Return the network of a folder as it is: one pass a call, without guidance.
 
-    Raises FolderError: not a model folder, another family or format, a part missing or cut short.
+    Raises FolderError: not a model folder, another family or format, a part missing, pickled or
+    cut short; RangeError: a negative prompt where there are no prompts, or a student.
     """
     folder = Path(folder)
+    if is_pipeline(folder):
+        return load_pipeline(folder, device, negative_prompt)
     card = read_card(folder)
     if card.family != FAMILY:
-        raise FolderError(
-            f"{folder / CARD}: family {card.family!r} is unknown; there is {FAMILY!r}."
+        known = ", ".join(map(repr, (FAMILY, *FAMILIES)))
+        raise FolderError(f"{folder / CARD}: family {card.family!r} is unknown; there are {known}.")
+    if negative_prompt is not None:
+        raise RangeError(
+            f"negative_prompt = {negative_prompt!r}; {folder} draws classes and takes no prompts."
         )
     for part in (Path("unet") / "config.json", WEIGHTS):
         if not (folder / part).is_file():
             raise FolderError(f"{folder / part} is missing; copy the whole folder again.")
-    from diffusers import UNet2DConditionModel
-    from safetensors import SafetensorError
-
-    try:
-        unet = UNet2DConditionModel.from_pretrained(
-            folder / "unet", use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-        )
-    except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise FolderError(
-            f"{folder / 'unet'} cannot be read ({reason}); the file is damaged or cut short. "
-            "Copy it again."
-        ) from None
-    return UNetModel(unet.to(device).eval(), card)
+    return UNetModel(load_unet(folder).to(device).eval(), card)
 
 
-def load(folder: Path | str, device: str = "cpu") -> UNetModel | Guided:
+def load(
+    folder: Path | str, device: str = "cpu", *, negative_prompt: str | None = None
+) -> UNetModel | Guided:
     """Return the model of a folder, ready to be sampled at any w it allows.
 
     A student comes as its network (one pass); a teacher, and a student that is a pair like it,
-    as `Guided` (two passes).
-    Raises FolderError as `load_model` does.
+    as `Guided` (two passes). A folder of a stock diffusers pipeline (Stable Diffusion 1, 2, XL)
+    is a teacher, on the clock of its own scheduler.
+
+    negative_prompt: of a text-to-image teacher, for its unconditional pass; by default what its
+    pipelines tell that pass: the empty prompt, or zeros.
+
+    Raises FolderError and RangeError as `load_model` does.
     """
-    model = load_model(folder, device)
+    model = load_model(folder, device, negative_prompt=negative_prompt)
     two = model.card.stage == "teacher" or model.card.pair
     return Guided(model, model.null_cond) if two else model
 

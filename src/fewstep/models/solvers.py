@@ -14,6 +14,7 @@ from fewstep.core import cond as conds
 from fewstep.core.angle import HALF_PI
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Denoiser, as_w, cheapest, traits_of
+from fewstep.core.grid import cosine
 from fewstep.core.seed import Noise
 from fewstep.errors import RangeError, ShapeError, did_you_mean
 from fewstep.models.native import TIMESTEPS, native_scheduler
@@ -73,6 +74,11 @@ def solve(
     if traits.steps is not None:
         raise RangeError(
             f"{solver} on a model made for {traits.steps} steps of its own sampler; give a teacher."
+        )
+    if traits.clock is not cosine:
+        raise RangeError(
+            f"{solver} here walks the native clock, and this model has another; use the stock "
+            "scheduler of that name on the model's own folder."
         )
     if traits.shape is None:
         raise ShapeError("the shape of one example is unknown to this model.")

@@ -134,12 +134,16 @@ class UNetModel(nn.Module):
                 f"({self.card.null_class} for any). Choose one of them."
             )
 
+    def like(self, unet: UNet2DConditionModel, card: Card) -> UNetModel:
+        """Return another model of this kind."""
+        return UNetModel(unet, card)
+
     def checkpoint_activations(self) -> None:
         """From now on compute activations again in the backward pass, to save memory."""
         self.unet.enable_gradient_checkpointing()
 
     @property
-    def null_cond(self) -> Tensor:
+    def null_cond(self) -> Cond:
         """The null condition, a batch of 1."""
         return torch.tensor([self.card.null_class])
 

@@ -92,6 +92,7 @@ def _shapes(found: Findings, r: Regression, x: Tensor) -> None:
 def _lands(found: Findings, stage: Halve, x: Tensor, cond: Cond) -> None:
     """One rotation by the target lands where the teacher's own sub-steps land, from every move."""
     assert stage.w is not None
+    assert stage.split is not None
     exact = coefficient_dtype(x)
     tolerance = 1e-12 if exact == torch.float64 else 1e-5
     w = torch.full((len(x),), stage.w[1], dtype=exact, device=x.device)

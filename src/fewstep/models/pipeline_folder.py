@@ -1,0 +1,198 @@
+"""Stock pipeline folders (a `model_index.json`): read as teachers and students, written whole."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fewstep.core.cond import Cond
+from fewstep.errors import FolderError, RangeError
+from fewstep.models.card import CARD, Card, read_card
+from fewstep.models.parts import (
+    INDEX,
+    check_weights,
+    components,
+    read_json,
+    reading,
+    sha256,
+    stock_files,
+)
+from fewstep.models.readme import README, model_card
+from fewstep.models.stable_diffusion import StableDiffusion
+from fewstep.models.stable_diffusion_xl import StableDiffusionXL
+from fewstep.models.table import CONFIG, read_table
+from fewstep.models.text_unet import TextUNet
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+FAMILIES: dict[str, type[TextUNet]] = {
+    family.family: family for family in (StableDiffusion, StableDiffusionXL)
+}
+
+
+def is_pipeline(folder: Path) -> bool:
+    """Whether a folder is a stock pipeline's: it has an index, and no card of another family."""
+    if not (folder / INDEX).is_file():
+        return False
+    return not (folder / CARD).is_file() or read_card(folder).family in FAMILIES
+
+
+def family_of(folder: Path) -> type[TextUNet]:
+    """Return the family of a pipeline folder. Raises FolderError where it is not understood."""
+    index = read_json(folder / INDEX)
+    name = index.get("_class_name")
+    found = next((f for f in FAMILIES.values() if name in f.pipelines), None)
+    if found is None:
+        known = ", ".join(f.pipelines[0] for f in FAMILIES.values())
+        raise FolderError(
+            f"{folder / INDEX}: _class_name: {name!r} is not understood; fewstep reads the folders "
+            f"of {known} and of their image-to-image and inpainting pipelines."
+        )
+    there = components(index)
+    for part, right in found.parts.items():
+        # Tokenizers were named ...Fast in older folders; they are the same.
+        if there.get(part, "").removesuffix("Fast") != right:
+            raise FolderError(
+                f"{folder / INDEX}: {part}: {there.get(part)!r}; a {found.family} folder has "
+                f"{right!r}. Give the whole model, with all of its parts."
+            )
+    return found
+
+
+def load_pipeline(
+    folder: Path, device: str = "cpu", negative_prompt: str | None = None
+) -> TextUNet:
+    """Return the network of a pipeline folder: one pass a call, on the folder's own clock.
+
+    negative_prompt: for the unconditional pass of a teacher, in place of what its pipelines tell
+    it. Raises FolderError: a part that is missing, pickled, damaged or not understood, or a
+    scheduler that is not the one that the folder was saved with;
+    RangeError: a negative prompt for a student, whose guidance is in its weights.
+    """
+    family = family_of(folder)
+    table = read_table(folder)
+    config = read_json(folder / "unet" / "config.json")
+    family.check_network(config, folder / "unet" / "config.json")
+    for part in components(read_json(folder / INDEX)):
+        if part != "scheduler" and not part.startswith(("tokenizer", "feature_extractor")):
+            check_weights(folder / part)
+    if (folder / CARD).is_file():
+        card = read_card(folder)
+        if (card.clock, card.prediction) != (table.name, table.prediction):
+            raise FolderError(
+                f"{folder / CONFIG} is of {table.name}, {table.prediction}; {folder / CARD} says "
+                f"{card.clock}, {card.prediction}. Bring the scheduler back that it was saved with."
+            )
+        if negative_prompt is not None and negative_prompt != card.null_prompt:
+            raise RangeError(
+                f"negative_prompt = {negative_prompt!r}; {folder} was made with "
+                f"{card.null_prompt!r}, which is in its weights. Give it when loading the teacher."
+            )
+    else:
+        card = _card(folder, family, config, table.name, table.prediction)
+        if negative_prompt is not None:
+            card = card.model_copy(update={"null_prompt": negative_prompt})
+    return family(load_unet(folder).to(device).eval(), card, table, folder)
+
+
+def _card(
+    folder: Path, family: type[TextUNet], config: dict[str, Any], clock: str, prediction: str
+) -> Card:
+    if config.get("time_cond_proj_dim") is not None:
+        raise FolderError(
+            f"{folder / 'unet' / 'config.json'}: time_cond_proj_dim: "
+            f"{config['time_cond_proj_dim']}: this network was distilled already, and without "
+            f"{CARD} nobody knows for what. Give the model that it was distilled from."
+        )
+    size = config.get("sample_size")
+    if size is None:
+        raise FolderError(f"{folder / 'unet' / 'config.json'}: sample_size is missing.")
+    height, width = (size, size) if isinstance(size, int) else size
+    return Card(
+        fewstep=version("fewstep"),
+        family=family.family,
+        name=folder.name,
+        stage="teacher",
+        clock=clock,
+        shape=(config["in_channels"], height, width),
+        prediction=prediction,
+        null_prompt=family.null_prompt(read_json(folder / INDEX)),
+    )
+
+
+def load_unet(folder: Path) -> UNet2DConditionModel:
+    """Return the network of a model folder, in float32. Raises FolderError."""
+    from diffusers import UNet2DConditionModel
+
+    check_weights(folder / "unet")
+    with reading(folder / "unet"):
+        unet: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(
+            folder / "unet", use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+        )
+    return unet
+
+
+def encode_prompts(
+    folder: Path | str, prompts: Sequence[str], *, device: str = "cpu", batch_size: int = 64
+) -> Cond:
+    """Return the condition batch of the prompts, by the encoders of a pipeline folder.
+
+    A tensor (B, L, D) for Stable Diffusion, a dict of tensors for SDXL. Prompts longer than the
+    encoder can read are cut, with a warning. Raises FolderError: no such folder, or a part that is
+    missing, pickled or damaged; RangeError: no prompts.
+    """
+    if isinstance(prompts, str) or not prompts:
+        raise RangeError(f"prompts = {prompts!r}; give a list of at least one prompt.")
+    family = family_of(Path(folder))
+    return family.encode(Path(folder), list(prompts), device=device, batch_size=batch_size)
+
+
+def encoders_sha256(folder: Path | str) -> str:
+    """Return the hash of the parts that make latents and conditions: not of the network's.
+
+    What a cache of latents and text embeddings depends on. Raises FolderError where the folder is
+    no pipeline's.
+    """
+    digest = hashlib.sha256()
+    for part in sorted(family_of(Path(folder)).parts):
+        if part == "unet":
+            continue
+        for file in stock_files(Path(folder) / part):
+            digest.update(f"{part}/{file.name} {sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def write_parts(model: TextUNet, partial: Path, card: Card) -> dict[str, Any]:
+    """Write all of a pipeline folder but the network and card; return its `model_index.json`.
+
+    The parts that are not trained are copied byte for byte from `model.source`, and so are its
+    licence files; the scheduler is DDIM, "trailing", ending at clean; README.md is written anew.
+    """
+    index = read_json(model.source / INDEX)
+    for part in components(index):
+        if part in ("unet", "scheduler"):
+            continue
+        path = model.source / part
+        if not path.is_dir():
+            raise FolderError(f"{path} is missing; copy the whole folder again.")
+        (partial / part).mkdir()
+        for file in stock_files(path):
+            shutil.copyfile(file, partial / part / file.name)
+    for file in sorted(model.source.glob("LICEN[SC]E*")):
+        shutil.copyfile(file, partial / file.name)
+    model.table.scheduler().save_pretrained(partial / "scheduler")
+    text = model_card(card, model.table, model.pipelines[0], model.source)
+    (partial / README).write_text(text, encoding="utf-8")
+    import diffusers
+
+    index.update(
+        _class_name=model.pipelines[0],
+        _diffusers_version=diffusers.__version__,
+        scheduler=["diffusers", "DDIMScheduler"],
+    )
+    return index

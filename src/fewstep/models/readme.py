@@ -1,0 +1,192 @@
+"""The model card: `README.md` of a saved text-to-image folder, for people who have diffusers only.
+
+The edge where diffusers' `guidance_scale` is spelt out: 1 + w.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fewstep.models.card import Card
+from fewstep.models.table import Table
+
+README = "README.md"
+_FENCE = "---"
+_LICENCE = ("license", "license_name", "license_link")
+
+
+def licence_of(folder: Path) -> dict[str, str]:
+    """Return what the front matter of a folder's README.md says of its licence; {} for nothing."""
+    path = folder / README
+    if not path.is_file():
+        return {}
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    if not lines or lines[0].strip() != _FENCE or _FENCE not in lines[1:]:
+        return {}
+    try:
+        told = yaml.safe_load("\n".join(lines[1 : lines.index(_FENCE, 1)]))
+    except yaml.YAMLError:
+        return {}
+    if not isinstance(told, dict):
+        return {}
+    return {key: str(told[key]) for key in _LICENCE if told.get(key)}
+
+
+def model_card(card: Card, table: Table, pipeline: str, source: Path) -> str:
+    """Return the text of README.md.
+
+    pipeline: the stock class that opens the folder. source: the parent's folder, whose licence is
+    passed on.
+    """
+    licence = licence_of(source)
+    files = sorted(p.name for p in source.glob("LICEN[SC]E*"))
+    front = {**licence, "library_name": "diffusers", "pipeline_tag": "text-to-image"}
+    sections = [
+        f"{_FENCE}\n{yaml.safe_dump(front, sort_keys=False)}{_FENCE}",
+        f"# {card.name}",
+        _about(card),
+        *_stock(card, table, pipeline),
+        *_ours(card),
+        *_made(card, table),
+        _figures(card),
+        _licence(card, licence, files),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _base(card: Card) -> str:
+    return card.parents[-1].name if card.parents else card.name
+
+
+def _about(card: Card) -> str:
+    if card.stage == "teacher":
+        return (
+            "A text-to-image teacher, kept by fewstep: its network is its parent's. A step of a "
+            "guided image costs two network evaluations."
+        )
+    cost = "two network evaluations" if card.pair else "one network evaluation"
+    steps = "any number of steps" if card.steps is None else f"exactly {card.steps} steps"
+    guided = "" if card.pair else " The guidance weight is an input of the network."
+    return (
+        f"`{_base(card)}`, distilled by fewstep (Meng et al. 2023, arXiv 2210.03142) for {steps}. "
+        f"A step costs {cost}.{guided}"
+    )
+
+
+def _stock(card: Card, table: Table, pipeline: str) -> list[str]:
+    head = "## With diffusers"
+    if card.sampler not in (None, "deterministic"):
+        return [
+            head,
+            f"This model was made for the {card.sampler!r} sampler, whose moves no stock scheduler "
+            "makes: sample it with fewstep.",
+        ]
+    steps = card.steps or (8 if card.stage == "match" else 50)
+    live = card.w_range is not None
+    w = _middle(card.w_range) if card.w_range is not None else 6.5
+    code = (
+        "```python\n"
+        f"from diffusers import {pipeline}\n\n"
+        f'pipe = {pipeline}.from_pretrained("path/to/{card.name}")\n'
+        f'image = pipe("a photograph of a cat", num_inference_steps={steps}, '
+        f"guidance_scale={1 + w:g}).images[0]\n"
+        "```"
+    )
+    notes = [_steps_note(card, table), "Keep the scheduler of this folder: it makes those steps."]
+    if live and card.w_range is not None:
+        low, high = (1 + x for x in card.w_range)
+        notes.append(
+            f"`guidance_scale` is 1 + w. This network was trained for w from {low - 1:g} to "
+            f"{high - 1:g}: give a `guidance_scale` from {low:g} to {high:g}. It costs nothing: "
+            "there is no second pass."
+        )
+        notes.append(
+            "Negative prompts are ignored by stock pipelines, without a word. This model was "
+            f"guided away from {_null(card)}, and that is in its weights."
+        )
+    alpha = math.cos(table.phi_range[1])
+    ends = alpha < 1e-6
+    kept = "nothing is left of the image" if ends else f"{alpha:.3f} of the image is still there"
+    notes.append(
+        "The image-to-image and inpainting pipelines open this folder as well. With N steps and a "
+        f"`strength` s, image-to-image makes N s of them, rounded down; at strength 1 {kept}"
+        + (": it is text-to-image." if ends else ", so it is not quite text-to-image.")
+    )
+    return [head, code, "\n".join(f"- {note}" for note in notes)]
+
+
+def _steps_note(card: Card, table: Table) -> str:
+    if card.steps is not None:
+        return f"`num_inference_steps` must be {card.steps}: it was trained for no other number."
+    return (
+        f"`num_inference_steps` may be any number that divides {len(table)}; with others the "
+        "stock scheduler steps off its own grid."
+    )
+
+
+def _middle(w: tuple[float, float]) -> float:
+    return round((w[0] + w[1]) / 2, 1)
+
+
+def _null(card: Card) -> str:
+    if card.null_prompt is None:
+        return "zeros in place of a prompt"
+    return f"the prompt {json.dumps(card.null_prompt)}" if card.null_prompt else "the empty prompt"
+
+
+def _ours(card: Card) -> list[str]:
+    w = _middle(card.w_range) if card.w_range is not None else 6.5
+    steps = "" if card.steps is not None else ", steps=8"
+    return [
+        "## With fewstep",
+        "```python\n"
+        "import fewstep\n"
+        "from fewstep.models import decode_latents, encode_prompts, load_vae\n\n"
+        f'folder = "path/to/{card.name}"\n'
+        'cond = encode_prompts(folder, ["a photograph of a cat"])\n'
+        f"z = fewstep.sample(fewstep.load(folder), cond, w={w:g}{steps}, seed=0)\n"
+        "images = decode_latents(load_vae(folder), z)  # (B, 3, H, W) in [-1, 1]\n"
+        "```",
+    ]
+
+
+def _made(card: Card, table: Table) -> list[str]:
+    rows: dict[str, Any] = {
+        "stage": card.stage,
+        "latents": "x".join(map(str, card.shape)),
+        "clock": f"{len(table)} timesteps, angles {table.phi_range[0]:.4f} to "
+        f"{table.phi_range[1]:.4f}",
+        "the network predicts": table.prediction,
+        "unconditional pass": _null(card),
+        "weights (sha256)": card.weights_sha256,
+    }
+    rows.update({f"parent: {p.name} (sha256)": p.sha256 for p in card.parents})
+    rows.update({k: v for k, v in card.training.items() if not isinstance(v, dict)})
+    table_rows = [f"| {key} | {value} |" for key, value in rows.items()]
+    return ["## How it was made", "\n".join(["| | |", "| --- | --- |", *table_rows])]
+
+
+def _figures(card: Card) -> str:
+    if not card.figures:
+        return "## Figures\n\nNone were measured."
+    rows = [f"| {name} | {value:.4g} |" for name, value in card.figures.items()]
+    return "\n".join(["## Figures", "", "| figure | value |", "| --- | --- |", *rows])
+
+
+def _licence(card: Card, licence: dict[str, str], files: list[str]) -> str:
+    base = _base(card)
+    if not licence and not files:
+        return (
+            f"## Licence\n\nThe folder of `{base}` names no licence. This model is made from its "
+            "weights: find out what they may be used for before you share it."
+        )
+    named = licence.get("license_name") or licence.get("license")
+    told = f": {named}" if named else ""
+    link = f" ({licence['license_link']})" if "license_link" in licence else ""
+    also = f" Its text is in {', '.join(files)}." if files else ""
+    return f"## Licence\n\nThat of `{base}`, from whose weights it is made{told}{link}.{also}"

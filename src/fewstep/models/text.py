@@ -1,0 +1,103 @@
+"""Text encoders of a pipeline folder, one at a time in memory."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import FolderError
+from fewstep.models.parts import check_weights, reading
+
+
+class Encoded(NamedTuple):
+    """What one encoder makes of B prompts, in float32.
+
+    last: (B, L, D) of the last layer, normed. penultimate: (B, L, D) of the layer before it.
+    pooled: (B, P) where the encoder projects; None elsewhere.
+    """
+
+    last: Tensor
+    penultimate: Tensor
+    pooled: Tensor | None
+
+
+def encode(
+    folder: Path,
+    prompts: Sequence[str],
+    *,
+    tokenizer: str,
+    encoder: str,
+    device: str = "cpu",
+    batch_size: int = 64,
+) -> Encoded:
+    """Return what the encoder in `folder/encoder` makes of the prompts.
+
+    tokenizer, encoder: names of parts. Prompts are padded to the tokenizer's length; longer ones
+    are cut, as by stock pipelines, with a warning. Raises FolderError for a part that is missing,
+    pickled or damaged.
+    """
+    words, network = _tokenizer(folder / tokenizer), _network(folder / encoder, device)
+    ids, mask = _ids(words, list(prompts))
+    told = mask if getattr(network.config, "use_attention_mask", False) else None
+    parts = []
+    with torch.no_grad():
+        for first in range(0, len(ids), batch_size):
+            few = slice(first, first + batch_size)
+            out = network(
+                ids[few].to(device),
+                attention_mask=None if told is None else told[few].to(device),
+                output_hidden_states=True,
+            )
+            pooled = out[0] if out[0].ndim == 2 else None
+            parts.append((out.last_hidden_state, out.hidden_states[-2], pooled))
+    last, penultimate, pooled_parts = zip(*parts, strict=True)
+    pooled = None if pooled_parts[0] is None else torch.cat(pooled_parts)
+    return Encoded(torch.cat(last), torch.cat(penultimate), pooled)
+
+
+def _ids(words: Any, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    length = words.model_max_length
+    short = words(
+        prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    )
+    cut = [p for p, i in zip(prompts, words(prompts).input_ids, strict=True) if len(i) > length]
+    if cut:
+        warnings.warn(
+            f"{len(cut)} of {len(prompts)} prompts are longer than {length} tokens and are cut, "
+            f"the first is {cut[0][:60]!r}",
+            stacklevel=4,
+        )
+    return short.input_ids, short.attention_mask
+
+
+def _tokenizer(path: Path) -> Any:
+    from transformers import CLIPTokenizer
+
+    if not path.is_dir():
+        raise FolderError(f"{path} is missing; copy the whole folder again.")
+    with reading(path):
+        return CLIPTokenizer.from_pretrained(path, local_files_only=True)
+
+
+def _network(path: Path, device: str) -> Any:
+    import transformers
+
+    if not path.is_dir():
+        raise FolderError(f"{path} is missing; copy the whole folder again.")
+    check_weights(path)
+    with reading(path):
+        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+        # The class is the caller's to check, from model_index.json; here it is how to read it.
+        name = (config.architectures or ["CLIPTextModel"])[0]
+        kind = transformers.CLIPTextModel
+        if name == "CLIPTextModelWithProjection":
+            kind = transformers.CLIPTextModelWithProjection
+        network = kind.from_pretrained(
+            path, local_files_only=True, use_safetensors=True, dtype=torch.float32
+        )
+    return network.to(device).eval()

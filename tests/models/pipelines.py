@@ -1,0 +1,166 @@
+"""Stock pipeline folders of random weights, small enough to make in a test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
+
+from fewstep.distill.plan import Stage
+from fewstep.models import TextUNet, load, student_of
+from fewstep.models.w_input import BAND, frequencies
+
+LENGTH = 12  # tokens
+TEXT = 16  # features of an encoder
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def tokenizer() -> CLIPTokenizer:
+    """A tokenizer of single letters."""
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    words = ["<|startoftext|>", "<|endoftext|>", *letters, *(f"{c}</w>" for c in letters)]
+    return CLIPTokenizer(
+        vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=LENGTH
+    )
+
+
+def text_encoder(projection: bool = False) -> CLIPTextModel | CLIPTextModelWithProjection:
+    config = CLIPTextConfig(
+        vocab_size=54,
+        hidden_size=TEXT,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=LENGTH,
+        projection_dim=8,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    kind = CLIPTextModelWithProjection if projection else CLIPTextModel
+    model = kind(config)
+    # Random CLIP embeddings are of size 0.02: prompts would hardly differ.
+    model.get_input_embeddings().weight.data.normal_()
+    return model
+
+
+def vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+        scaling_factor=0.5,
+    )
+
+
+def unet(xl: bool = False) -> UNet2DConditionModel:
+    more: dict[str, Any] = {}
+    if xl:
+        more = {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 4,
+            "projection_class_embeddings_input_dim": 8 + 6 * 4,
+            "transformer_layers_per_block": (1, 1),
+        }
+    model = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=2,
+        norm_num_groups=4,
+        cross_attention_dim=2 * TEXT if xl else TEXT,
+        **more,
+    )
+    for name, weight in model.named_parameters():
+        if "attn2.to_" in name:
+            weight.data.mul_(2)  # else prompts, and so guidance, would hardly matter
+    return model
+
+
+def sd_folder(path: Path, **scheduler: Any) -> Path:
+    """A Stable Diffusion folder; by default as 1.x is: eps, and a scheduler that is not DDIM's."""
+    with torch.random.fork_rng():
+        torch.random.default_generator.manual_seed(0)
+        pipe = StableDiffusionPipeline(
+            unet=unet(),
+            vae=vae(),
+            text_encoder=text_encoder(),
+            tokenizer=tokenizer(),
+            scheduler=DDIMScheduler(**{**BETAS, "clip_sample": False, "steps_offset": 1}),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    pipe.save_pretrained(path)
+    config = {
+        "_class_name": "PNDMScheduler",
+        "_diffusers_version": "0.6.0",
+        **BETAS,
+        "num_train_timesteps": 1000,
+        "set_alpha_to_one": False,
+        "skip_prk_steps": True,
+        "steps_offset": 1,
+        "trained_betas": None,
+        "clip_sample": False,
+        **scheduler,
+    }
+    (path / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    return path
+
+
+def xl_folder(path: Path, **more: Any) -> Path:
+    with torch.random.fork_rng():
+        torch.random.default_generator.manual_seed(1)
+        pipe = StableDiffusionXLPipeline(
+            unet=unet(xl=True),
+            vae=vae(),
+            text_encoder=text_encoder(),
+            text_encoder_2=text_encoder(projection=True),
+            tokenizer=tokenizer(),
+            tokenizer_2=tokenizer(),
+            scheduler=EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1),
+            add_watermarker=False,
+            **more,
+        )
+    pipe.save_pretrained(path)
+    return path
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Change keys of a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def told_student(parent: Path, steps: int | None = None) -> TextUNet:
+    """A student whose w matters, though nothing has trained it; without steps, a stage one."""
+    stage = Stage("student", "teacher", updates=1, steps=steps)
+    student = student_of(load(parent), stage, (-1.0, 14.0), w_dim=32)
+    assert isinstance(student, TextUNet)
+    projection = student.unet.time_embedding.cond_proj.weight
+    slow = (frequencies(32) <= BAND).repeat(2)
+    draws = torch.Generator().manual_seed(1)
+    projection.data.copy_(torch.randn(projection.shape, generator=draws) * slow)
+    return student.eval()

@@ -1,0 +1,58 @@
+"""Run by tests as a program: stock pipelines on saved folders, where fewstep cannot be imported.
+
+    python stock.py jobs.pt results.pt
+
+A job is a dict: folder, pipeline (a class of diffusers) and call (its arguments; `seed` becomes a
+generator). A result is a dict: images, latents, and the batch sizes of the calls of the UNet.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import Any
+
+sys.modules["fewstep"] = None  # type: ignore[assignment]  importing it now raises ImportError
+
+import diffusers
+import torch
+
+torch.set_num_threads(1)
+
+
+@functools.cache
+def opened(folder: str, pipeline: str) -> Any:
+    pipe = getattr(diffusers, pipeline).from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def run(folder: str, pipeline: str, call: dict[str, Any]) -> dict[str, Any]:
+    pipe = opened(folder, pipeline)
+    batches: list[int] = []
+    hook = pipe.unet.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
+    seed = call.pop("seed", 0)
+    last: dict[str, torch.Tensor] = {}
+
+    def keep(_pipe: Any, _step: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        last["latents"] = tensors["latents"].clone()
+        return tensors
+
+    out = pipe(
+        **call,
+        generator=torch.Generator().manual_seed(seed),
+        callback_on_step_end=keep,
+        output_type="pt",
+    )
+    hook.remove()
+    return {"images": out.images, "latents": last["latents"], "batches": batches}
+
+
+if __name__ == "__main__":
+    try:
+        import fewstep
+    except ImportError:
+        jobs = torch.load(sys.argv[1], weights_only=True)
+        torch.save({name: run(**job) for name, job in jobs.items()}, sys.argv[2])
+    else:
+        sys.exit(f"{fewstep} can be imported here, so nothing is shown")
