@@ -15,9 +15,11 @@ from PIL import Image
 from safetensors import safe_open
 from tests.cli.conftest import fewstep
 from tests.cli.test_cli import one_line_error
+from tests.models.pipelines import sd_folder, told_student
 
 import fewstep as library
-from fewstep.data import open_dataset
+from fewstep.data import open_dataset, read_images
+from fewstep.models import decode_latents, encode_images, encode_prompts, load_vae, save_model
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def test_encode_then_decode(run: Path, images: Path, tmp_path: Path) -> None:
     back = library.decode(library.load(run / "student-4"), z, classes)
     pixels = ((back + 1) * 127.5).round().clamp(0, 255)[:, 0].numpy()
     assert np.abs(sheet[:, :8] - pixels[0]).max() <= 1
-    assert told(tmp_path / "decoded.png")["cond"] == [3, 5, 7]
+    assert told(tmp_path / "decoded.png")["cond"] == "3,5,7"
 
 
 def test_transfer_leaves_a_sheet_or_a_folder(run: Path, images: Path, tmp_path: Path) -> None:
@@ -66,11 +68,11 @@ def test_transfer_leaves_a_sheet_or_a_folder(run: Path, images: Path, tmp_path: 
     sheet = Image.open(tmp_path / "transfer.png")
     assert sheet.size == (3 * 10 - 2, 3 * 10 - 2)  # three images; the sources and two classes
     assert np.array_equal(np.asarray(sheet)[:8, :8], np.asarray(Image.open(images / "digit0.png")))
-    assert told(tmp_path / "transfer.png")["from"] == [10, 10, 10]
+    assert told(tmp_path / "transfer.png")["from"] == "any"
     done = fewstep("transfer", *pair, "--to", "3,5", "--out", "moved", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(t) for t in (tmp_path / "moved/metadata.jsonl").read_text().splitlines()]
-    assert [r["file_name"] for r in lines[:2]] == ["0000-digit0-0.png", "0000-digit0-1.png"]
+    assert [r["file_name"] for r in lines[:2]] == ["0000-digit0-0.png", "0001-digit0-1.png"]
     assert {p.name for p in (tmp_path / "moved").glob("*.png")} == {
         "sheet.png",
         *(r["file_name"] for r in lines),
@@ -201,3 +203,85 @@ def test_what_is_refused(
     done = fewstep(*(c.format(run=run, images=images) for c in command), cwd=tmp_path)
     one_line_error(done, says)
     assert {p.name for p in tmp_path.iterdir()} <= {"roundtrip", "runs"}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """Folders of a text-to-image encoder and decoder of random weights, and of two pictures."""
+    folder = tmp_path_factory.mktemp("text")
+    teacher = sd_folder(folder / "sd")
+    for name, direction in (("encoder", "encode"), ("decoder", "decode")):
+        save_model(told_student(teacher, 4, direction), folder / name)
+    (folder / "pictures").mkdir()
+    draws = np.random.default_rng(0)
+    for k in range(2):
+        pixels = draws.integers(0, 256, (20, 24, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "pictures" / f"{k}.png")
+    return folder / "encoder", folder / "decoder", folder / "pictures"
+
+
+def test_transfer_by_prompts(text: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    encoder, decoder, pictures = text
+    pair = (encoder, decoder, "--image", pictures, "--from-prompt", "a cat")
+    done = fewstep(
+        "transfer", *pair, "--to-prompt", "a dog", "--to-prompt", "a fox", "--w", 3,
+        "--out", "moved", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    files = sorted(pictures.glob("*.png"))
+    x = encode_images(load_vae(encoder), read_images(files, (3, 16, 16)))
+    conds = [encode_prompts(decoder, [p] * 2) for p in ("a cat", "a fox")]
+    models = library.load(encoder), library.load(decoder)
+    z = library.transfer(*models, x, *conds, w=3.0).x
+    images = decode_latents(load_vae(decoder), z)
+    pixels = ((images + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    found = np.asarray(Image.open(tmp_path / "moved/0003-1-1.png")).astype(int)
+    assert np.abs(found - pixels[1]).max() <= 1
+    assert told(tmp_path / "moved/0003-1-1.png")["to"] == ["a dog", "a fox"]
+
+
+def test_the_other_commands_take_prompts(text: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    encoder, decoder, pictures = text
+    image = ("--image", pictures)
+    Image.new("L", (16, 16), 255).save(tmp_path / "mask.png")
+    for command in (
+        ("encode", encoder, *image, "--prompt", "a cat"),
+        ("decode", decoder, "noise.safetensors"),
+        ("interpolate", encoder, decoder, *image, "--prompt", "a cat", "--to-prompt", "a dog"),
+        ("img2img", decoder, *image, "--prompt", "a dog", "--strength", 0.5),
+        ("inpaint", decoder, *image, "--prompt", "a dog", "--mask", "mask.png"),
+        ("sample", decoder, "--prompt", "a cat", "--prompt", "a dog", "--count", 2),
+    ):
+        done = fewstep(*command, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    # Four samples side by side, eight pixels each of 16 and two between.
+    assert Image.open(tmp_path / "sample.png").size == (4 * (8 * 16 + 2) - 2, 8 * 16)
+    assert told(tmp_path / "decoded.png")["prompt"] == "a cat"
+    one_line_error(
+        fewstep("transfer", encoder, decoder, *image, "--from", 1, "--to", 2, cwd=tmp_path),
+        "--from-prompt",
+    )
+
+
+def test_prompts_are_not_for_classes(run: Path, images: Path, tmp_path: Path) -> None:
+    wrong = ("img2img", run / "student-4", "--image", images, "--prompt", "a three")
+    one_line_error(fewstep(*wrong, cwd=tmp_path), "draws by classes")
+    wrong = ("sample", run / "student-4", "--prompt", "a three")
+    one_line_error(fewstep(*wrong, cwd=tmp_path), "draws by classes")
+
+
+def test_a_file_of_prompts_gives_a_folder(text: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("A cat, sleeping\n\na dog\n")
+    told = ("sample", text[1], "--prompts", "prompts.txt", "--count", 2, "--out", "drawn")
+    done = fewstep(*told, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(t) for t in (tmp_path / "drawn/metadata.jsonl").read_text().splitlines()]
+    assert [(r["file_name"], r["prompt"]) for r in lines] == [
+        ("0000-a-cat-sleeping.png", "A cat, sleeping"),
+        ("0001-a-dog.png", "a dog"),
+        ("0002-a-cat-sleeping.png", "A cat, sleeping"),
+        ("0003-a-dog.png", "a dog"),
+    ]
+    assert Image.open(tmp_path / "drawn/0003-a-dog.png").size == (16, 16)
+    (tmp_path / "prompts.txt").write_text("\n")
+    one_line_error(fewstep(*told, cwd=tmp_path), "is empty")

@@ -22,7 +22,7 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from fewstep.distill.plan import Stage
+from fewstep.distill.plan import Direction, Stage
 from fewstep.models import TextUNet, load, student_of
 from fewstep.models.w_input import BAND, frequencies
 
@@ -154,9 +154,11 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def told_student(parent: Path, steps: int | None = None) -> TextUNet:
+def told_student(
+    parent: Path, steps: int | None = None, direction: Direction = "decode"
+) -> TextUNet:
     """A student whose w matters, though nothing has trained it; without steps, a stage one."""
-    stage = Stage("student", "teacher", updates=1, steps=steps)
+    stage = Stage("student", "teacher", updates=1, steps=steps, direction=direction)
     student = student_of(load(parent), stage, (-1.0, 14.0), w_dim=32)
     assert isinstance(student, TextUNet)
     projection = student.unet.time_embedding.cond_proj.weight

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fewstep.cli.options import Device, GuidanceScale, Scale, Steps, refuse_guidance_scale, say
+from fewstep.cli.options import (
+    Device,
+    GuidanceScale,
+    Prompt,
+    Scale,
+    Steps,
+    refuse_guidance_scale,
+    say,
+)
 from fewstep.errors import FolderError
 
 if TYPE_CHECKING:
@@ -22,6 +30,7 @@ def decode_command(
         str | None,
         typer.Option(help="Class to draw: cat, or one an image; by default the encoded ones."),
     ] = None,
+    prompt: Prompt = None,
     w: Annotated[float, typer.Option(help="Guidance weight; 0 undoes encoding at 0.")] = 0.0,
     steps: Steps = None,
     out: Annotated[Path, typer.Option(help="PNG sheet, or a folder.")] = Path("decoded.png"),
@@ -34,7 +43,6 @@ def decode_command(
     from fewstep.cli.pictures import (
         BATCH,
         check_out,
-        class_of_each,
         open_model,
         save_pictures,
         settings_of,
@@ -43,21 +51,21 @@ def decode_command(
 
     check_out(out)
     opened = open_model(model, device)
-    z, classes, told = read_noise(noise)
-    if cond is not None:
-        classes = class_of_each(cond, "--cond", opened.card, len(z))
-    x = decode(opened.model, z.to(opened.device), classes, w=w, steps=steps, batch_size=BATCH)
-    settings = settings_of(
-        "decode", [opened], w=w, steps=steps or opened.card.steps, cond=classes.tolist()
-    )
+    z, told = read_noise(noise)
+    if cond is None and prompt is None:
+        cond, prompt = told.get("cond"), told.get("prompt")
+    wanted = opened.cond(cond, prompt, len(z), "--cond")
+    x = decode(opened.model, z.to(opened.device), wanted, w=w, steps=steps, batch_size=BATCH)
+    settings = settings_of("decode", [opened], w=w, steps=steps or opened.card.steps, cond=cond)
+    settings["prompt"] = prompt
     settings["encoded"] = told
     files = [Path(str(f)) for f in told.get("files", [f"{k}" for k in range(len(z))])]
-    sheet = save_pictures(out, [], [x], files, settings, scale)
+    sheet = save_pictures(out, [], [opened.images(x)], files, settings, scale)
     say(f"{len(x)} images: {sheet}")
 
 
-def read_noise(path: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Return the noise, its classes, and how it was made. Raises FolderError for another file."""
+def read_noise(path: Path) -> tuple[Tensor, dict[str, Any]]:
+    """Return the noise, and how it was made. Raises FolderError for another file."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -65,7 +73,7 @@ def read_noise(path: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
             told = json.loads((file.metadata() or {})["fewstep"])
-            return file.get_tensor("z"), file.get_tensor("cond"), told
+            return file.get_tensor("z"), told
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise FolderError(
             f"{path} holds no encoded noise ({error}); give a file that `fewstep encode` wrote."

@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from fewstep.cli.options import Device, GuidanceScale, Image, Steps, refuse_guidance_scale, say
+from fewstep.cli.options import (
+    Cond,
+    Device,
+    GuidanceScale,
+    Image,
+    Prompt,
+    Steps,
+    refuse_guidance_scale,
+    say,
+)
 from fewstep.errors import RangeError
 
 SUFFIX = ".safetensors"
@@ -17,7 +26,8 @@ SUFFIX = ".safetensors"
 def encode_command(
     model: Annotated[Path, typer.Argument(help="Folder of an encoder, or of a teacher.")],
     image: Image,
-    cond: Annotated[str, typer.Option(help="Class of the images: cat, or one an image; or any.")],
+    cond: Cond = None,
+    prompt: Prompt = None,
     w: Annotated[float, typer.Option(help="Guidance weight; 0 is usual here.")] = 0.0,
     steps: Steps = None,
     out: Annotated[Path, typer.Option(help="File to write.")] = Path("noise.safetensors"),
@@ -33,16 +43,16 @@ def encode_command(
     from safetensors.torch import save
 
     from fewstep.atomic import atomic_write
-    from fewstep.cli.pictures import BATCH, class_of_each, open_model, open_pictures, settings_of
+    from fewstep.cli.pictures import BATCH, open_model, open_pictures, settings_of
     from fewstep.core.edit import encode
 
     opened = open_model(model, device)
     read = open_pictures(image, opened)
-    classes = class_of_each(cond, "--cond", opened.card, len(read.x))
-    z = encode(opened.model, read.x, classes, w=w, steps=steps, batch_size=BATCH)
+    shown = opened.cond(cond, prompt, len(read.x), "--cond")
+    z = encode(opened.model, read.x, shown, w=w, steps=steps, batch_size=BATCH)
     told = settings_of("encode", [opened], w=w, steps=steps or opened.card.steps, cond=cond)
-    told["files"] = [f.name for f in read.files]
-    kept = {"z": z.cpu().contiguous(), "cond": classes}
+    told |= {"prompt": prompt, "files": [f.name for f in read.files]}
+    kept = {"z": z.cpu().contiguous()}
     atomic_write(out, save(kept, metadata={"fewstep": json.dumps(told)}))
     say(f"noise of {len(z)} images: {out}")
 

@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 from fewstep.cli.options import (
+    Cond,
     Device,
     GuidanceScale,
     Image,
+    Prompt,
     Scale,
     Seed,
     Steps,
@@ -23,7 +25,8 @@ from fewstep.cli.options import (
 def img2img_command(
     model: Annotated[Path, typer.Argument(help="Folder of a student, or of a teacher.")],
     image: Image,
-    cond: Annotated[str, typer.Option(help="Class to draw: cat, or one an image; or any.")],
+    cond: Cond = None,
+    prompt: Prompt = None,
     strength: Annotated[
         float, typer.Option(help="Share of the steps that are made, up to 1: all of them.")
     ] = 0.5,
@@ -40,7 +43,6 @@ def img2img_command(
     from fewstep.cli.pictures import (
         BATCH,
         check_out,
-        class_of_each,
         open_model,
         open_pictures,
         save_pictures,
@@ -51,22 +53,20 @@ def img2img_command(
     check_out(out)
     opened = open_model(model, device)
     read = open_pictures(image, opened)
-    classes = class_of_each(cond, "--cond", opened.card, len(read.x))
-    told = {"strength": strength, "w": w, "seed": seed}
+    wanted = opened.cond(cond, prompt, len(read.x), "--cond")
+    told = {"prompt": prompt, "strength": strength, "w": w, "seed": seed}
     x = img2img(
         opened.model,
         read.x,
-        classes,
+        wanted,
         strength=strength,
         w=w,
         steps=steps,
         seed=seed,
         batch_size=BATCH,
     )
-    settings = settings_of(
-        "img2img", [opened], steps=steps or opened.card.steps, cond=classes.tolist(), **told
-    )
-    sheet = save_pictures(out, [read.x], [x], read.files, settings, scale)
+    settings = settings_of("img2img", [opened], steps=steps or opened.card.steps, cond=cond, **told)
+    sheet = save_pictures(out, [read.images], [opened.images(x)], read.files, settings, scale)
     say(f"{len(x)} images: {sheet}")
 
 

@@ -8,9 +8,11 @@ from typing import Annotated
 import typer
 
 from fewstep.cli.options import (
+    Cond,
     Device,
     GuidanceScale,
     Image,
+    Prompt,
     Scale,
     Seed,
     Steps,
@@ -28,7 +30,8 @@ def inpaint_command(
         list[Path],
         typer.Option(help="Image that is white where to draw; one, or one an image."),
     ],
-    cond: Annotated[str, typer.Option(help="Class to draw: cat, or one an image; or any.")],
+    cond: Cond = None,
+    prompt: Prompt = None,
     strength: Annotated[
         float, typer.Option(help="How much of the masked part is forgotten, up to 1: all.")
     ] = 1.0,
@@ -45,7 +48,6 @@ def inpaint_command(
     from fewstep.cli.pictures import (
         BATCH,
         check_out,
-        class_of_each,
         open_model,
         open_pictures,
         save_pictures,
@@ -61,25 +63,30 @@ def inpaint_command(
     if len(masks) not in (1, len(read.x)):
         raise RangeError(f"{len(masks)} masks for {len(read.x)} images; give one, or one an image.")
     drawn = (read_images(masks, (1, *opened.card.shape[1:])) > 0).float().to(opened.device)
-    classes = class_of_each(cond, "--cond", opened.card, len(read.x))
+    hidden = (read_images(masks, (1, *opened.image_shape[1:])) > 0).float()
+    wanted = opened.cond(cond, prompt, len(read.x), "--cond")
     x = inpaint(
         opened.model,
         read.x,
         drawn.expand(len(read.x), -1, -1, -1),
-        classes,
+        wanted,
         strength=strength,
         w=w,
         steps=steps,
         seed=seed,
         batch_size=BATCH,
     )
-    told = {"strength": strength, "w": w, "seed": seed, "masks": [m.name for m in masks]}
-    settings = settings_of(
-        "inpaint", [opened], steps=steps or opened.card.steps, cond=classes.tolist(), **told
-    )
+    told = {
+        "prompt": prompt,
+        "strength": strength,
+        "w": w,
+        "seed": seed,
+        "masks": [m.name for m in masks],
+    }
+    settings = settings_of("inpaint", [opened], steps=steps or opened.card.steps, cond=cond, **told)
     # Grey where something is drawn, between what was there and what is there now.
-    hole = read.x * (1 - drawn)
-    sheet = save_pictures(out, [read.x, hole], [x], read.files, settings, scale)
+    hole = read.images * (1 - hidden)
+    sheet = save_pictures(out, [read.images, hole], [opened.images(x)], read.files, settings, scale)
     say(f"{len(x)} images: {sheet}")
 
 

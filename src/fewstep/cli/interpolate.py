@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fewstep.cli.options import (
+    Cond,
     Device,
     GuidanceScale,
     Image,
+    Prompt,
     Scale,
     Steps,
     refuse_guidance_scale,
@@ -27,10 +29,12 @@ def interpolate_command(
     encoder: Annotated[Path, typer.Argument(help="Folder of an encoder, or of a teacher.")],
     decoder: Annotated[Path, typer.Argument(help="Folder of a student, or of a teacher.")],
     image: Image,
-    cond: Annotated[str, typer.Option(help="Class of the two images: cat, or cat,dog; or any.")],
+    cond: Cond = None,
+    prompt: Prompt = None,
     to: Annotated[
         str | None, typer.Option(help="Class to draw; by default the first image's.")
     ] = None,
+    to_prompt: Annotated[str | None, typer.Option(help="Prompt to draw, likewise.")] = None,
     w: Annotated[float, typer.Option(help="Guidance weight of decoding.")] = 0.0,
     count: Annotated[int, typer.Option(min=2, help="Images, both ends included.")] = 9,
     steps: Steps = None,
@@ -43,7 +47,8 @@ def interpolate_command(
     refuse_guidance_scale(guidance_scale)
     if out.suffix.lower() not in (".png", ".gif"):
         raise RangeError(f"--out {out}; name a PNG file for a strip, or a GIF.")
-    from fewstep.cli.pictures import class_of_each, open_model, open_pictures, settings_of
+    from fewstep.cli.pictures import open_model, open_pictures, settings_of
+    from fewstep.core.cond import repeat_null, take
     from fewstep.core.edit import check_together, decode, encode, interpolate
     from fewstep.recipes.sheet import contact_sheet, save_sheet
 
@@ -52,19 +57,19 @@ def interpolate_command(
     read = open_pictures(image, one)
     if len(read.x) != 2:
         raise RangeError(f"{len(read.x)} images; an interpolation is between 2. Give two --image.")
-    classes = class_of_each(cond, "--cond", one.card, 2)
+    shown = one.cond(cond, prompt, 2, "--cond")
     own = [None if o.card.steps else steps for o in (one, two)]
-    ends = encode(one.model, read.x, classes, steps=own[0])
+    ends = encode(one.model, read.x, shown, steps=own[0])
     z = interpolate(ends[0], ends[1], count)
-    wanted = classes[:1].expand(count)
-    if to is not None:
-        wanted = class_of_each(to, "--to", two.card, count)
-    x = decode(two.model, z, wanted, w=w, steps=own[1]).cpu()
+    wanted = repeat_null(take(shown, slice(0, 1)), count)
+    if to is not None or to_prompt is not None:
+        wanted = two.cond(to, to_prompt, count, "--to")
+    x = two.images(decode(two.model, z, wanted, w=w, steps=own[1]))
     if out.suffix.lower() == ".gif":
         _save_gif(x, out, scale)
     else:
-        settings = settings_of("interpolate", [one, two], w=w, cond=classes.tolist())
-        settings |= {"to": wanted.tolist(), "files": [f.name for f in read.files]}
+        settings = settings_of("interpolate", [one, two], w=w, cond=cond or prompt)
+        settings |= {"to": to or to_prompt, "files": [f.name for f in read.files]}
         save_sheet(contact_sheet(x, count, scale), out, settings)
     say(f"{count} images from {read.files[0].name} to {read.files[1].name}: {out}")
 

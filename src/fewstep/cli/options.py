@@ -25,6 +25,10 @@ Image = Annotated[
     list[Path],
     typer.Option(help="An image, or a folder of images; may be given several times."),
 ]
+Cond = Annotated[
+    str | None, typer.Option(help="Class: cat or 3, or with commas one an image; or any.")
+]
+Prompt = Annotated[str | None, typer.Option(help="In place of a class, for text-to-image models.")]
 W = Annotated[float, typer.Option(help="Guidance weight; 0 is none.")]
 Steps = Annotated[int | None, typer.Option(help="Steps; by default what the model was made for.")]
 Teachers = Annotated[

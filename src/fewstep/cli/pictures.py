@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from fewstep.errors import FolderError, RangeError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fewstep.core.cond import Cond
     from fewstep.core.denoiser import Guided
     from fewstep.models import Card, Model
 
@@ -24,11 +26,75 @@ COLUMNS = 10
 
 @dataclass(frozen=True)
 class Opened:
-    """A model, what its card says, and where it runs."""
+    """A model, what its card says, its folder, and where it runs.
+
+    States are what the model works on: images, or the latents of a text-to-image model.
+    """
 
     model: Model | Guided
     card: Card
+    folder: Path
     device: str
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether conditions are prompts, and not classes."""
+        return self.card.num_classes == 0
+
+    @cached_property
+    def vae(self) -> Any:
+        """The autoencoder of a text-to-image model."""
+        from fewstep.models import load_vae
+
+        return load_vae(self.folder, self.device)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape (C, H, W) of its images."""
+        if not self.takes_text:
+            return self.card.shape
+        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        channels = self.vae.config.in_channels
+        return (channels, *(factor * n for n in self.card.shape[1:]))
+
+    def states(self, images: Tensor) -> Tensor:
+        """Return the states of images (B, C, H, W) in [-1, 1]."""
+        if not self.takes_text:
+            return images.to(self.device)
+        from fewstep.models import encode_images
+
+        return encode_images(self.vae, images.to(self.device))
+
+    def images(self, states: Tensor) -> Tensor:
+        """Return the images of states, on the CPU."""
+        if not self.takes_text:
+            return states.cpu()
+        from fewstep.models import decode_latents
+
+        return decode_latents(self.vae, states.float()).cpu()
+
+    def cond(self, classes: str | None, prompt: str | None, count: int, option: str) -> Cond:
+        """Return the condition batch of `count`: classes, or one prompt for all.
+
+        Raises RangeError where the model takes the other, or neither is given.
+        """
+        from fewstep.core.cond import repeat_null
+        from fewstep.models import encode_prompts
+
+        given, wanted = (prompt, "prompt") if self.takes_text else (classes, "class")
+        if given is None or (classes is not None and prompt is not None):
+            raise RangeError(
+                f"{self.card.name} draws by {wanted}{'s' if self.takes_text else 'es'}: give a "
+                f"{wanted}, with {self._option(option)}."
+            )
+        if not self.takes_text:
+            return class_of_each(given, option, self.card, count)
+        return repeat_null(encode_prompts(self.folder, [given], device=self.device), count)
+
+    def _option(self, option: str) -> str:
+        if not self.takes_text:
+            return option
+        return "--prompt" if option == "--cond" else f"{option}-prompt"
 
 
 def open_model(folder: Path, device: str | None) -> Opened:
@@ -39,14 +105,15 @@ def open_model(folder: Path, device: str | None) -> Opened:
 
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     loaded = load(folder, place)
-    return Opened(loaded, card_of(loaded), place)
+    return Opened(loaded, card_of(loaded), folder, place)
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Images that were read. x: (B, C, H, W) in [-1, 1]."""
+    """Images that were read: (B, C, H, W) in [-1, 1], and their states x."""
 
     files: list[Path]
+    images: Tensor
     x: Tensor
 
 
@@ -55,7 +122,8 @@ def open_pictures(paths: Sequence[Path], opened: Opened) -> Pictures:
     from fewstep.data import image_files, read_images
 
     files = image_files(paths)
-    return Pictures(files, read_images(files, opened.card.shape).to(opened.device))
+    images = read_images(files, opened.image_shape)
+    return Pictures(files, images, opened.states(images))
 
 
 def class_of_each(text: str, option: str, card: Card, count: int) -> Tensor:
@@ -107,21 +175,39 @@ def save_pictures(
     above: sources, for the sheet alone. results: where `out` is a folder, every image of theirs
     is a file in it, named after its source `files`, with a line in metadata.jsonl.
     """
-    from fewstep.atomic import atomic_write
-    from fewstep.recipes.sheet import contact_sheet, png, rows_of, save_sheet
+    from fewstep.recipes.sheet import rows_of, save_sheet
 
     sheet = rows_of([row.cpu() for row in (*above, *results)], COLUMNS, scale)
     if out.suffix:
         save_sheet(sheet, out, settings)
         return out
-    lines = []
-    for k, file in enumerate(files):
-        for j, row in enumerate(results):
-            mark = f"-{j}" if len(results) > 1 else ""
-            name = f"{k:04d}-{file.stem}{mark}.png"
-            own = {**settings, "source": file.name, "row": j}
-            atomic_write(out / name, png(contact_sheet(row[k : k + 1].cpu(), 1), own))
-            lines.append(json.dumps({"file_name": name, **own}))
-    atomic_write(out / "metadata.jsonl", ("\n".join(lines) + "\n").encode())
+    named = [
+        (
+            f"{file.stem}{f'-{j}' if len(results) > 1 else ''}",
+            row[k],
+            {"source": file.name, "row": j},
+        )
+        for k, file in enumerate(files)
+        for j, row in enumerate(results)
+    ]
+    save_each(out, named, settings)
     save_sheet(sheet, out / "sheet.png", settings)
     return out / "sheet.png"
+
+
+def save_each(
+    out: Path, named: Sequence[tuple[str, Tensor, dict[str, Any]]], settings: dict[str, Any]
+) -> None:
+    """Write images (C, H, W) into a folder, a file each, and a line each in metadata.jsonl.
+
+    named: (name, image, what is told of it beside the settings); names get a number in front.
+    """
+    from fewstep.atomic import atomic_write
+    from fewstep.recipes.sheet import contact_sheet, png
+
+    lines = []
+    for k, (name, image, told) in enumerate(named):
+        file, own = f"{k:04d}-{name}.png", {**settings, **told}
+        atomic_write(out / file, png(contact_sheet(image[None].cpu(), 1), own))
+        lines.append(json.dumps({"file_name": file, **own}))
+    atomic_write(out / "metadata.jsonl", ("\n".join(lines) + "\n").encode())

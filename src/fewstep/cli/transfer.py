@@ -25,9 +25,18 @@ def transfer_command(
     decoder: Annotated[Path, typer.Argument(help="Folder of a student, or of a teacher.")],
     image: Image,
     from_: Annotated[
-        str, typer.Option("--from", help="Class of the images: cat, or one an image; or any.")
-    ],
-    to: Annotated[str, typer.Option(help="Classes to draw: dog, or several; a row each.")],
+        str | None,
+        typer.Option("--from", help="Class of the images: cat, or one an image; or any."),
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option(help="Classes to draw: dog, or several; a row each.")
+    ] = None,
+    from_prompt: Annotated[
+        str | None, typer.Option(help="What the images show, for text-to-image models.")
+    ] = None,
+    to_prompt: Annotated[
+        list[str] | None, typer.Option(help="What to draw; may be given several times.")
+    ] = None,
     w: W = 1.0,
     w_from: Annotated[float, typer.Option(help="Guidance weight of encoding.")] = 0.0,
     steps: Steps = None,
@@ -38,12 +47,9 @@ def transfer_command(
 ) -> None:
     """Encode images under their class and decode them under others; sources above, side by side."""
     refuse_guidance_scale(guidance_scale)
-    import torch
-
     from fewstep.cli.pictures import (
         BATCH,
         check_out,
-        class_of_each,
         open_model,
         open_pictures,
         save_pictures,
@@ -56,18 +62,25 @@ def transfer_command(
     check_together(one.model, two.model)
     read = open_pictures(image, one)
     count = len(read.x)
-    cond = class_of_each(from_, "--from", one.card, count)
-    targets = class_ids(to, two.card.class_names, "--to")
+    cond = one.cond(from_, from_prompt, count, "--from")
+    # A row for each; where nothing is given, `cond` says what should be.
+    prompts: list[str | None] = [*(to_prompt or [])] or [None]
+    classes: list[int | None] = [None]
+    if to is not None:
+        classes = [*class_ids(to, two.card.class_names, "--to")]
+    targets = [(None if k is None else str(k), p) for k in classes for p in prompts]
+    wanted = [two.cond(*target, count, "--to") for target in targets]
     own = [None if o.card.steps else steps for o in (one, two)]
     z = encode(one.model, read.x, cond, w=w_from, steps=own[0], batch_size=BATCH)
-    rows = []
-    for target in targets:
-        wanted = torch.full((count,), target)
-        rows.append(decode(two.model, z, wanted, w=w, steps=own[1], batch_size=BATCH))
-    settings = settings_of("transfer", [one, two], w=w, w_from=w_from, to=targets)
-    settings |= {"from": cond.tolist(), "steps": [o.card.steps or steps for o in (one, two)]}
-    sheet = save_pictures(out, [read.x], rows, read.files, settings, scale)
-    say(f"{count} images as {len(targets)} classes: {sheet}")
+    rows = [
+        two.images(decode(two.model, z, target, w=w, steps=own[1], batch_size=BATCH))
+        for target in wanted
+    ]
+    settings = settings_of("transfer", [one, two], w=w, w_from=w_from)
+    settings |= {"from": from_ or from_prompt, "to": [k or p for k, p in targets]}
+    settings["steps"] = [o.card.steps or steps for o in (one, two)]
+    sheet = save_pictures(out, [read.images], rows, read.files, settings, scale)
+    say(f"{count} images in {len(targets)} other ways: {sheet}")
 
 
 command = transfer_command
