@@ -247,7 +247,7 @@ class _Loop:
 
     def _part_loss(self, update: int, part: int) -> Tensor:
         x, cond = self.batch(update, part, self.parts)
-        x, cond = x.to(self.device), conds.to(cond, self.device)
+        x, cond = cast(Tensor, conds.send(x, self.device)), conds.send(cond, self.device)
         torch.manual_seed(derive(self.seed, "dropout", update, part))
         draws = generator(self.device, self.seed, "update", update, part)
         r = self.problem(x, cond, draws)
