@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+
 import torch
 from measure import Peak, Result, Row, Setting, Table, alternate
 
@@ -26,12 +28,12 @@ def rows(setting: Setting, parameters: int) -> tuple[Row, Row]:
             for e, w in zip(average, weights, strict=True):
                 e.lerp_(w, 0.01)
 
-    turns = max(3, min(50, 20_000_000 // parameters))
+    turns = max(5, min(50, 20_000_000 // parameters))
     sides = {"together": together, "singly": singly, "adamw": optimizer.step}
     times = alternate(setting, sides, turns)
     growth = {
         "parameters": parameters,
-        **{f"{n}, ms": 1e3 * sorted(w)[len(w) // 2] for n, w in times.wall.items()},
+        **{f"{n}, ms": 1e3 * statistics.median(w) for n, w in times.wall.items()},
         "held MiB": 4 * parameters / 2**20,
         "peak MiB": Peak(setting).of(together) / 2**20,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from fewstep.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
-PARAMETERS = (100_000, 1_000_000, 10_000_000, 40_000_000)
+PARAMETERS = (100_000, 1_000_000, 4_000_000, 16_000_000)
 TENSORS, RUN = 100, {"seed": 0}
 
 
@@ -50,11 +51,11 @@ def rows(setting: Setting, folder: Path, parameters: int) -> tuple[Row, Row]:
     def read() -> None:
         load_checkpoint(folder / "checkpoints", RUN, torch.device("cpu"))
 
-    times = alternate(setting, {"write": write, "bare": bare}, 5)
-    back = alternate(setting, {"read": read, "write": write}, 3)
+    times = alternate(setting, {"write": write, "bare": bare}, 3)
+    back = alternate(setting, {"read": read}, 3)
     size = sum(f.stat().st_size for f in (folder / "checkpoints").rglob("*") if f.is_file())
     held = bytes_of([*checkpoint.weights.values(), *checkpoint.ema.values()])
-    middle = {n: sorted(w)[len(w) // 2] for n, w in [*times.wall.items(), *back.wall.items()]}
+    middle = {n: statistics.median(w) for n, w in {**times.wall, **back.wall}.items()}
     growth = {
         "parameters": parameters, "file MiB": size / 2**20, "weights and average MiB": held / 2**20,
         "write, s": middle["write"], "read, s": middle["read"],

@@ -18,7 +18,7 @@ from fewstep.metrics import (
     precision_recall,
 )
 
-SAMPLES, WIDTHS = (500, 1_000, 2_000, 4_000), (64, 256, 1024)
+SAMPLES, WIDTHS = (500, 1_000, 2_000), (64, 256, 512)
 SHAPE, TRAIN = (3, 16, 16), 4_000
 
 

@@ -1,5 +1,6 @@
-"""A whole call of `fewstep.train`, with its set-up, log, average and one checkpoint, against
-forward, backward and step alone: what the whole costs on the smallest network there is.
+"""A whole call of `fewstep.train` against forward, backward and step alone.
+
+With its set-up, log, average and one checkpoint, on the smallest network there is.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -30,6 +30,7 @@ from fewstep.train import TrainConfig, train
 Work = Callable[[], object]
 Row = dict[str, Any]
 MIB = 2**20
+CPU = torch.device("cpu")
 VERSIONS = ("fewstep", "torch", "diffusers", "accelerate", "numpy")
 
 
@@ -43,7 +44,7 @@ class Setting:
         data: a parquet file of images; None: they are generated.
     """
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     precision: str = "fp32"
     data: Path | None = None
 
@@ -98,7 +99,7 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Row:
 
 
 def alternate(
-    setting: Setting, sides: dict[str, Work], rounds: int, *, warm: int = 1, times: int = 1
+    setting: Setting, sides: Mapping[str, Work], rounds: int, *, warm: int = 1, times: int = 1
 ) -> Times:
     """Time the sides by turns, the first to go changing every round.
 
@@ -106,7 +107,7 @@ def alternate(
     """
     out = Times()
     for turn in range(warm + rounds):
-        order = list(sides) if turn % 2 else list(reversed(sides))
+        order = list(sides) if turn % 2 else list(sides)[::-1]
         for side in order:
             begun = setting.now()
             for _ in range(times):
@@ -126,7 +127,7 @@ def beside_training(
     load: Load,
     config: TrainConfig,
     folder: Path,
-    rivals: dict[str, Work],
+    rivals: Mapping[str, Work],
     *,
     warm: int = 2,
 ) -> Times:

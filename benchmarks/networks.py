@@ -37,6 +37,7 @@ class Latent(nn.Module):
         self.unet = unet
 
     def forward(self, z: Tensor, phi: Tensor, cond: Tensor, w: Tensor) -> Tensor:
+        """Return v (B, C, H, W) for words cond (B, WORDS, WIDTH)."""
         told = self.unet.config.time_cond_proj_dim
         features = None if told is None else w_features(w, told).to(z.dtype)
         out: Tensor = self.unet(
@@ -79,9 +80,7 @@ def bare(
 ) -> Tensor:
     """Return the answer of a stock network told by class ids or by cross attention."""
     words, ids = (cond, None) if cond.is_floating_point() else (None, cond)
-    out: Tensor = unet(
-        z, t, words, class_labels=ids, timestep_cond=features, return_dict=False
-    )[0]
+    out: Tensor = unet(z, t, words, class_labels=ids, timestep_cond=features, return_dict=False)[0]
     return out
 
 

@@ -1,9 +1,10 @@
 """An update of fewstep's stages against what people run today, with the same networks.
 
-`lcm_update` is the step of diffusers' latent consistency distillation example, `textbook_update`
-progressive distillation of a guided teacher without a stage one; both written anew from what they
-compute. Both get the fused optimiser and the foreach average that fewstep has, so that what is left
-is what they evaluate.
+"latent consistency" is the step of diffusers' example of that name: student, conditional pass,
+unconditional pass, average as target network. "textbook halving" is progressive distillation of a
+guided teacher without a stage one: two half-steps of the guided pair. Both are written anew from
+what they compute, and both get the fused optimiser and the foreach average that fewstep has, so
+that what is left is what they evaluate.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from measure import Peak, Result, Row, Setting, Table, Times, Work, beside_training, bytes_of
+from measure import Peak, Result, Row, Setting, Table, Times, beside_training, bytes_of
 from measure import evaluations as counted
 from networks import SUBJECTS, Subject
 from torch import Tensor, nn
-from training_step import STAGES, W
+from training_step import STAGES, W, config, kept
 
 from fewstep.models.native import TIMESTEPS
 from fewstep.models.w_input import w_features
-from fewstep.train import TrainConfig
+from fewstep.train import train
 
-ROUNDS = {"digits": 30, "cifar10-small": 8, "latent": 10}
+ROUNDS = {"digits": 20, "cifar10-small": 7, "latent": 8}
 SOLVER_STEPS = 64
 TARGETS = {"evaluations": 5.0, "faster": 1.15}
 
@@ -45,9 +46,11 @@ class Rival:
         self.alpha, self.sigma = torch.cos(steps * math.pi / 2), torch.sin(steps * math.pi / 2)
 
     def loss(self) -> Tensor:
+        """Return the method's loss on a new draw."""
         raise NotImplementedError
 
     def update(self) -> None:
+        """Make one update of the student and of its average."""
         with self.setting.autocast():
             found = self.loss()
         found.backward()
@@ -73,6 +76,7 @@ class Consistency(Rival):
     """Latent consistency: the student's answer at t against the average's one solver step on."""
 
     def loss(self) -> Tensor:
+        """Return the distance between the student's answer and its average's, one step on."""
         subject, stride = self.subject, TIMESTEPS // SOLVER_STEPS
         index = torch.randint(SOLVER_STEPS, (subject.batch,), device=self.setting.device)
         t = (index + 1) * stride - 1
@@ -105,6 +109,7 @@ class Textbook(Rival):
     """Two half-steps of the guided pair, turned into a target for x; eight steps of the student."""
 
     def loss(self) -> Tensor:
+        """Return the truncated-SNR error of x."""
         subject, steps = self.subject, 8
         stride = TIMESTEPS // steps
         t = (torch.randint(steps, (subject.batch,), device=self.setting.device) + 1) * stride - 1
@@ -140,36 +145,12 @@ RIVALS: dict[str, Callable[[Setting, Subject], Rival]] = {
 }
 
 
-def fewstep_updates(
-    setting: Setting, subject: Subject, stage: str, folder: Path, rivals: dict[str, Work], n: int
-) -> tuple[Times, list[nn.Module]]:
-    """Return n rounds of a stage beside the rivals, and the networks that it evaluates."""
-    problem, _ = STAGES[stage](setting, subject)
-    student = subject.fresh()
-    config = TrainConfig(
-        updates=n + 3,
-        batch_size=subject.batch,
-        precision="bf16" if setting.precision == "bf16" else "fp32",
-        checkpoint_every=10**6,
-    )
-    held = (subject.x, subject.cond)
-    times = beside_training(setting, student, problem, lambda _: held, config, folder, rivals)
-    return times, [student, subject.teacher, subject.student]
-
-
 def once(setting: Setting, subject: Subject, stage: str, folder: Path) -> tuple[float, int]:
     """Return the evaluations of one update of a stage, in forwards, and its peak memory."""
     problem, _ = STAGES[stage](setting, subject)
     student, peak = subject.fresh(), Peak(setting)
     marks: list[float] = []
     found: list[int] = []
-    config = TrainConfig(
-        updates=3,
-        batch_size=subject.batch,
-        precision="bf16" if setting.precision == "bf16" else "fp32",
-    )
-    from fewstep.train import train
-
     with counted([n.unet for n in (student, subject.teacher, subject.student)], subject.batch) as c:
 
         def batch(update: int, part: int, parts: int) -> tuple[Tensor, Tensor]:
@@ -182,7 +163,8 @@ def once(setting: Setting, subject: Subject, stage: str, folder: Path) -> tuple[
             return subject.x, subject.cond
 
         device = setting.device.type
-        train(student, problem, batch, config, folder, device=device, progress=False)
+        told = config(setting, subject, 3)
+        train(student, problem, batch, told, folder, device=device, progress=False)
     return marks[2] - marks[1], found[0]
 
 
@@ -193,9 +175,16 @@ def rows_of(setting: Setting, subject: Subject, folder: Path) -> tuple[list[Row]
     size = bytes_of(list(subject.student.parameters()))
     for stage in STAGES:
         evaluated, peak = once(setting, subject, stage, folder / f"once {stage}")
-        works = {name: rival.update for name, rival in rivals.items()}
-        place = folder / f"timed {stage}"
-        times, _ = fewstep_updates(setting, subject, stage, place, works, ROUNDS[subject.name])
+        problem, _ = STAGES[stage](setting, subject)
+        times = beside_training(
+            setting,
+            subject.fresh(),
+            problem,
+            kept(subject),
+            config(setting, subject, ROUNDS[subject.name] + 3),
+            folder / f"timed {stage}",
+            {name: rival.update for name, rival in rivals.items()},
+        )
         costs.append(_cost(f"{subject.name}, {stage}", times, "fewstep", evaluated, peak, size))
         costs[-1] |= {"target": "<= 5 evaluations", "met": evaluated <= TARGETS["evaluations"]}
         for name in rivals:
@@ -240,7 +229,7 @@ def run(setting: Setting) -> Result:
 
 
 ABOUT = """
-Evaluations are counted as they happen, in forward passes of one batch; a backward pass counts as two.
-fewstep's update is that of `fewstep.train`, whole; the rivals have no loop around them. "peak" is
-what an update needs above what is "held" throughout: weights, two moments, an average, a teacher.
+Evaluations are counted as they happen, in forward passes of one batch; a backward pass counts as
+two. fewstep's update is that of `fewstep.train`, whole; the rivals have no loop around them. "peak"
+is what an update needs above what is "held" all along: weights, two moments, an average, a teacher.
 """

@@ -2,8 +2,8 @@
 
     make bench        # or: python benchmarks/run.py [NAME ...] [--device cuda --precision bf16]
 
-Every benchmark is a file with a function `run`, listed below. Each writes NAME.json and NAME.md into
-the folder of results, and says in them on which device it ran.
+Every benchmark is a file with a function `run`, listed below. Each writes NAME.json and NAME.md
+into the folder of results, and says in them on which device it ran.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -71,4 +70,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -13,7 +13,7 @@ from fewstep.models.pipeline import ClassConditionalPipeline
 from fewstep.models.w_input import w_features
 
 STEPS = 4
-ROUNDS = {1: 80, 8: 40, 64: 12, 256: 5}
+ROUNDS = {1: 80, 8: 30, 64: 16, 256: 5}
 MOST = {1: 1.15, 64: 1.03}
 
 

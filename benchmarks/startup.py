@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from fewstep.models import save_model
 ROUNDS = 4
 SIZES = ((16, 32), (64, 128), (128, 256))
 # What a process says of itself when it ends, the most memory that it held: ru_maxrss is in KiB.
-LAST = "import resource, json; print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))"
+LAST = "import resource as r; print(r.getrusage(r.RUSAGE_SELF).ru_maxrss)"
 
 
 def process(code: str) -> str:
@@ -26,7 +25,7 @@ def process(code: str) -> str:
 
 
 def described(what: str, code: str, seconds: Row) -> Row:
-    return {"what": what, **seconds, "peak MiB": json.loads(process(f"{code}\n{LAST}")) / 1024}
+    return {"what": what, **seconds, "peak MiB": int(process(f"{code}\n{LAST}")) / 1024}
 
 
 def run(setting: Setting) -> Result:

@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from measure import Load, Result, Row, Setting, Table, Times, Work, beside_training
@@ -18,20 +18,18 @@ from fewstep.core.seed import generator
 from fewstep.data import DataConfig, Dataset, augment, open_dataset, walk
 from fewstep.distill.halve import Halve
 from fewstep.distill.match import Match
+from fewstep.distill.problem import Problem
 from fewstep.models.native import timestep_from_phi
 from fewstep.models.w_input import w_features
 from fewstep.train import TrainConfig
 
 W = (-0.5, 4.5)
-ROUNDS = {"digits": 60, "cifar10-small": 20, "latent": 30}
+ROUNDS = {"digits": 50, "cifar10-small": 12, "latent": 12}
 LOADED = ("digits", "cifar10-small")
 
 
-def bare_update(subject: Subject, forwards: Work) -> tuple[Any, Callable[[], Tensor], Work]:
-    """Return a fresh student, a function that gives its answer, and its bare update.
-
-    forwards: of the teacher.
-    """
+def bare_update(subject: Subject, forwards: Work) -> Work:
+    """Return the bare update of a fresh student after the forwards of its teacher."""
     problem = Match(Guided(subject.teacher, subject.null_cond), w=W)
     r = problem(subject.x, subject.cond, generator(subject.x.device, 0))
     student = subject.fresh()
@@ -42,18 +40,16 @@ def bare_update(subject: Subject, forwards: Work) -> tuple[Any, Callable[[], Ten
     average = [p.detach().clone() for p in parameters]
     t, features = timestep_from_phi(r.phi), w_features(r.w, student.unet.config.time_cond_proj_dim)
 
-    def answer() -> Tensor:
-        return subject.call(student, r.z, t, subject.cond, features)
-
     def update() -> None:
         forwards()
-        torch.nn.functional.mse_loss(answer().float(), r.v_target).backward()
+        v = subject.call(student, r.z, t, subject.cond, features)
+        torch.nn.functional.mse_loss(v.float(), r.v_target).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         torch._foreach_lerp_(average, [p.detach() for p in parameters], 0.01)
 
-    return student, answer, update
+    return update
 
 
 def stage_one(setting: Setting, subject: Subject) -> tuple[Match, Work]:
@@ -85,30 +81,35 @@ def stage_two(setting: Setting, subject: Subject) -> tuple[Halve, Work]:
     return Halve(teacher, steps=4, w=W), forwards
 
 
-STAGES = {"stage one": stage_one, "stage two": stage_two}
+Stage = Callable[[Setting, Subject], "tuple[Problem, Work]"]
+STAGES: dict[str, Stage] = {"stage one": stage_one, "stage two": stage_two}
+
+
+def config(setting: Setting, subject: Subject, updates: int) -> TrainConfig:
+    """Return the training of so many updates, without a checkpoint between."""
+    precision: Literal["fp32", "bf16"] = "bf16" if setting.precision == "bf16" else "fp32"
+    return TrainConfig(
+        updates=updates, batch_size=subject.batch, precision=precision, checkpoint_every=10**6
+    )
 
 
 def against_parts(
     setting: Setting, subject: Subject, stage: str, load: Load, folder: Path
 ) -> Times:
     problem, forwards = STAGES[stage](setting, subject)
-    _, _, update = bare_update(subject, forwards)
+    update = bare_update(subject, forwards)
 
     def parts() -> None:
         with setting.autocast():
             update()
 
-    config = TrainConfig.model_validate(
-        {
-            "updates": ROUNDS[subject.name] + 3,
-            "batch_size": subject.batch,
-            "precision": setting.precision,
-            "checkpoint_every": 10**6,
-        }
-    )
-    return beside_training(
-        setting, subject.fresh(), problem, load, config, folder, {"parts": parts}
-    )
+    told = config(setting, subject, ROUNDS[subject.name] + 3)
+    return beside_training(setting, subject.fresh(), problem, load, told, folder, {"parts": parts})
+
+
+def kept(subject: Subject) -> Load:
+    """Return what answers with the same batch, on the device already."""
+    return lambda _: (subject.x, subject.cond)
 
 
 def loader(setting: Setting, subject: Subject, folder: Path) -> Load:
@@ -135,8 +136,7 @@ def run(setting: Setting) -> Result:
         os.environ["FEWSTEP_CACHE"] = str(Path(temporary) / "cache")
         for name, make in SUBJECTS.items():
             subject = make(setting)
-            held = (subject.x, subject.cond)
-            loads: dict[str, tuple[Load, float]] = {"cached data": (lambda _, h=held: h, 1.03)}
+            loads: dict[str, tuple[Load, float]] = {"cached data": (kept(subject), 1.03)}
             if name in LOADED:
                 loads["loader"] = (loader(setting, subject, Path(temporary)), 1.10)
             for stage in STAGES:

@@ -320,9 +320,9 @@ class _Loop:
 
     def ema_state(self) -> dict[str, Tensor]:
         """Return the state dict of the student with its averaged weights in place, whole."""
-        state = {k: v.clone() for k, v in self._weights().items()}
-        state.update({n: whole(e).clone() for n, e in zip(self.names, self.ema, strict=True)})
-        return state
+        averaged = dict(zip(self.names, self.ema, strict=True))
+        state = self.trained.state_dict()
+        return {k: whole(averaged.get(k, v).detach()).clone() for k, v in state.items()}
 
     def result(self) -> TrainResult:
         if self.config.shard:
