@@ -12,7 +12,7 @@ from networks import classes
 
 from fewstep.models import save_model
 
-ROUNDS = 4
+ROUNDS = 3
 SIZES = ((16, 32), (64, 128), (128, 256))
 # What a process says of itself when it ends, the most memory that it held: ru_maxrss is in KiB.
 LAST = "import resource as r; print(r.getrusage(r.RUSAGE_SELF).ru_maxrss)"
@@ -34,8 +34,6 @@ def run(setting: Setting) -> Result:
         "import torch": "import torch",
         "import fewstep": "import fewstep",
         "fewstep --help": "from fewstep.cli.main import main\nmain(['--help'])",
-        "fewstep.sample named": "import fewstep\nfewstep.sample",
-        "fewstep.load named": "import fewstep\nfewstep.load",
     }
     with tempfile.TemporaryDirectory() as temporary:
         parameters = {}
