@@ -27,9 +27,10 @@ def state(parameters: int) -> Checkpoint:
         return {f"layer.{i:03d}": torch.randn(shape, generator=drawn) for i in range(TENSORS)}
 
     weights = tensors()
+    # Two tensors, not one twice: torch.save writes a tensor that it has seen no second time.
     moments: dict[int, Any] = {
-        i: {"step": torch.tensor(1.0), "exp_avg": t, "exp_avg_sq": t}
-        for i, t in enumerate(tensors().values())
+        i: {"step": torch.tensor(1.0), "exp_avg": a, "exp_avg_sq": b}
+        for i, (a, b) in enumerate(zip(tensors().values(), tensors().values(), strict=True))
     }
     adamw = {"state": moments, "param_groups": [{"lr": 1e-3, "params": list(range(TENSORS))}]}
     return Checkpoint(1, weights, tensors(), {"adamw": adamw})
