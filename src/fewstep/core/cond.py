@@ -15,6 +15,7 @@ from torch import Tensor
 from fewstep.errors import ShapeError
 
 Cond: TypeAlias = "Tensor | dict[str, Tensor]"
+Copies: TypeAlias = "dict[torch.device, Cond]"
 
 
 def _map(function: Callable[[Tensor], Tensor], cond: Cond) -> Cond:
@@ -83,3 +84,23 @@ def replace(cond: Cond, mask: Tensor, null_cond: Cond) -> Cond:
 def to(cond: Cond, device: torch.device | str) -> Cond:
     """Return the condition on `device`."""
     return _map(lambda t: t.to(device), cond)
+
+
+def once(cond: Cond, device: torch.device, copies: Copies) -> Cond:
+    """Return the condition on `device`, copied at the first call and kept in `copies`.
+
+    For what is the same in every update: a copy from the host would wait for the device each time.
+    """
+    if device not in copies:
+        copies[device] = to(cond, device)
+    return copies[device]
+
+
+def send(cond: Cond, device: torch.device) -> Cond:
+    """Return the condition on `device`; to a GPU by pinned memory, so that the host need not wait.
+
+    What was sent must not be written to until the device has come to it.
+    """
+    if device.type != "cuda":
+        return to(cond, device)
+    return _map(lambda t: t if t.is_cuda else t.pin_memory().to(device, non_blocking=True), cond)

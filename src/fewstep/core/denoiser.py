@@ -7,7 +7,7 @@ stages, metrics and tests work on either without knowing which.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fewstep.core import cond as conds
 from fewstep.core.angle import HALF_PI, expand, x_from_v
-from fewstep.core.cond import Cond
+from fewstep.core.cond import Cond, Copies
 from fewstep.core.grid import Clock, Split, cosine, equal_angles
 from fewstep.errors import RangeError, ShapeError
 
@@ -127,6 +127,7 @@ class Guided:
     null_cond: Cond
     interval: tuple[float, float] | None = None
     threshold: Callable[[Tensor], Tensor] | None = None
+    _nulls: Copies = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Raise ShapeError for a null condition that is no batch of 1, or RangeError."""
@@ -156,7 +157,7 @@ class Guided:
 
     def __call__(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
         """Return the guided v (B, *D). Source: math.md 3."""
-        null = conds.repeat_null(conds.to(self.null_cond, z.device), len(z))
+        null = conds.repeat_null(conds.once(self.null_cond, z.device, self._nulls), len(z))
         both = conds.concat(cond, null)
         v = self.denoiser(
             torch.cat([z, z]), torch.cat([phi, phi]), both, torch.zeros_like(w).repeat(2)

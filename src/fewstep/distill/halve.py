@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fewstep.core import cond as conds
 from fewstep.core.angle import HALF_PI, add_noise, expand
-from fewstep.core.cond import Cond
+from fewstep.core.cond import Cond, Copies
 from fewstep.core.denoiser import Denoiser, coefficient_dtype, traits_of
 from fewstep.core.grid import Grid, Split, check_grid, check_steps
 from fewstep.core.samplers import Move
@@ -106,6 +106,7 @@ class Halve:
     _tables: dict[tuple[torch.device, torch.dtype], _Table] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _nulls: Copies = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Raise GridError or RangeError where the attributes do not make a stage."""
@@ -177,7 +178,7 @@ class Halve:
         z = add_noise(x, gaussian(x, generator), phi)
         if self.null_cond is not None:
             dropped = uniform((0.0, 1.0), x, generator) < self.dropout
-            cond = conds.replace(cond, dropped, conds.to(self.null_cond, x.device))
+            cond = conds.replace(cond, dropped, conds.once(self.null_cond, x.device, self._nulls))
         return Regression(z, phi, cond, w, self.target(z, index, cond, w))
 
     def target(self, z: Tensor, index: Tensor, cond: Cond, w: Tensor) -> Tensor:

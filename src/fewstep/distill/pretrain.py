@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from fewstep.core import cond as conds
 from fewstep.core.angle import HALF_PI, add_noise, v_from_x_eps
-from fewstep.core.cond import Cond
+from fewstep.core.cond import Cond, Copies
 from fewstep.distill.draw import check_interval, gaussian, uniform
 from fewstep.distill.problem import Regression
 from fewstep.errors import RangeError
@@ -28,6 +28,7 @@ class Pretrain:
     null_cond: Cond
     dropout: float = 0.1
     phi: tuple[float, float] = (0.0, HALF_PI)
+    _nulls: Copies = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Raise RangeError for a dropout or angles that are out of range."""
@@ -40,6 +41,6 @@ class Pretrain:
         phi = uniform(self.phi, x, generator)
         eps = gaussian(x, generator)
         dropped = uniform((0.0, 1.0), x, generator) < self.dropout
-        cond = conds.replace(cond, dropped, conds.to(self.null_cond, x.device))
+        cond = conds.replace(cond, dropped, conds.once(self.null_cond, x.device, self._nulls))
         w = torch.zeros_like(phi)
         return Regression(add_noise(x, eps, phi), phi, cond, w, v_from_x_eps(x, eps, phi))

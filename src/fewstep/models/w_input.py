@@ -10,12 +10,16 @@ smooth, and a stock pipeline, which feeds all of them, computes the same (decisi
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 SCALE = 1000.0
 BAND = 1.0  # radians a unit of w
+
+_Columns: TypeAlias = "tuple[Tensor, Tensor | None]"
+_kept: dict[tuple[int, float | None, torch.device], _Columns] = {}
 
 
 def frequencies(dim: int) -> Tensor:
@@ -34,9 +38,21 @@ def w_features(w: Tensor, dim: int, band: float | None = BAND) -> Tensor:
     band: columns faster than so many radians a unit of w are zero; None keeps all, as a stock
     pipeline does. Source: the guidance embedding of diffusers' latent consistency pipelines.
     """
+    falling, heard = _columns(dim, band, w.device)
     # In the order of the stock pipelines, so that the float32 rounding is theirs.
-    turn = (SCALE * w.float())[:, None] * _falling(dim).to(w.device)[None, :]
+    turn = (SCALE * w.float())[:, None] * falling
     features = torch.cat([torch.sin(turn), torch.cos(turn)], dim=1)
-    if band is None:
-        return features
-    return features * (frequencies(dim) <= band).repeat(2).to(w.device)
+    return features if heard is None else features * heard
+
+
+def _columns(dim: int, band: float | None, device: torch.device) -> _Columns:
+    """Return (1, dim // 2) frequencies and (dim,) which features are fed, on the device.
+
+    Kept, because a copy from the host would make every call wait for the device. (In a dict, since
+    torch.compile looks through functools' caches.)
+    """
+    if (dim, band, device) not in _kept:
+        with torch.inference_mode(False):
+            heard = None if band is None else (frequencies(dim) <= band).repeat(2).to(device)
+            _kept[dim, band, device] = (_falling(dim)[None, :].to(device), heard)
+    return _kept[dim, band, device]

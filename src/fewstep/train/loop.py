@@ -145,7 +145,10 @@ class _Loop:
         self.update = 0
         if found is not None:
             self._restore(found)
-        self.stepper = self.accelerator.prepare(self.optimizer)
+        # accelerate's wrapper looks for a package on the disk twice a step; only fp16 needs it.
+        self.stepper: Any = self.optimizer
+        if self.accelerator.scaler is not None:
+            self.stepper = self.accelerator.prepare(self.optimizer)
         self.weighting = WEIGHTINGS[config.weighting]
         self._forget()
 
@@ -247,8 +250,8 @@ class _Loop:
 
     def _part_loss(self, update: int, part: int) -> Tensor:
         x, cond = self.batch(update, part, self.parts)
-        x, cond = x.to(self.device), conds.to(cond, self.device)
-        torch.manual_seed(derive(self.seed, "dropout", update, part))
+        x, cond = cast(Tensor, conds.send(x, self.device)), conds.send(cond, self.device)
+        _seed_dropout(derive(self.seed, "dropout", update, part), self.device)
         draws = generator(self.device, self.seed, "update", update, part)
         r = self.problem(x, cond, draws)
         with self.accelerator.autocast() if self.config.shard else nullcontext():
@@ -320,9 +323,9 @@ class _Loop:
 
     def ema_state(self) -> dict[str, Tensor]:
         """Return the state dict of the student with its averaged weights in place, whole."""
-        state = {k: v.clone() for k, v in self._weights().items()}
-        state.update({n: whole(e).clone() for n, e in zip(self.names, self.ema, strict=True)})
-        return state
+        averaged = dict(zip(self.names, self.ema, strict=True))
+        state = self.trained.state_dict()
+        return {k: whole(averaged.get(k, v).detach()).clone() for k, v in state.items()}
 
     def result(self) -> TrainResult:
         if self.config.shard:
@@ -345,6 +348,14 @@ def _accelerator(config: TrainConfig, device: str | None) -> Accelerator:
     AcceleratorState._reset_state()
     mixed = "no" if config.precision == "fp32" else config.precision
     return Accelerator(cpu=on_cpu, mixed_precision=mixed)
+
+
+def _seed_dropout(seed: int, device: torch.device) -> None:
+    if device.type == "cpu":
+        # torch.manual_seed writes down a stack trace for every kind of device that is not there.
+        torch.default_generator.manual_seed(seed)
+    else:
+        torch.manual_seed(seed)
 
 
 def _sharded(student: nn.Module, accelerator: Accelerator) -> nn.Module:
