@@ -55,7 +55,8 @@ def ratios(reports: list[list[Row]], knobs: list[Any], fd: str) -> None:
     many = max(r["steps"] for r in reports[0] if r["model"] == "teacher")
     solvers = {r["sampler"] for r in reports[0] if r["model"] == "teacher"} - {"deterministic"}
     rivals = [("deterministic", n) for n in (4, 2, 1)]
-    rivals += [(s, n) for s in sorted(solvers) for n in (4, 8)]
+    there = {(r["sampler"], r["steps"]) for r in reports[0] if r["model"] == "teacher"}
+    rivals += [(s, n) for s in sorted(solvers) for n in (4, 8) if (s, n) in there]
 
     def line(name: str, values: list[float]) -> None:
         print(f"| {name} | {' / '.join(f'{v:.3f}' for v in values)} |")

@@ -15,7 +15,7 @@ from fewstep.atomic import atomic_write
 from fewstep.core.denoiser import Guided
 from fewstep.distill.plan import STAGE_ONE, TEACHER
 from fewstep.errors import FolderError
-from fewstep.metrics import distance_key, paired_rms
+from fewstep.metrics import Features, distance_key, paired_rms
 from fewstep.models import UNetModel, card_of, save_model
 from fewstep.models.solvers import SOLVERS
 from fewstep.recipes.config import Recipe
@@ -150,7 +150,7 @@ def _study(run: Run, evaluation: Evaluation, cells: dict[Key, Cell], seconds: fl
         sheets={w: _sheet(run, cells, w) for w in run.recipe.evaluate.w},
         knob=_knob(run, cells),
         losses={name: _losses(run, name) for name in [TEACHER, *(s.name for s in run.plan)]},
-        facts=_facts(run, seconds),
+        facts=_facts(run, seconds) | {"features": _features(evaluation.features)},
     )
 
 
@@ -216,6 +216,12 @@ def _facts(run: Run, seconds: float) -> dict[str, str]:
         "device": device_name(run.device or default_device()),
         "versions": f"fewstep {fewstep.__version__}, torch {torch.__version__}",
     }
+
+
+def _features(features: Features) -> str:
+    accuracy = getattr(features, "held_out_accuracy", None)
+    known = "" if accuracy is None else f", accuracy {accuracy:.3f} on the held-out images"
+    return f"{features.name}{known}"
 
 
 def _clock(out: Path, seconds: float) -> float:
