@@ -10,6 +10,8 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
     EulerDiscreteScheduler,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
@@ -146,6 +148,27 @@ def xl_folder(path: Path, **more: Any) -> Path:
             **more,
         )
     pipe.save_pretrained(path)
+    return path
+
+
+def dit_folder(path: Path, learned_sigma: bool = True, classes: int = 1000) -> Path:
+    """A DiT folder; 1,000 classes, since the stock pipeline takes class 1000 for none."""
+    with torch.random.fork_rng():
+        torch.random.default_generator.manual_seed(2)
+        transformer = DiTTransformer2DModel(
+            num_attention_heads=2,
+            attention_head_dim=8,
+            in_channels=4,
+            out_channels=8 if learned_sigma else 4,
+            num_layers=2,
+            sample_size=8,
+            num_embeds_ada_norm=classes,
+        )
+        scheduler = DDIMScheduler(clip_sample=False)
+        pipe = DiTPipeline(transformer, vae(), scheduler)
+    pipe.save_pretrained(path)
+    # As in published folders; the pipeline itself does not write it.
+    edit(path / "model_index.json", id2label={str(k): f"thing {k}" for k in range(classes)})
     return path
 
 

@@ -3,7 +3,7 @@
     python stock.py jobs.pt results.pt
 
 A job is a dict: folder, pipeline (a class of diffusers) and call (its arguments; `seed` becomes a
-generator). A result is a dict: images, latents, and the batch sizes of the calls of the UNet.
+generator). A result is a dict: images, latents, and the batch sizes of the network's calls.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def opened(folder: str, pipeline: str) -> Any:
 def run(folder: str, pipeline: str, call: dict[str, Any]) -> dict[str, Any]:
     pipe = opened(folder, pipeline)
     batches: list[int] = []
-    hook = pipe.unet.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
+    network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    hook = network.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
     seed = call.pop("seed", 0)
     last: dict[str, torch.Tensor] = {}
 
@@ -38,14 +39,11 @@ def run(folder: str, pipeline: str, call: dict[str, Any]) -> dict[str, Any]:
         last["latents"] = tensors["latents"].clone()
         return tensors
 
-    out = pipe(
-        **call,
-        generator=torch.Generator().manual_seed(seed),
-        callback_on_step_end=keep,
-        output_type="pt",
-    )
+    if pipeline != "DiTPipeline":  # which tells nobody
+        call["callback_on_step_end"] = keep
+    out = pipe(**call, generator=torch.Generator().manual_seed(seed), output_type="pt")
     hook.remove()
-    return {"images": out.images, "latents": last["latents"], "batches": batches}
+    return {"images": out.images, "latents": last.get("latents"), "batches": batches}
 
 
 if __name__ == "__main__":

@@ -91,12 +91,13 @@ def trip(sd: Path, xl: Path, tmp_path_factory: pytest.TempPathFactory) -> Trip:
         job(f"v {n}", "v", "StableDiffusionPipeline", guidance_scale=3.0, **told)
         job(f"xl {n}", "xl", "StableDiffusionXLPipeline", guidance_scale=8.0, **told)
     told = {"num_inference_steps": 4, "guidance_scale": 5.0}
-    for name in ("sd", "v"):
+    for name in parents:
+        kind = "StableDiffusionXL" if name == "xl" else "StableDiffusion"
         for strength in (1.0, 0.5):
             job(
                 f"{name} img2img {strength}",
                 name,
-                "StableDiffusionImg2ImgPipeline",
+                f"{kind}Img2ImgPipeline",
                 image=picture(),
                 strength=strength,
                 seed=SEED,
@@ -106,7 +107,7 @@ def trip(sd: Path, xl: Path, tmp_path_factory: pytest.TempPathFactory) -> Trip:
             job(
                 f"{name} inpaint {what}",
                 name,
-                "StableDiffusionInpaintPipeline",
+                f"{kind}InpaintPipeline",
                 image=picture(),
                 mask_image=mask,
                 latents=noise(),
@@ -153,7 +154,7 @@ def image_latents(trip: Trip, name: str) -> tuple[Tensor, torch.Generator]:
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])
-@pytest.mark.parametrize("name", ["sd", "v"])
+@pytest.mark.parametrize("name", ["sd", "v", "xl"])
 def test_image_to_image(trip: Trip, name: str, strength: float) -> None:
     model = trip.model(name)
     calls = round(4 * strength)
@@ -194,7 +195,7 @@ def inpainted(trip: Trip, name: str, mask: Tensor) -> Tensor:
     return z
 
 
-@pytest.mark.parametrize("name", ["sd", "v"])
+@pytest.mark.parametrize("name", ["sd", "v", "xl"])
 @pytest.mark.parametrize("what", ["half", "all"])
 def test_inpainting(trip: Trip, name: str, what: str) -> None:
     mask = half() if what == "half" else torch.ones_like(half())
@@ -205,7 +206,7 @@ def test_inpainting(trip: Trip, name: str, what: str) -> None:
         torch.testing.assert_close(z, plain)
 
 
-@pytest.mark.parametrize("name", ["sd", "v"])
+@pytest.mark.parametrize("name", ["sd", "v", "xl"])
 def test_inpainting_keeps_the_known_latents(trip: Trip, name: str) -> None:
     x, _ = image_latents(trip, name)
     drawn = trip.results[f"{name} inpaint half"]["latents"]

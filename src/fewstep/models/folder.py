@@ -17,18 +17,18 @@ from fewstep.models.pipeline_folder import (
     FAMILIES,
     is_pipeline,
     load_pipeline,
-    load_unet,
     write_parts,
 )
-from fewstep.models.text_unet import TextUNet
+from fewstep.models.pipeline_model import PipelineModel
+from fewstep.models.text_unet import load_unet
 from fewstep.models.unet_class import FAMILY, UNetModel
 
-WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def weights_sha256(folder: Path) -> str:
+def weights_sha256(folder: Path, part: str) -> str:
     """Return the hash of the network's weights in a model folder, in one file or several."""
-    files = sorted((folder / "unet").glob(f"{WEIGHTS.stem}*.safetensors"))
+    files = sorted((folder / part).glob("diffusion_pytorch_model*.safetensors"))
     if len(files) == 1:
         return sha256(files[0])
     return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
@@ -45,9 +45,13 @@ def save_model(model: UNetModel, folder: Path | str) -> Card:
     folder = Path(folder)
     with atomic_folder(folder) as partial:
         # One file, whatever its size: its hash is the model's name.
-        model.unet.save_pretrained(partial / "unet", safe_serialization=True, max_shard_size="1TB")
-        card = model.card.model_copy(update={"weights_sha256": sha256(partial / WEIGHTS)})
-        if isinstance(model, TextUNet):
+        model.unet.save_pretrained(
+            partial / model.part, safe_serialization=True, max_shard_size="1TB"
+        )
+        card = model.card.model_copy(
+            update={"weights_sha256": sha256(partial / model.part / WEIGHTS)}
+        )
+        if isinstance(model, PipelineModel):
             index = write_parts(model, partial, card)
         else:
             native_scheduler().save_pretrained(partial / "scheduler")
@@ -77,7 +81,7 @@ def load_model(
         raise RangeError(
             f"negative_prompt = {negative_prompt!r}; {folder} draws classes and takes no prompts."
         )
-    for part in (Path("unet") / "config.json", WEIGHTS):
+    for part in (Path("unet") / "config.json", Path("unet") / WEIGHTS):
         if not (folder / part).is_file():
             raise FolderError(f"{folder / part} is missing; copy the whole folder again.")
     return UNetModel(load_unet(folder).to(device).eval(), card)

@@ -7,31 +7,29 @@ import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fewstep.core.cond import Cond
 from fewstep.errors import FolderError, RangeError
 from fewstep.models.card import CARD, Card, read_card
+from fewstep.models.dit import DiT
 from fewstep.models.parts import (
     INDEX,
     check_weights,
     components,
     read_json,
-    reading,
     sha256,
     stock_files,
 )
+from fewstep.models.pipeline_model import PipelineModel
 from fewstep.models.readme import README, model_card
 from fewstep.models.stable_diffusion import StableDiffusion
 from fewstep.models.stable_diffusion_xl import StableDiffusionXL
-from fewstep.models.table import CONFIG, read_table
+from fewstep.models.table import CONFIG, Table, read_table
 from fewstep.models.text_unet import TextUNet
 
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
-
-FAMILIES: dict[str, type[TextUNet]] = {
-    family.family: family for family in (StableDiffusion, StableDiffusionXL)
+FAMILIES: dict[str, type[PipelineModel]] = {
+    family.family: family for family in (StableDiffusion, StableDiffusionXL, DiT)
 }
 
 
@@ -39,10 +37,12 @@ def is_pipeline(folder: Path) -> bool:
     """Whether a folder is a stock pipeline's: it has an index, and no card of another family."""
     if not (folder / INDEX).is_file():
         return False
-    return not (folder / CARD).is_file() or read_card(folder).family in FAMILIES
+    if (folder / CARD).is_file():
+        return read_card(folder).family in FAMILIES
+    return read_json(folder / INDEX).get("_class_name") != "ClassConditionalPipeline"
 
 
-def family_of(folder: Path) -> type[TextUNet]:
+def family_of(folder: Path) -> type[PipelineModel]:
     """Return the family of a pipeline folder. Raises FolderError where it is not understood."""
     index = read_json(folder / INDEX)
     name = index.get("_class_name")
@@ -51,22 +51,22 @@ def family_of(folder: Path) -> type[TextUNet]:
         known = ", ".join(f.pipelines[0] for f in FAMILIES.values())
         raise FolderError(
             f"{folder / INDEX}: _class_name: {name!r} is not understood; fewstep reads the folders "
-            f"of {known} and of their image-to-image and inpainting pipelines."
+            f"of {known}, and of the image-to-image and inpainting ones."
         )
     there = components(index)
     for part, right in found.parts.items():
         # Tokenizers were named ...Fast in older folders; they are the same.
-        if there.get(part, "").removesuffix("Fast") != right:
+        if there.get(part, "").removesuffix("Fast") not in right:
             raise FolderError(
                 f"{folder / INDEX}: {part}: {there.get(part)!r}; a {found.family} folder has "
-                f"{right!r}. Give the whole model, with all of its parts."
+                f"{right[0]!r}. Give the whole model, with all of its parts."
             )
     return found
 
 
 def load_pipeline(
     folder: Path, device: str = "cpu", negative_prompt: str | None = None
-) -> TextUNet:
+) -> PipelineModel:
     """Return the network of a pipeline folder: one pass a call, on the folder's own clock.
 
     negative_prompt: for the unconditional pass of a teacher, in place of what its pipelines tell
@@ -76,8 +76,13 @@ def load_pipeline(
     """
     family = family_of(folder)
     table = read_table(folder)
-    config = read_json(folder / "unet" / "config.json")
-    family.check_network(config, folder / "unet" / "config.json")
+    path = folder / family.part / "config.json"
+    config = read_json(path)
+    family.check_network(config, path)
+    if negative_prompt is not None and not issubclass(family, TextUNet):
+        raise RangeError(
+            f"negative_prompt = {negative_prompt!r}; {folder} draws classes and takes no prompts."
+        )
     for part in components(read_json(folder / INDEX)):
         if part != "scheduler" and not part.startswith(("tokenizer", "feature_extractor")):
             check_weights(folder / part)
@@ -94,47 +99,34 @@ def load_pipeline(
                 f"{card.null_prompt!r}, which is in its weights. Give it when loading the teacher."
             )
     else:
-        card = _card(folder, family, config, table.name, table.prediction)
+        card = _card(folder, family, config, table)
         if negative_prompt is not None:
             card = card.model_copy(update={"null_prompt": negative_prompt})
-    return family(load_unet(folder).to(device).eval(), card, table, folder)
+    return family(family.read_network(folder).to(device).eval(), card, table, folder)
 
 
-def _card(
-    folder: Path, family: type[TextUNet], config: dict[str, Any], clock: str, prediction: str
-) -> Card:
+def _card(folder: Path, family: type[PipelineModel], config: dict[str, Any], table: Table) -> Card:
+    path = folder / family.part / "config.json"
     if config.get("time_cond_proj_dim") is not None:
         raise FolderError(
-            f"{folder / 'unet' / 'config.json'}: time_cond_proj_dim: "
-            f"{config['time_cond_proj_dim']}: this network was distilled already, and without "
-            f"{CARD} nobody knows for what. Give the model that it was distilled from."
+            f"{path}: time_cond_proj_dim: {config['time_cond_proj_dim']}: this network was "
+            f"distilled already, and without {CARD} nobody knows for what. Give the model that it "
+            "was distilled from."
         )
     size = config.get("sample_size")
     if size is None:
-        raise FolderError(f"{folder / 'unet' / 'config.json'}: sample_size is missing.")
+        raise FolderError(f"{path}: sample_size is missing; the folder is damaged.")
     height, width = (size, size) if isinstance(size, int) else size
     return Card(
         fewstep=version("fewstep"),
         family=family.family,
         name=folder.name,
         stage="teacher",
-        clock=clock,
+        clock=table.name,
         shape=(config["in_channels"], height, width),
-        prediction=prediction,
-        null_prompt=family.null_prompt(read_json(folder / INDEX)),
+        prediction=table.prediction,
+        **family.conditions(read_json(folder / INDEX), config),
     )
-
-
-def load_unet(folder: Path) -> UNet2DConditionModel:
-    """Return the network of a model folder, in float32. Raises FolderError."""
-    from diffusers import UNet2DConditionModel
-
-    check_weights(folder / "unet")
-    with reading(folder / "unet"):
-        unet: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(
-            folder / "unet", use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-        )
-    return unet
 
 
 def encode_prompts(
@@ -144,11 +136,15 @@ def encode_prompts(
 
     A tensor (B, L, D) for Stable Diffusion, a dict of tensors for SDXL. Prompts longer than the
     encoder can read are cut, with a warning. Raises FolderError: no such folder, or a part that is
-    missing, pickled or damaged; RangeError: no prompts.
+    missing, pickled or damaged; RangeError: no prompts, or a model that draws classes.
     """
     if isinstance(prompts, str) or not prompts:
         raise RangeError(f"prompts = {prompts!r}; give a list of at least one prompt.")
     family = family_of(Path(folder))
+    if not issubclass(family, TextUNet):
+        raise RangeError(
+            f"{folder} draws classes and takes no prompts; its condition is class ids."
+        )
     return family.encode(Path(folder), list(prompts), device=device, batch_size=batch_size)
 
 
@@ -159,15 +155,14 @@ def encoders_sha256(folder: Path | str) -> str:
     no pipeline's.
     """
     digest = hashlib.sha256()
-    for part in sorted(family_of(Path(folder)).parts):
-        if part == "unet":
-            continue
+    family = family_of(Path(folder))
+    for part in sorted(set(family.parts) - {family.part}):
         for file in stock_files(Path(folder) / part):
             digest.update(f"{part}/{file.name} {sha256(file)}\n".encode())
     return digest.hexdigest()
 
 
-def write_parts(model: TextUNet, partial: Path, card: Card) -> dict[str, Any]:
+def write_parts(model: PipelineModel, partial: Path, card: Card) -> dict[str, Any]:
     """Write all of a pipeline folder but the network and card; return its `model_index.json`.
 
     The parts that are not trained are copied byte for byte from `model.source`, and so are its
@@ -175,7 +170,7 @@ def write_parts(model: TextUNet, partial: Path, card: Card) -> dict[str, Any]:
     """
     index = read_json(model.source / INDEX)
     for part in components(index):
-        if part in ("unet", "scheduler"):
+        if part in (model.part, "scheduler"):
             continue
         path = model.source / part
         if not path.is_dir():
@@ -194,5 +189,6 @@ def write_parts(model: TextUNet, partial: Path, card: Card) -> dict[str, Any]:
         _class_name=model.pipelines[0],
         _diffusers_version=diffusers.__version__,
         scheduler=["diffusers", "DDIMScheduler"],
+        **{model.part: ["diffusers", type(model.unet).__name__]},
     )
     return index

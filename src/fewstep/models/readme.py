@@ -1,4 +1,4 @@
-"""The model card: `README.md` of a saved text-to-image folder, for people who have diffusers only.
+"""The model card: `README.md` of a saved pipeline folder, for people who have diffusers only.
 
 The edge where diffusers' `guidance_scale` is spelt out: 1 + w.
 """
@@ -17,6 +17,7 @@ from fewstep.models.table import Table
 
 README = "README.md"
 _FENCE = "---"
+_STOCK_NULL = 1000  # written into DiTPipeline
 _LICENCE = ("license", "license_name", "license_link")
 
 
@@ -45,7 +46,9 @@ def model_card(card: Card, table: Table, pipeline: str, source: Path) -> str:
     """
     licence = licence_of(source)
     files = sorted(p.name for p in source.glob("LICEN[SC]E*"))
-    front = {**licence, "library_name": "diffusers", "pipeline_tag": "text-to-image"}
+    front = {**licence, "library_name": "diffusers"}
+    if not card.num_classes:
+        front["pipeline_tag"] = "text-to-image"
     sections = [
         f"{_FENCE}\n{yaml.safe_dump(front, sort_keys=False)}{_FENCE}",
         f"# {card.name}",
@@ -66,12 +69,16 @@ def _base(card: Card) -> str:
 def _about(card: Card) -> str:
     if card.stage == "teacher":
         return (
-            "A text-to-image teacher, kept by fewstep: its network is its parent's. A step of a "
+            "A teacher, kept by fewstep: its network is its parent's. A step of a "
             "guided image costs two network evaluations."
         )
     cost = "two network evaluations" if card.pair else "one network evaluation"
     steps = "any number of steps" if card.steps is None else f"exactly {card.steps} steps"
-    guided = "" if card.pair else " The guidance weight is an input of the network."
+    guided = " The guidance weight is an input of the network."
+    if card.pair:
+        guided = ""
+    elif card.num_classes and card.w_range is not None:
+        guided = f" Guidance at w = {card.w_range[0]:g} is in its weights."
     return (
         f"`{_base(card)}`, distilled by fewstep (Meng et al. 2023, arXiv 2210.03142) for {steps}. "
         f"A step costs {cost}.{guided}"
@@ -86,7 +93,9 @@ def _stock(card: Card, table: Table, pipeline: str) -> list[str]:
             f"This model was made for the {card.sampler!r} sampler, whose moves no stock scheduler "
             "makes: sample it with fewstep.",
         ]
-    steps = card.steps or (8 if card.stage == "match" else 50)
+    if card.num_classes:
+        return [head, *_stock_classes(card, table, pipeline)]
+    steps = _some_steps(card)
     live = card.w_range is not None
     w = _middle(card.w_range) if card.w_range is not None else 6.5
     code = (
@@ -120,6 +129,35 @@ def _stock(card: Card, table: Table, pipeline: str) -> list[str]:
     return [head, code, "\n".join(f"- {note}" for note in notes)]
 
 
+def _some_steps(card: Card) -> int:
+    return card.steps or (8 if card.stage == "match" else 50)
+
+
+def _stock_classes(card: Card, table: Table, pipeline: str) -> list[str]:
+    fixed = card.w_range is not None
+    scale = 1 if fixed else 4
+    notes = [_steps_note(card, table), "Keep the scheduler of this folder: it makes those steps."]
+    if fixed:
+        notes.append(
+            "`guidance_scale` must be 1: guidance is in the weights, and any other value would "
+            "guide a second time, at twice the cost."
+        )
+    elif card.num_classes != _STOCK_NULL:
+        notes.append(
+            f"Stock pipelines take class {_STOCK_NULL} for none, and this model has "
+            f"{card.num_classes} classes: draw guided images with fewstep."
+        )
+    code = (
+        "```python\n"
+        f"from diffusers import {pipeline}\n\n"
+        f'pipe = {pipeline}.from_pretrained("path/to/{card.name}")\n'
+        f"image = pipe(class_labels=[0], num_inference_steps={_some_steps(card)}, "
+        f"guidance_scale={scale}).images[0]\n"
+        "```"
+    )
+    return [code, "\n".join(f"- {note}" for note in notes)]
+
+
 def _steps_note(card: Card, table: Table) -> str:
     if card.steps is not None:
         return f"`num_inference_steps` must be {card.steps}: it was trained for no other number."
@@ -130,10 +168,13 @@ def _steps_note(card: Card, table: Table) -> str:
 
 
 def _middle(w: tuple[float, float]) -> float:
-    return round((w[0] + w[1]) / 2, 1)
+    middle = (w[0] + w[1]) / 2
+    return round(middle, 1) if w[0] <= round(middle, 1) <= w[1] else middle
 
 
 def _null(card: Card) -> str:
+    if card.num_classes:
+        return f"class {card.null_class}"
     if card.null_prompt is None:
         return "zeros in place of a prompt"
     return f"the prompt {json.dumps(card.null_prompt)}" if card.null_prompt else "the empty prompt"
@@ -142,13 +183,19 @@ def _null(card: Card) -> str:
 def _ours(card: Card) -> list[str]:
     w = _middle(card.w_range) if card.w_range is not None else 6.5
     steps = "" if card.steps is not None else ", steps=8"
+    needed = "import torch\n\nimport fewstep\nfrom fewstep.models import decode_latents, load_vae\n"
+    cond = "torch.tensor([0])"
+    if not card.num_classes:
+        needed = (
+            "import fewstep\nfrom fewstep.models import decode_latents, encode_prompts, load_vae\n"
+        )
+        cond = 'encode_prompts(folder, ["a photograph of a cat"])'
     return [
         "## With fewstep",
         "```python\n"
-        "import fewstep\n"
-        "from fewstep.models import decode_latents, encode_prompts, load_vae\n\n"
+        f"{needed}\n"
         f'folder = "path/to/{card.name}"\n'
-        'cond = encode_prompts(folder, ["a photograph of a cat"])\n'
+        f"cond = {cond}\n"
         f"z = fewstep.sample(fewstep.load(folder), cond, w={w:g}{steps}, seed=0)\n"
         "images = decode_latents(load_vae(folder), z)  # (B, 3, H, W) in [-1, 1]\n"
         "```",

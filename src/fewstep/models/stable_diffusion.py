@@ -25,10 +25,10 @@ class StableDiffusion(TextUNet):
         "StableDiffusionInpaintPipeline",
     )
     parts: ClassVar = {
-        "unet": "UNet2DConditionModel",
-        "vae": "AutoencoderKL",
-        "text_encoder": "CLIPTextModel",
-        "tokenizer": "CLIPTokenizer",
+        "unet": ("UNet2DConditionModel",),
+        "vae": ("AutoencoderKL",),
+        "text_encoder": ("CLIPTextModel",),
+        "tokenizer": ("CLIPTokenizer",),
     }
     unet_must: ClassVar = {**TextUNet.unet_must, "addition_embed_type": None}
 

@@ -31,12 +31,12 @@ class StableDiffusionXL(TextUNet):
         "StableDiffusionXLInpaintPipeline",
     )
     parts: ClassVar = {
-        "unet": "UNet2DConditionModel",
-        "vae": "AutoencoderKL",
-        "text_encoder": "CLIPTextModel",
-        "tokenizer": "CLIPTokenizer",
-        "text_encoder_2": "CLIPTextModelWithProjection",
-        "tokenizer_2": "CLIPTokenizer",
+        "unet": ("UNet2DConditionModel",),
+        "vae": ("AutoencoderKL",),
+        "text_encoder": ("CLIPTextModel",),
+        "tokenizer": ("CLIPTokenizer",),
+        "text_encoder_2": ("CLIPTextModelWithProjection",),
+        "tokenizer_2": ("CLIPTokenizer",),
     }
     unet_must: ClassVar = {**TextUNet.unet_must, "addition_embed_type": "text_time"}
 

@@ -8,8 +8,8 @@ from fewstep.core.denoiser import Guided
 from fewstep.distill.plan import Stage
 from fewstep.errors import RangeError, ShapeError
 from fewstep.models.folder import lineage, weights_sha256
-from fewstep.models.text_unet import TextUNet
-from fewstep.models.unet_class import UNetModel, with_w_input
+from fewstep.models.pipeline_model import PipelineModel
+from fewstep.models.unet_class import UNetModel
 from fewstep.models.w_input import BAND
 
 W_DIM = 256  # features of w: as many as published consistency models have
@@ -25,7 +25,7 @@ def student_of(
 ) -> UNetModel:
     """Return the student that a stage trains; it equals its parent bit for bit.
 
-    It is told w by a new input of the network, unless it is a pair.
+    It is told w by a new input of the network, unless it is a pair, or its family has none.
 
     Args:
         parent: what `load` gave: a teacher (its conditional pass is what the student equals), the
@@ -37,7 +37,7 @@ def student_of(
 
     Raises:
         ShapeError: the parent does not come from a model folder.
-        RangeError: w is no range, or wider than the parent's.
+        RangeError: w is no range, or wider than the parent's, or the family needs one fixed w.
     """
     inner = parent.denoiser if isinstance(parent, Guided) else parent
     if not isinstance(inner, UNetModel):
@@ -49,8 +49,8 @@ def student_of(
             + (f" within the parent's range {known}." if known else ", low <= high.")
         )
     card = inner.card
-    if not card.weights_sha256 and isinstance(inner, TextUNet):
-        card = card.model_copy(update={"weights_sha256": weights_sha256(inner.source)})
+    if not card.weights_sha256 and isinstance(inner, PipelineModel):
+        card = card.model_copy(update={"weights_sha256": weights_sha256(inner.source, inner.part)})
     told = card.model_copy(
         update={
             "name": stage.name,
@@ -70,5 +70,5 @@ def student_of(
         }
     )
     # A pair is guided by two passes, which stock pipelines make where there is no w input.
-    unet = copy.deepcopy(inner.unet) if stage.pair else with_w_input(inner, w_dim)
+    unet = copy.deepcopy(inner.unet) if stage.pair else inner.with_w(w, w_dim)
     return inner.like(unet, told)

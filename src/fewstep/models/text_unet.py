@@ -15,31 +15,24 @@ import torch
 from torch import Tensor
 
 from fewstep.core.cond import Cond
-from fewstep.core.denoiser import Traits
 from fewstep.errors import FolderError, ShapeError
 from fewstep.models.card import Card
+from fewstep.models.parts import check_weights, reading
+from fewstep.models.pipeline_model import PipelineModel
 from fewstep.models.table import Table
-from fewstep.models.unet_class import UNetModel
 from fewstep.models.w_input import w_features
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
 
-class TextUNet(UNetModel):
+class TextUNet(PipelineModel):
     """A denoiser of latents: v = model(z, phi, cond, w), one pass.
 
     z: (B, C, h, w) latents, scaled as the folder's pipelines scale them. A network without a w
     input ignores w; wrap it in `Guided` (as `load` does for a teacher).
-
-    Attributes:
-        table: the clock, and what the network predicts.
-        source: the folder of the stock parts that surround the network.
     """
 
-    family: ClassVar[str]
-    pipelines: ClassVar[tuple[str, ...]]  # stock pipelines whose folders are of this family
-    parts: ClassVar[dict[str, str]]  # name -> class of the parts that it must have
     unet_must: ClassVar[dict[str, Any]] = {
         "class_embed_type": None,
         "encoder_hid_dim_type": None,
@@ -48,9 +41,7 @@ class TextUNet(UNetModel):
 
     def __init__(self, unet: UNet2DConditionModel, card: Card, table: Table, source: Path) -> None:
         """Wrap a network and say with a card what it is."""
-        super().__init__(unet, card)
-        self.table = table
-        self.source = source
+        super().__init__(unet, card, table, source)
         self._null: Cond | None = None
 
     @classmethod
@@ -69,27 +60,6 @@ class TextUNet(UNetModel):
     @abstractmethod
     def told(self, cond: Cond, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor] | None]:
         """Return the network's `encoder_hidden_states` and `added_cond_kwargs`."""
-
-    def like(self, unet: UNet2DConditionModel, card: Card) -> TextUNet:
-        """Return another model of this family, clock and folder."""
-        return type(self)(unet, card, self.table, self.source)
-
-    @property
-    def traits(self) -> Traits:
-        """What the card and the table say, as the core understands it."""
-        card = self.card
-        return Traits(
-            shape=card.shape,
-            w_range=card.w_range,
-            steps=None if card.steps is None else (card.steps,),
-            sampler=card.sampler,
-            clock=self.table.clock,
-            split=self.table.split,
-            phi_range=self.table.phi_range,
-            device=self.unet.device,
-            dtype=self.unet.dtype,
-            check_cond=self._check_cond,
-        )
 
     @property
     def null_cond(self) -> Cond:
@@ -146,3 +116,26 @@ class TextUNet(UNetModel):
                 "as many. A network made for inpainting or pix2pix has more inputs; give the "
                 "text-to-image model."
             )
+
+    @classmethod
+    def read_network(cls, folder: Path) -> UNet2DConditionModel:
+        """Return the folder's UNet2DConditionModel, in float32. Raises FolderError."""
+        return load_unet(folder)
+
+    @classmethod
+    def conditions(cls, index: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+        """Return what the unconditional pass is told."""
+        del config
+        return {"null_prompt": cls.null_prompt(index)}
+
+
+def load_unet(folder: Path) -> UNet2DConditionModel:
+    """Return the U-Net of a model folder, in float32. Raises FolderError."""
+    from diffusers import UNet2DConditionModel
+
+    check_weights(folder / "unet")
+    with reading(folder / "unet"):
+        unet: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(
+            folder / "unet", use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+        )
+    return unet

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -102,6 +102,7 @@ class UNetModel(nn.Module):
     """
 
     passes = 1
+    part: ClassVar[str] = "unet"  # of the folder that holds the network
 
     def __init__(self, unet: UNet2DConditionModel, card: Card) -> None:
         """Wrap a UNet2DConditionModel and say with a card what it is."""
@@ -137,6 +138,11 @@ class UNetModel(nn.Module):
     def like(self, unet: UNet2DConditionModel, card: Card) -> UNetModel:
         """Return another model of this kind."""
         return UNetModel(unet, card)
+
+    def with_w(self, w: tuple[float, float], w_dim: int) -> Any:
+        """Return a copy of the network that can be told the w of a range: see `with_w_input`."""
+        del w
+        return with_w_input(self, w_dim)
 
     def checkpoint_activations(self) -> None:
         """From now on compute activations again in the backward pass, to save memory."""

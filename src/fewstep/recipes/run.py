@@ -227,7 +227,7 @@ class Run:
                 "figures": {},
             }
         )
-        student = UNetModel(with_w_input(parent, self.recipe.network.w_dim), card)
+        student = parent.like(with_w_input(parent, self.recipe.network.w_dim), card)
         problem = stage.problem(teacher, self.recipe.distill.w, parent.null_cond)
         return self._train(student, problem, self.recipe.train_config(stage))
 
