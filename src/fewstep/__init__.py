@@ -13,12 +13,12 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from fewstep.core.denoiser import Denoiser, Guided, Traits
-    from fewstep.core.edit import decode, encode, img2img, inpaint, interpolate, transfer
     from fewstep.core.sample import sample
     from fewstep.distill.halve import Halve
     from fewstep.distill.match import Match
     from fewstep.distill.plan import Plan, Stage, chain, direct
     from fewstep.distill.pretrain import Pretrain
+    from fewstep.edit import decode, encode, img2img, inpaint, interpolate, transfer
     from fewstep.errors import FewstepError
     from fewstep.models import Model, load
     from fewstep.models.pipeline import ClassConditionalPipeline
@@ -38,15 +38,15 @@ _HOMES = {
     "TrainConfig": "fewstep.train",
     "Traits": "fewstep.core.denoiser",
     "chain": "fewstep.distill.plan",
-    "decode": "fewstep.core.edit",
+    "decode": "fewstep.edit",
     "direct": "fewstep.distill.plan",
-    "encode": "fewstep.core.edit",
-    "img2img": "fewstep.core.edit",
-    "inpaint": "fewstep.core.edit",
-    "interpolate": "fewstep.core.edit",
+    "encode": "fewstep.edit",
+    "img2img": "fewstep.edit",
+    "inpaint": "fewstep.edit",
+    "interpolate": "fewstep.edit",
     "load": "fewstep.models",
     "sample": "fewstep.core.sample",
-    "transfer": "fewstep.core.edit",
+    "transfer": "fewstep.edit",
 }
 
 __all__ = [

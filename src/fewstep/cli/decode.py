@@ -47,7 +47,7 @@ def decode_command(
         save_pictures,
         settings_of,
     )
-    from fewstep.core.edit import decode
+    from fewstep.edit import decode
 
     check_out(out)
     opened = open_model(model, device)

@@ -44,7 +44,7 @@ def encode_command(
 
     from fewstep.atomic import atomic_write
     from fewstep.cli.pictures import BATCH, open_model, open_pictures, settings_of
-    from fewstep.core.edit import encode
+    from fewstep.edit import encode
 
     opened = open_model(model, device)
     read = open_pictures(image, opened)

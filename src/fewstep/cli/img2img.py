@@ -48,7 +48,7 @@ def img2img_command(
         save_pictures,
         settings_of,
     )
-    from fewstep.core.edit import img2img
+    from fewstep.edit import img2img
 
     check_out(out)
     opened = open_model(model, device)

@@ -53,8 +53,8 @@ def inpaint_command(
         save_pictures,
         settings_of,
     )
-    from fewstep.core.edit import inpaint
     from fewstep.data import image_files, read_images
+    from fewstep.edit import inpaint
 
     check_out(out)
     opened = open_model(model, device)

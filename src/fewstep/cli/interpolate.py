@@ -49,7 +49,7 @@ def interpolate_command(
         raise RangeError(f"--out {out}; name a PNG file for a strip, or a GIF.")
     from fewstep.cli.pictures import open_model, open_pictures, settings_of
     from fewstep.core.cond import repeat_null, take
-    from fewstep.core.edit import check_together, decode, encode, interpolate
+    from fewstep.edit import check_together, decode, encode, interpolate
     from fewstep.recipes.sheet import contact_sheet, save_sheet
 
     one, two = open_model(encoder, device), open_model(decoder, device)

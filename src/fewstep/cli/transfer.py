@@ -55,7 +55,7 @@ def transfer_command(
         save_pictures,
         settings_of,
     )
-    from fewstep.core.edit import check_together, decode, encode
+    from fewstep.edit import check_together, decode, encode
 
     check_out(out)
     one, two = open_model(encoder, device), open_model(decoder, device)

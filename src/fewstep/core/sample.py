@@ -67,7 +67,7 @@ def sample(
 
 @dataclass(frozen=True)
 class Walk:
-    """A sampling that has been checked: what `sample` and the edits of `core.edit` share."""
+    """A sampling that has been checked: what `sample` and the edits of `fewstep.edit` share."""
 
     denoiser: Denoiser
     sampler: Sampler

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from fewstep.core.denoiser import Guided, cheapest
-from fewstep.core.edit import check_together, decode, encode
 from fewstep.core.sample import sample
+from fewstep.edit import check_together, decode, encode
 from fewstep.errors import DataError, FolderError
 from fewstep.metrics import accuracy, extract, noise_figures, paired_rms, psnr
 from fewstep.models import Model, card_of, load
