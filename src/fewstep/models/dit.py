@@ -1,7 +1,7 @@
 """DiT: a class-conditional transformer of latents; its learned sigma is ignored.
 
 It has no input for w, and its stock pipeline none to fill: a student is for one fixed w, and
-`DiTPipeline` draws with it without guidance of its own (decision 0024).
+`DiTPipeline` draws with it without guidance of its own (decision 0018).
 """
 
 from __future__ import annotations

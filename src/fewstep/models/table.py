@@ -2,7 +2,7 @@
 
 A network trained on betas answers at the angles `phi_k` of its own table, and between them at
 fractional timesteps. Angles are taken from the float32 table that a stock `DDIMScheduler` steps
-on, so that its steps are our rotations (decision 0020).
+on, so that its steps are our rotations (decision 0014).
 """
 
 from __future__ import annotations
