@@ -170,7 +170,7 @@ def test_numbers_in_scientific_notation_are_numbers(recipe: Path, tmp_path: Path
     done = fewstep("distill", recipe, "--plan", "--set", "distill.lr=3e-4", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     # match: 10 x 16 examples x (2 teacher passes + 3); halvings: 10 x 16 x (2 + 3).
-    assert "3,200" in done.stdout.splitlines()[-2]
+    assert "4,000" in done.stdout.splitlines()[-2]
 
 
 def test_an_unknown_recipe_is_named(tmp_path: Path) -> None:
