@@ -39,6 +39,7 @@ def _kind(card: Card) -> str:
 def describe(card: Card) -> str:
     """Return the card in lines for a person."""
     w = "any" if card.w_range is None else f"{card.w_range[0]:g} to {card.w_range[1]:g}"
+    by = f"{card.num_classes} classes" if card.num_classes else "by prompts"
     told = [(k, v) for k, v in card.training.items() if k != "images"]
     made = ", ".join(f"{k} {v}" for k, v in told if "sha" not in k)
     rows = {
@@ -47,7 +48,7 @@ def describe(card: Card) -> str:
         "steps": "any" if card.steps is None else str(card.steps),
         "sampler": card.sampler or "any",
         "w": w,
-        "images": f"{'x'.join(map(str, card.shape))}, {card.num_classes} classes",
+        "images" if card.num_classes else "latents": f"{'x'.join(map(str, card.shape))}, {by}",
         "weights": card.weights_sha256[:16],
         "parents": " <- ".join(f"{p.name} ({p.sha256[:8]})" for p in card.parents) or "none",
         "made by": made.replace(", fingerprint", "\n             fingerprint"),
