@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all.
+"""Files and folders that appear whole or not at all, and a hash to tell that they are.
 
 Both are written beside their final place under a name that starts with `.partial-`, flushed to the
 disk, and renamed. A process killed midway leaves only the partial one, which the next writer of the
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -69,6 +70,15 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         raise
     _sync(path.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def sha256(path: Path) -> str:
+    """Return the hash of a file's bytes, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:

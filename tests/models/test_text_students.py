@@ -13,13 +13,13 @@ from tests.models.pipelines import edit, told_student
 from torch import Tensor
 
 import fewstep
+from fewstep.atomic import sha256
 from fewstep.core import cond as conds
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Guided
 from fewstep.distill.plan import Stage
 from fewstep.errors import FolderError, GridError, RangeError, ShapeError
 from fewstep.models import TextUNet, card_of, encode_prompts, load_model, save_model, student_of
-from fewstep.models.parts import sha256
 from fewstep.testing import Gaussian, check_denoiser, check_stage
 from fewstep.train import TrainConfig, train
 

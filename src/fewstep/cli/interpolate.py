@@ -58,13 +58,12 @@ def interpolate_command(
     if len(read.x) != 2:
         raise RangeError(f"{len(read.x)} images; an interpolation is between 2. Give two --image.")
     shown = one.cond(cond, prompt, 2, "--cond")
-    own = [None if o.card.steps else steps for o in (one, two)]
-    ends = encode(one.model, read.x, shown, steps=own[0])
+    ends = encode(one.model, read.x, shown, steps=one.steps(steps))
     z = interpolate(ends[0], ends[1], count)
     wanted = repeat_null(take(shown, slice(0, 1)), count)
     if to is not None or to_prompt is not None:
         wanted = two.cond(to, to_prompt, count, "--to")
-    x = two.images(decode(two.model, z, wanted, w=w, steps=own[1]))
+    x = two.images(decode(two.model, z, wanted, w=w, steps=two.steps(steps)))
     if out.suffix.lower() == ".gif":
         _save_gif(x, out, scale)
     else:

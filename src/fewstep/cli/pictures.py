@@ -41,6 +41,10 @@ class Opened:
         """Whether conditions are prompts, and not classes."""
         return self.card.num_classes == 0
 
+    def steps(self, asked: int | None) -> int | None:
+        """Return the steps to ask for: none where the model was made for one number of them."""
+        return None if self.card.steps else asked
+
     @cached_property
     def vae(self) -> Any:
         """The autoencoder of a text-to-image model."""

@@ -70,10 +70,9 @@ def transfer_command(
         classes = [*class_ids(to, two.card.class_names, "--to")]
     targets = [(None if k is None else str(k), p) for k in classes for p in prompts]
     wanted = [two.cond(*target, count, "--to") for target in targets]
-    own = [None if o.card.steps else steps for o in (one, two)]
-    z = encode(one.model, read.x, cond, w=w_from, steps=own[0], batch_size=BATCH)
+    z = encode(one.model, read.x, cond, w=w_from, steps=one.steps(steps), batch_size=BATCH)
     rows = [
-        two.images(decode(two.model, z, target, w=w, steps=own[1], batch_size=BATCH))
+        two.images(decode(two.model, z, target, w=w, steps=two.steps(steps), batch_size=BATCH))
         for target in wanted
     ]
     settings = settings_of("transfer", [one, two], w=w, w_from=w_from)

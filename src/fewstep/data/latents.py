@@ -22,7 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fewstep.atomic import atomic_write
+from fewstep.atomic import atomic_write, sha256
 from fewstep.core import cond as conds
 from fewstep.core.cond import Cond
 from fewstep.data.dataset import check_index
@@ -162,13 +162,10 @@ def _is_whole(path: Path, told: dict[str, Any] | None) -> bool:
     """Whether a shard is there, as it was written. Raises DataError where it is another."""
     if told is None or not path.is_file():
         return False
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    if digest.hexdigest() != told["sha256"]:
+    found = sha256(path)
+    if found != told["sha256"]:
         raise DataError(
-            f"{path} is damaged: its sha256 is {digest.hexdigest()[:12]}..., it was written as "
+            f"{path} is damaged: its sha256 is {found[:12]}..., it was written as "
             f"{told['sha256'][:12]}... Remove that file and run again; it alone is made anew."
         )
     return True

@@ -7,12 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fewstep.atomic import atomic_folder
+from fewstep.atomic import atomic_folder, sha256
 from fewstep.core.denoiser import Guided
 from fewstep.errors import FolderError, RangeError, ShapeError
 from fewstep.models.card import CARD, Card, Parent, read_card
 from fewstep.models.native import native_scheduler
-from fewstep.models.parts import sha256
 from fewstep.models.pipeline_folder import (
     FAMILIES,
     is_pipeline,

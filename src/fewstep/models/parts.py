@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,15 +31,6 @@ def reading(path: Path) -> Iterator[None]:
         raise FolderError(
             f"{path} cannot be read ({reason}); the file is damaged or cut short. Copy it again."
         ) from None
-
-
-def sha256(path: Path) -> str:
-    """Return the hash of a file's bytes, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any]:

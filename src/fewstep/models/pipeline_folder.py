@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from fewstep.atomic import sha256
 from fewstep.core.cond import Cond
 from fewstep.errors import FolderError, RangeError
 from fewstep.models.card import CARD, Card, read_card
@@ -18,7 +19,6 @@ from fewstep.models.parts import (
     check_weights,
     components,
     read_json,
-    sha256,
     stock_files,
 )
 from fewstep.models.pipeline_model import PipelineModel

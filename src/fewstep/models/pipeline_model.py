@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,18 +38,11 @@ class PipelineModel(UNetModel):
     @property
     def traits(self) -> Traits:
         """What the card and the table say, as the core understands it."""
-        card = self.card
-        return Traits(
-            shape=card.shape,
-            w_range=card.w_range,
-            steps=None if card.steps is None else (card.steps,),
-            sampler=card.sampler,
+        return replace(
+            super().traits,
             clock=self.table.clock,
             split=self.table.split,
             phi_range=self.table.phi_range,
-            device=self.unet.device,
-            dtype=self.unet.dtype,
-            check_cond=self._check_cond,
         )
 
     @classmethod

@@ -8,7 +8,6 @@ A checkpoint folder is complete when it has its name; the pointer moves after th
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import shutil
@@ -20,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fewstep.atomic import PARTIAL, atomic_folder, atomic_write
+from fewstep.atomic import PARTIAL, atomic_folder, atomic_write, sha256
 from fewstep.errors import CheckpointError
 
 POINTER = "latest.json"
@@ -47,7 +46,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, run: dict[str, Any], k
         save_file(_plain(checkpoint.weights), partial / "weights.safetensors")
         save_file(_plain(checkpoint.ema), partial / "ema.safetensors")
         torch.save(checkpoint.optimizer, partial / "optimizer.pt")
-        hashes = {p.name: _sha256(p) for p in sorted(partial.iterdir())}
+        hashes = {p.name: sha256(p) for p in sorted(partial.iterdir())}
         state = {"update": checkpoint.update, "run": run, "sha256": hashes}
         (partial / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
     atomic_write(folder / POINTER, json.dumps({"update": checkpoint.update}).encode())
@@ -83,7 +82,7 @@ def load_checkpoint(folder: Path, run: dict[str, Any], device: torch.device) -> 
             f"folder, or remove {folder}."
         )
     for name, expected in hashes.items():
-        if not (path / name).is_file() or _sha256(path / name) != expected:
+        if not (path / name).is_file() or sha256(path / name) != expected:
             raise CheckpointError(f"{path / name} is damaged or cut short. {_advice(folder)}")
     try:
         return Checkpoint(
@@ -106,11 +105,3 @@ def _advice(folder: Path) -> str:
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.detach().contiguous() for k, v in tensors.items()}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
