@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from torch import Tensor
 
 from fewstep.core.angle import HALF_PI
@@ -13,6 +14,7 @@ from fewstep.core.denoiser import Traits
 from fewstep.core.sample import sample
 from fewstep.errors import RangeError, ShapeError
 from fewstep.models.solvers import SOLVERS, solve, solver_scheduler
+from fewstep.models.table import Table
 from fewstep.testing import Mixture
 
 
@@ -83,3 +85,26 @@ def test_what_a_solver_cannot_do_is_refused() -> None:
         solve(Shaped(), COND, solver="unipc", steps=0)
     with pytest.raises(ShapeError, match="shape"):
         solve(lambda z, phi, cond, w: z, COND, solver="unipc", steps=4)  # type: ignore[arg-type]
+
+
+class OnTable(Shaped):
+    """The same on a table of betas, as a pipeline folder's model is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = Table(DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False))
+        self.traits = Traits(shape=(2,), dtype=torch.float32, clock=self.table.clock)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_on_a_table_it_visits_the_angles_of_ddim_and_converges(solver: str) -> None:
+    model = OnTable()
+    true = sample(model, COND, steps=1000, seed=3)
+    errors = []
+    for steps in (10, 20, 100):
+        model.phis.clear()
+        x = solve(model, COND, solver=solver, steps=steps, seed=3)
+        assert model.phis == pytest.approx(list(model.table.clock(steps)[:-1]), abs=1e-6)
+        errors.append(float((x - true).square().mean().sqrt()))
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 0.02

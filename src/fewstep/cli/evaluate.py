@@ -75,15 +75,17 @@ def evaluate_command(
         if card.steps is None and counts is None:
             raise RangeError(f"{card.name} can take any number of steps; say which: --steps 64.")
     place = device or default_device()
-    evaluation = Evaluation(
-        training_data(cards, reference), out, samples, seed, min(500, samples), features, place, say
-    )
+    data = training_data(cards, reference, models[0])
+    evaluation = Evaluation(data, out, samples, seed, min(500, samples), features, place, say)
     cells = _measure(evaluation, models, weights, counts, samplers, teacher, reference_steps)
     _write(out, cells)
 
 
-def training_data(cards: list[Card], reference: str | None) -> DataConfig:
-    """Return the images of the models' training, from where they are now."""
+def training_data(cards: list[Card], reference: str | None, folder: Path) -> DataConfig:
+    """Return the images of the models' training, from where they are now.
+
+    folder: of the model of the first card.
+    """
     from fewstep.data import DATASETS, DataConfig, open_dataset
 
     names = {str(c.training.get("data")) for c in cards}
@@ -100,14 +102,17 @@ def training_data(cards: list[Card], reference: str | None) -> DataConfig:
             f"the models were made on images called {name!r}; say where they are: "
             f"--reference path/to/{name}."
         )
+    from fewstep.models import image_shape
+
+    shape = image_shape(folder, card)
     kept: Any = card.training.get("images")
     if kept is None:
-        kept = {"size": card.shape[-1], "channels": card.shape[0]}
+        kept = {"size": shape[-1], "channels": shape[0]}
     config = DataConfig(**{**kept, "name": name})
     train = open_dataset(config, "train")
-    if train.shape != card.shape:
+    if train.shape != shape:
         raise FolderError(
-            f"{name} has images of shape {train.shape} and {card.name} makes {card.shape}; they "
+            f"{name} has images of shape {train.shape} and {card.name} makes {shape}; they "
             "must be alike. Give images that it could have made."
         )
     if train.content_hash() != str(card.training.get("data_sha256")):

@@ -13,6 +13,7 @@ from typing import cast
 import typer
 
 from fewstep.cli import (
+    cache,
     decode,
     demo,
     distill,
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 COMMANDS = (
     demo,
+    cache,
     train,
     distill,
     sample,

@@ -28,7 +28,7 @@ COLUMNS = 10
 class Opened:
     """A model, what its card says, its folder, and where it runs.
 
-    States are what the model works on: images, or the latents of a text-to-image model.
+    States are what the model works on: images, or the latents of an autoencoder.
     """
 
     model: Model | Guided
@@ -46,24 +46,22 @@ class Opened:
         return None if self.card.steps else asked
 
     @cached_property
-    def vae(self) -> Any:
-        """The autoencoder of a text-to-image model."""
+    def vae(self) -> Any | None:
+        """The autoencoder of a model of latents."""
         from fewstep.models import load_vae
 
-        return load_vae(self.folder, self.device)
+        return load_vae(self.folder, self.device) if (self.folder / "vae").is_dir() else None
 
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Shape (C, H, W) of its images."""
-        if not self.takes_text:
-            return self.card.shape
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        channels = self.vae.config.in_channels
-        return (channels, *(factor * n for n in self.card.shape[1:]))
+        from fewstep.models import image_shape
+
+        return image_shape(self.folder, self.card)
 
     def states(self, images: Tensor) -> Tensor:
         """Return the states of images (B, C, H, W) in [-1, 1]."""
-        if not self.takes_text:
+        if self.vae is None:
             return images.to(self.device)
         from fewstep.models import encode_images
 
@@ -71,7 +69,7 @@ class Opened:
 
     def images(self, states: Tensor) -> Tensor:
         """Return the images of states, on the CPU."""
-        if not self.takes_text:
+        if self.vae is None:
             return states.cpu()
         from fewstep.models import decode_latents
 

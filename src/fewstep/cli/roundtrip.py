@@ -43,7 +43,7 @@ def roundtrip_command(
     from fewstep.recipes.tables import aligned, comma_separated, markdown
 
     place = device or default_device()
-    data = training_data([read_card(folder) for folder in [*models, teacher]], reference)
+    data = training_data([read_card(folder) for folder in [*models, teacher]], reference, models[0])
     evaluation = Evaluation(data, out, samples, seed, 250, features, place, say)
     trip = RoundTrip(evaluation, samples)
     ways = open_ways(models, teacher, place)

@@ -24,9 +24,11 @@ def show_command(
     json: Annotated[bool, typer.Option("--json", help="The card as JSON.")] = False,
 ) -> None:
     """Say what a model folder is: stage, steps, range of w, parents, figures."""
-    from fewstep.models import read_card
+    from fewstep.models import is_pipeline, load_model, read_card
+    from fewstep.models.card import CARD
 
-    card = read_card(model)
+    stock = is_pipeline(model) and not (model / CARD).is_file()
+    card = load_model(model).card if stock else read_card(model)
     typer.echo(card.model_dump_json(indent=2) if json else describe(card))
 
 
@@ -40,6 +42,7 @@ def describe(card: Card) -> str:
     """Return the card in lines for a person."""
     w = "any" if card.w_range is None else f"{card.w_range[0]:g} to {card.w_range[1]:g}"
     by = f"{card.num_classes} classes" if card.num_classes else "by prompts"
+    shape = "x".join(map(str, card.shape))
     told = [(k, v) for k, v in card.training.items() if k != "images"]
     made = ", ".join(f"{k} {v}" for k, v in told if "sha" not in k)
     rows = {
@@ -48,7 +51,8 @@ def describe(card: Card) -> str:
         "steps": "any" if card.steps is None else str(card.steps),
         "sampler": card.sampler or "any",
         "w": w,
-        "images" if card.num_classes else "latents": f"{'x'.join(map(str, card.shape))}, {by}",
+        "images" if card.family == "unet-class" else "latents": f"{shape}, {by}",
+        "clock": f"{card.clock}, predicts {card.prediction or 'v_prediction'}",
         "weights": card.weights_sha256[:16],
         "parents": " <- ".join(f"{p.name} ({p.sha256[:8]})" for p in card.parents) or "none",
         "made by": made.replace(", fingerprint", "\n             fingerprint"),

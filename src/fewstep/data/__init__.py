@@ -8,12 +8,14 @@ from torch import Tensor
 
 from fewstep.data.ahead import Ahead
 from fewstep.data.augment import augment, uniform
+from fewstep.data.captions import caption, captions_of
 from fewstep.data.config import DataConfig
 from fewstep.data.dataset import SPLITS, Dataset
 from fewstep.data.digits import Digits
 from fewstep.data.files import image_files, read_images
 from fewstep.data.images import Images
 from fewstep.data.order import epochs, indices
+from fewstep.data.prompts import Prompts
 from fewstep.data.shards import Shards
 from fewstep.errors import DataError, did_you_mean
 
@@ -65,8 +67,11 @@ __all__ = [
     "Dataset",
     "Digits",
     "Images",
+    "Prompts",
     "Shards",
     "augment",
+    "caption",
+    "captions_of",
     "epochs",
     "image_files",
     "indices",

@@ -93,17 +93,19 @@ def cache_root() -> Path:
 def _cached(config: DataConfig) -> _Cache:
     path = Path(config.name)
     if not path.exists():
-        open_source(path)  # says what is wrong
+        open_source(path, config.label)  # says what is wrong
     told: dict[str, int | str | None] = {
         "format": FORMAT,
         "size": config.size,
         "channels": config.channels,
     }
     told |= {"skip_bad": config.skip_bad, "files": _content(path)}
+    if config.label is not None:
+        told["label"] = config.label
     key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     folder = cache_root() / "images" / key
     if not (folder / "meta.json").is_file():
-        _build(folder, open_source(path), config)
+        _build(folder, open_source(path, config.label), config)
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     images = np.memmap(folder / "images.u8", np.uint8, "r", shape=tuple(meta["shape"]))
     labels = torch.from_numpy(np.fromfile(folder / "labels.i64", np.int64))

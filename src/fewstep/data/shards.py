@@ -24,7 +24,7 @@ from fewstep.core.seed import generator
 from fewstep.data.augment import uniform
 from fewstep.data.config import DataConfig
 from fewstep.data.dataset import check_index, check_split
-from fewstep.data.source import Record, decode
+from fewstep.data.source import Record, decode, label_columns
 from fewstep.errors import DataError, RangeError
 
 WINDOW = 8  # blocks among whose images an order is drawn
@@ -226,7 +226,7 @@ def _footers(config: DataConfig) -> _Footers:
     for file in files:
         try:
             opened = pq.ParquetFile(file)
-            image, label, names = _columns(opened.schema_arrow, file)
+            image, label, names = _columns(opened.schema_arrow, file, config.label)
             values = opened.read([label]).column(0)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{file} is no whole parquet file: {error}.") from None
@@ -249,7 +249,7 @@ def _footers(config: DataConfig) -> _Footers:
     return _Footers(blocks, image, torch.from_numpy(ids), class_names, digest.hexdigest())
 
 
-def _columns(schema: Any, file: Path) -> tuple[str, str, tuple[str, ...]]:
+def _columns(schema: Any, file: Path, label: str | None) -> tuple[str, str, tuple[str, ...]]:
     import datasets
     import pyarrow as pa
 
@@ -259,10 +259,9 @@ def _columns(schema: Any, file: Path) -> tuple[str, str, tuple[str, ...]]:
         struct = pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
         if field.name not in images and (struct or pa.types.is_binary(field.type)):
             images.append(field.name)
-    labels = [k for k, v in features.items() if isinstance(v, datasets.ClassLabel)]
-    labels = labels or [k for k in features if k in ("label", "labels", "class")]
+    labels = label_columns(features, label)
     if not images or not labels:
-        what = "images" if not images else "labels"
+        what = "images" if not images else "labels" if label is None else f"the name {label!r}"
         raise DataError(f"{file} has no column of {what}; its columns are {', '.join(features)}.")
     return images[0], labels[0], tuple(getattr(features[labels[0]], "names", ()) or ())
 

@@ -40,10 +40,14 @@ class Source:
             yield Record(where, image.get("bytes") or inside or b"", example[self.label_key])
 
 
-def open_source(path: Path) -> Source:
+LABELS = ("label", "labels", "class", "text", "caption")
+
+
+def open_source(path: Path, label: str | None = None) -> Source:
     """Open a parquet file, an image folder, or a folder that `datasets` loads; read nothing yet.
 
     Nothing is fetched: the path must be on the disk. Of several splits, "train" is taken.
+    label: column of the classes or captions; by default one of classes, or the first of LABELS.
 
     Raises DataError: no such path, nothing to read in it, or no column of images or of labels.
     """
@@ -67,17 +71,27 @@ def open_source(path: Path) -> Source:
     features = table.features or {}
     images = [k for k, v in features.items() if isinstance(v, datasets.Image)]
     images = images or [k for k, v in features.items() if _encoded(v)]
-    labels = [k for k, v in features.items() if isinstance(v, datasets.ClassLabel)]
-    labels = labels or [k for k in features if k in ("label", "labels", "class")]
+    labels = label_columns(features, label)
     if not images or not labels:
-        what = "images" if not images else "labels"
+        what = "images" if not images else "labels" if label is None else f"the name {label!r}"
         raise DataError(
             f"{path} has no column of {what}; its columns are {', '.join(features) or 'none'}. An "
-            "image folder needs a folder a class, two or more; a table an image column and `label`."
+            "image folder needs a folder a class, two or more, or a metadata.jsonl with `text`; a "
+            "table an image column and `label` or `text`."
         )
     names = tuple(getattr(features[labels[0]], "names", ()) or ())
     plain = table.cast_column(images[0], datasets.Image(decode=False))
     return Source(path, plain, images[0], labels[0], names)
+
+
+def label_columns(features: Any, label: str | None) -> list[str]:
+    """Return the columns that can be the label, the best first; only `label` where it is given."""
+    import datasets
+
+    if label is not None:
+        return [label] if label in features else []
+    classes = [k for k, v in features.items() if isinstance(v, datasets.ClassLabel)]
+    return classes or [k for k in LABELS if k in features]
 
 
 def _encoded(feature: Any) -> bool:

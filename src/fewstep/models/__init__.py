@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from fewstep.models.card import Card, Parent, read_card
 from fewstep.models.folder import card_of, lineage, load, load_model, save_model
-from fewstep.models.pipeline_folder import encode_prompts, encoders_sha256
+from fewstep.models.latent_class import LatentClass
+from fewstep.models.pipeline_folder import encode_prompts, encoders_sha256, is_pipeline
 from fewstep.models.student import student_of
 from fewstep.models.text_unet import TextUNet
 from fewstep.models.unet_class import UNetConfig, UNetModel, build_unet, with_w_input
-from fewstep.models.vae import decode_latents, encode_images, load_vae
+from fewstep.models.vae import (
+    decode_latents,
+    encode_images,
+    image_shape,
+    load_vae,
+    to_images,
+)
 
 Model = UNetModel
 
 __all__ = [
     "Card",
+    "LatentClass",
     "Model",
     "Parent",
     "TextUNet",
@@ -25,6 +33,8 @@ __all__ = [
     "encode_images",
     "encode_prompts",
     "encoders_sha256",
+    "image_shape",
+    "is_pipeline",
     "lineage",
     "load",
     "load_model",
@@ -32,5 +42,6 @@ __all__ = [
     "read_card",
     "save_model",
     "student_of",
+    "to_images",
     "with_w_input",
 ]

@@ -14,7 +14,7 @@ CARD = "fewstep.json"
 FORMAT = 1
 
 
-Told: TypeAlias = bool | int | float | str | None
+Told: TypeAlias = bool | int | float | str | list[str] | None
 
 
 class Parent(BaseModel):
@@ -74,7 +74,7 @@ class Card(BaseModel):
 
     @model_validator(mode="after")
     def _has_classes(self) -> Card:
-        if self.family == "unet-class" and self.num_classes < 1:
+        if self.family in ("unet-class", "latent-class") and self.num_classes < 1:
             raise ValueError("num_classes must be at least 1 in this family")
         return self
 

@@ -11,7 +11,9 @@ from fewstep.atomic import atomic_folder, sha256
 from fewstep.core.denoiser import Guided
 from fewstep.errors import FolderError, RangeError, ShapeError
 from fewstep.models.card import CARD, Card, Parent, read_card
+from fewstep.models.latent_class import LatentClass
 from fewstep.models.native import native_scheduler
+from fewstep.models.parts import check_weights, copy_part
 from fewstep.models.pipeline_folder import (
     FAMILIES,
     is_pipeline,
@@ -22,6 +24,7 @@ from fewstep.models.pipeline_model import PipelineModel
 from fewstep.models.text_unet import load_unet
 from fewstep.models.unet_class import FAMILY, UNetModel
 
+VAE = "vae"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -55,6 +58,9 @@ def save_model(model: UNetModel, folder: Path | str) -> Card:
         else:
             native_scheduler().save_pretrained(partial / "scheduler")
             index = _model_index(card)
+            if model.source is not None:
+                copy_part(model.source, partial, VAE)
+                index[VAE] = ["diffusers", "AutoencoderKL"]
         _write_json(partial / CARD, card.model_dump(mode="json"))
         _write_json(partial / "model_index.json", index)
     model.card = card
@@ -73,8 +79,8 @@ def load_model(
     if is_pipeline(folder):
         return load_pipeline(folder, device, negative_prompt)
     card = read_card(folder)
-    if card.family != FAMILY:
-        known = ", ".join(map(repr, (FAMILY, *FAMILIES)))
+    if card.family not in (FAMILY, LatentClass.family):
+        known = ", ".join(map(repr, (FAMILY, LatentClass.family, *FAMILIES)))
         raise FolderError(f"{folder / CARD}: family {card.family!r} is unknown; there are {known}.")
     if negative_prompt is not None:
         raise RangeError(
@@ -83,7 +89,11 @@ def load_model(
     for part in (Path("unet") / "config.json", Path("unet") / WEIGHTS):
         if not (folder / part).is_file():
             raise FolderError(f"{folder / part} is missing; copy the whole folder again.")
-    return UNetModel(load_unet(folder).to(device).eval(), card)
+    unet = load_unet(folder).to(device).eval()
+    if card.family == FAMILY:
+        return UNetModel(unet, card)
+    check_weights(folder / VAE)
+    return LatentClass(unet, card, folder)
 
 
 def load(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,16 @@ def check_weights(path: Path) -> None:
         )
     names = " or ".join(f"{stem}.safetensors" for stem in WEIGHTS)
     raise FolderError(f"{path} has no weights ({names}); copy the whole folder again.")
+
+
+def copy_part(source: Path, target: Path, part: str) -> None:
+    """Copy a part of a folder into another one, byte for byte. Raises FolderError."""
+    path = source / part
+    if not path.is_dir():
+        raise FolderError(f"{path} is missing; copy the whole folder again.")
+    (target / part).mkdir()
+    for file in stock_files(path):
+        shutil.copyfile(file, target / part / file.name)
 
 
 def stock_files(path: Path) -> list[Path]:

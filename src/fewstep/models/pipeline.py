@@ -6,34 +6,47 @@ turned into w = guidance_scale - 1.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, ImagePipelineOutput, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    ImagePipelineOutput,
+    UNet2DConditionModel,
+)
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
 from fewstep.core.denoiser import guide
 from fewstep.errors import RangeError, ShapeError
+from fewstep.models.vae import decode_latents
 from fewstep.models.w_input import w_features
 
 
 class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
     """Draw images of classes with a folder made by fewstep, in a loop over stock parts."""
 
+    _optional_components: ClassVar = ["vae"]
+
     def __init__(
         self,
         unet: UNet2DConditionModel,
         scheduler: DDIMScheduler,
+        vae: AutoencoderKL | None = None,
         steps: int | None = None,
         w_range: list[float] | None = None,  # what JSON makes of a pair
         sampler: str | None = None,
     ) -> None:
-        """Hold the parts. steps, w_range and sampler say what the network was made for."""
+        """Hold the parts. steps, w_range and sampler say what the network was made for.
+
+        vae: of a model of latents.
+        """
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
         self.register_to_config(steps=steps, w_range=w_range, sampler=sampler)
 
     @torch.no_grad()
@@ -55,7 +68,8 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
             guidance_scale: 1 + w; 1 is no guidance.
             generator: of the noise, one for all or one an image.
             latents: (B, C, H, W) noise, in place of the generator's.
-            output_type: "pil", "np" (B, H, W, C) in [0, 1], or "pt" (B, C, H, W) in [-1, 1].
+            output_type: "pil", "np" (B, H, W, C) in [0, 1], "pt" (B, C, H, W) in [-1, 1], or
+                "latent", the states themselves.
             return_dict: False for a plain tuple.
 
         Raises:
@@ -79,7 +93,9 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
         for t in self.progress_bar(self.scheduler.timesteps):
             v = self._velocity(z, t, labels, weights)
             z = self.scheduler.step(v, t, z, return_dict=False)[0]
-        images = z if output_type == "pt" else self._to_images(z, output_type)
+        if self.vae is not None and output_type != "latent":
+            z = decode_latents(self.vae, z)
+        images = z if output_type in ("pt", "latent") else self._to_images(z, output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _check(self, labels: Tensor, steps: int | None, w: float) -> int:

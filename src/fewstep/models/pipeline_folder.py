@@ -18,6 +18,7 @@ from fewstep.models.parts import (
     INDEX,
     check_weights,
     components,
+    copy_part,
     read_json,
     stock_files,
 )
@@ -148,15 +149,20 @@ def encode_prompts(
     return family.encode(Path(folder), list(prompts), device=device, batch_size=batch_size)
 
 
-def encoders_sha256(folder: Path | str) -> str:
+def encoders_sha256(folder: Path | str, *, prompts: bool = True) -> str:
     """Return the hash of the parts that make latents and conditions: not of the network's.
 
-    What a cache of latents and text embeddings depends on. Raises FolderError where the folder is
-    no pipeline's.
+    What a cache of latents and text embeddings depends on; without prompts, `vae/` alone. Raises
+    FolderError where a part is missing.
     """
     digest = hashlib.sha256()
-    family = family_of(Path(folder))
-    for part in sorted(set(family.parts) - {family.part}):
+    parts = {"vae"}
+    if prompts:
+        family = family_of(Path(folder))
+        parts = set(family.parts) - {family.part}
+    for part in sorted(parts):
+        if not (Path(folder) / part).is_dir():
+            raise FolderError(f"{Path(folder) / part} is missing; give a folder that has it.")
         for file in stock_files(Path(folder) / part):
             digest.update(f"{part}/{file.name} {sha256(file)}\n".encode())
     return digest.hexdigest()
@@ -172,12 +178,7 @@ def write_parts(model: PipelineModel, partial: Path, card: Card) -> dict[str, An
     for part in components(index):
         if part in (model.part, "scheduler"):
             continue
-        path = model.source / part
-        if not path.is_dir():
-            raise FolderError(f"{path} is missing; copy the whole folder again.")
-        (partial / part).mkdir()
-        for file in stock_files(path):
-            shutil.copyfile(file, partial / part / file.name)
+        copy_part(model.source, partial, part)
     for file in sorted(model.source.glob("LICEN[SC]E*")):
         shutil.copyfile(file, partial / file.name)
     model.table.scheduler().save_pretrained(partial / "scheduler")

@@ -21,6 +21,8 @@ class PipelineModel(UNetModel):
         source: the folder of the parts that are not trained.
     """
 
+    source: Path
+
     family: ClassVar[str]
     pipelines: ClassVar[tuple[str, ...]]  # stock pipelines whose folders are of this family
     parts: ClassVar[dict[str, tuple[str, ...]]]  # name -> classes of the parts that it must have

@@ -1,4 +1,4 @@
-"""The multistep solvers of diffusers on a model of the native clock, from the noise of `sample`.
+"""The multistep solvers of diffusers on a model of fewstep, from the noise of `sample`.
 
 These are what a teacher's user would turn to first; a student is compared with them.
 """
@@ -13,11 +13,12 @@ from torch import Tensor
 from fewstep.core import cond as conds
 from fewstep.core.angle import HALF_PI
 from fewstep.core.cond import Cond
-from fewstep.core.denoiser import Denoiser, as_w, cheapest, traits_of
+from fewstep.core.denoiser import Denoiser, Guided, as_w, cheapest, traits_of
 from fewstep.core.grid import cosine
 from fewstep.core.seed import Noise
 from fewstep.errors import RangeError, ShapeError, did_you_mean
 from fewstep.models.native import TIMESTEPS, native_scheduler
+from fewstep.models.table import Table
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -26,10 +27,11 @@ SOLVERS = {"dpm-solver++": "DPMSolverMultistepScheduler", "unipc": "UniPCMultist
 SMALLEST = 2.0**-24  # diffusers' own stand-in for a squared signal of 0, which these solvers need
 
 
-def solver_scheduler(name: str) -> SchedulerMixin:
-    """Return the stock scheduler of a solver in `SOLVERS`, second order, on the native clock.
+def solver_scheduler(name: str, table: Table | None = None) -> SchedulerMixin:
+    """Return the stock scheduler of a solver in `SOLVERS`, second order, that steps by v.
 
-    It visits the angles of DDIM with as many steps. Raises RangeError for another name.
+    table: the clock; by default the native one. It visits the angles of DDIM with as many steps.
+    Raises RangeError for another name.
     """
     if name not in SOLVERS:
         raise RangeError(
@@ -38,11 +40,9 @@ def solver_scheduler(name: str) -> SchedulerMixin:
         )
     import diffusers
 
-    betas = list(native_scheduler().config.trained_betas)
-    before_last = float(torch.tensor([1 - b for b in betas[:-1]], dtype=torch.float64).prod())
-    betas[-1] = 1 - SMALLEST / before_last
+    betas = _native_betas() if table is None else table.scheduler().betas.tolist()
     scheduler: SchedulerMixin = getattr(diffusers, SOLVERS[name])(
-        num_train_timesteps=TIMESTEPS,
+        num_train_timesteps=len(betas),
         trained_betas=betas,
         prediction_type="v_prediction",
         timestep_spacing="trailing",
@@ -50,6 +50,12 @@ def solver_scheduler(name: str) -> SchedulerMixin:
         final_sigmas_type="zero",
     )
     return scheduler
+
+
+def _native_betas() -> list[float]:
+    betas: list[float] = list(native_scheduler().config.trained_betas)
+    before_last = float(torch.tensor([1 - b for b in betas[:-1]], dtype=torch.float64).prod())
+    return [*betas[:-1], 1 - SMALLEST / before_last]
 
 
 def solve(
@@ -64,21 +70,22 @@ def solve(
 ) -> Tensor:
     """Return (B, *D), one image for every condition, by a stock solver; as `fewstep.sample` else.
 
-    denoiser: a model that can take any number of steps, on the native clock: a teacher or a stage
-    one; anything with a shape in its traits. A step is one call of it.
+    denoiser: a model that can take any number of steps: a teacher or a stage one, on the native
+    clock or on a table of betas; anything with a shape in its traits. A step is one call of it.
 
     Raises RangeError: the solver is unknown, or the model was made for numbers of steps of its
-    own; ShapeError: it does not know its shape.
+    own, or has a clock of its own; ShapeError: it does not know its shape.
     """
     traits = traits_of(denoiser)
     if traits.steps is not None:
         raise RangeError(
             f"{solver} on a model made for {traits.steps} steps of its own sampler; give a teacher."
         )
-    if traits.clock is not cosine:
+    table = getattr(denoiser.denoiser if isinstance(denoiser, Guided) else denoiser, "table", None)
+    if traits.clock is not cosine and not isinstance(table, Table):
         raise RangeError(
-            f"{solver} here walks the native clock, and this model has another; use the stock "
-            "scheduler of that name on the model's own folder."
+            f"{solver} here walks the native clock or a table of betas, and this model has a clock "
+            "of its own; use `fewstep.sample`."
         )
     if traits.shape is None:
         raise ShapeError("the shape of one example is unknown to this model.")
@@ -95,15 +102,25 @@ def solve(
     for first in range(0, total, batch_size or total):
         part = slice(first, min(first + (batch_size or total), total))
         z = Noise(seed, range(part.start, part.stop)).draw(traits.shape, dtype, device)
-        out.append(_walk(denoiser, z, conds.take(cond, part), w_all[part], solver, steps))
+        scheduler = solver_scheduler(solver, table)
+        angles = table.phis if table else HALF_PI * (torch.arange(TIMESTEPS) + 1.0) / TIMESTEPS
+        cond_part = conds.take(cond, part)
+        out.append(_walk(denoiser, z, cond_part, w_all[part], scheduler, angles, steps))
     return torch.cat(out)
 
 
-def _walk(denoiser: Denoiser, z: Tensor, cond: Cond, w: Tensor, solver: str, steps: int) -> Tensor:
-    scheduler: Any = solver_scheduler(solver)
+def _walk(
+    denoiser: Denoiser,
+    z: Tensor,
+    cond: Cond,
+    w: Tensor,
+    scheduler: Any,
+    angles: Tensor,
+    steps: int,
+) -> Tensor:
     scheduler.set_timesteps(steps, device=z.device)
     with torch.no_grad():
         for t in scheduler.timesteps:
-            phi = torch.full((len(z),), HALF_PI * (int(t) + 1) / TIMESTEPS, device=z.device)
+            phi = torch.full((len(z),), float(angles[int(t)]), device=z.device)
             z = scheduler.step(denoiser(z, phi, cond, w), t, z, return_dict=False)[0]
     return z

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,13 +85,27 @@ def _tokenizer(path: Path) -> Any:
         return CLIPTokenizer.from_pretrained(path, local_files_only=True)
 
 
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    """Load in silence: encoders are opened often, and are small beside what they condition."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _network(path: Path, device: str) -> Any:
     import transformers
 
     if not path.is_dir():
         raise FolderError(f"{path} is missing; copy the whole folder again.")
     check_weights(path)
-    with reading(path):
+    with reading(path), _without_bars():
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
         # The class is the caller's to check, from model_index.json; here it is how to read it.
         name = (config.architectures or ["CLIPTextModel"])[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -99,9 +100,14 @@ class UNetModel(nn.Module):
 
     cond: (B,) class ids, `card.null_class` for none. A network without a w input ignores w;
     wrap it in `Guided` (as `load` does for a teacher).
+
+    Attributes:
+        source: folder of the parts that surround the network, an autoencoder at least; None
+            where states are images.
     """
 
     passes = 1
+    source: Path | None = None
     part: ClassVar[str] = "unet"  # of the folder that holds the network
 
     def __init__(self, unet: UNet2DConditionModel, card: Card) -> None:

@@ -8,10 +8,35 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from fewstep.models.parts import reading
+from fewstep.core.denoiser import Guided
+from fewstep.models.card import Card
+from fewstep.models.parts import read_json, reading
+from fewstep.models.unet_class import UNetModel
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
+
+
+def to_images(model: UNetModel | Guided, states: Tensor) -> Tensor:
+    """Return the images (B, C, H, W) of a model's clean states (B, *D).
+
+    States of a model of latents go through its own autoencoder and are cut to [-1, 1]; others are
+    images as they are.
+    """
+    inner = model.denoiser if isinstance(model, Guided) else model
+    source = getattr(inner, "source", None)
+    if source is None:
+        return states
+    return decode_latents(load_vae(source, str(states.device)), states.float()).clamp(-1, 1)
+
+
+def image_shape(folder: Path, card: Card) -> tuple[int, ...]:
+    """Return the shape (C, H, W) of a model folder's images."""
+    if not (folder / "vae").is_dir():
+        return card.shape
+    config = read_json(folder / "vae" / "config.json")
+    factor = 2 ** (len(config["block_out_channels"]) - 1)
+    return (int(config["in_channels"]), *(factor * n for n in card.shape[1:]))
 
 
 def load_vae(folder: Path | str, device: str = "cpu") -> AutoencoderKL:

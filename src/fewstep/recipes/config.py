@@ -80,6 +80,28 @@ class DistillConfig(Optimisation):
         return own or self.lr
 
 
+class LatentConfig(Part):
+    """Latents in place of images, encoded once and kept (`fewstep.data.cache_latents`).
+
+    Attributes:
+        folder: of the parts that encode: a stock pipeline's, or one with `vae/` in it; by default
+            the teacher's own. A run that trains its teacher starts from the network of a stock
+            pipeline that draws by the same conditions.
+        cond: what the model is told: prompts, made of `data.captions`, or the class.
+        flip: encode the mirror image of every image too.
+        dtype: in which latents and embeddings are kept.
+        shard_size: examples a file.
+        root: folder of caches; by default latents in $FEWSTEP_CACHE or the user's cache.
+    """
+
+    folder: str | None = None
+    cond: Literal["prompt", "class"] = "prompt"
+    flip: bool = False
+    dtype: Literal["float32", "float16"] = "float32"
+    shard_size: int = Field(1024, ge=1)
+    root: str | None = None
+
+
 class EvaluateConfig(Part):
     """Which cells to measure.
 
@@ -116,6 +138,7 @@ class Recipe(Part):
     about: str = "unmeasured"
     seed: int = Field(0, ge=0)
     data: DataConfig = DataConfig()
+    latents: LatentConfig | None = None
     network: UNetConfig = UNetConfig()
     teacher: TeacherConfig = TeacherConfig()
     distill: DistillConfig = DistillConfig()
@@ -128,6 +151,11 @@ class Recipe(Part):
         if outside:
             raise ValueError(
                 f"evaluate.w has {outside[0]:g}, outside distill.w [{low:g}, {high:g}]"
+            )
+        if self.latents is not None and (self.data.flip or self.data.crop):
+            raise ValueError(
+                "data.flip and data.crop are of images, and latents are encoded once; set "
+                "latents.flip to have mirror images too"
             )
         return self
 

@@ -29,10 +29,11 @@ from torch import Tensor
 
 import fewstep
 from fewstep.atomic import atomic_write
+from fewstep.core.cond import Cond, take
 from fewstep.core.denoiser import Guided, cheapest, traits_of
 from fewstep.core.sample import sample
 from fewstep.core.samplers import get_sampler
-from fewstep.data import DATASETS, DataConfig, Dataset, open_dataset
+from fewstep.data import DATASETS, DataConfig, Dataset, caption, open_dataset
 from fewstep.metrics import (
     Features,
     Reference,
@@ -43,7 +44,7 @@ from fewstep.metrics import (
     train_features,
     vision_features,
 )
-from fewstep.models import UNetModel, card_of
+from fewstep.models import TextUNet, UNetModel, card_of, encode_prompts, to_images
 from fewstep.models.solvers import SOLVERS, solve
 from fewstep.recipes.results import Results, key_of
 
@@ -137,8 +138,23 @@ class Evaluation:
 
     @cached_property
     def labels(self) -> Tensor:
-        """The classes asked for, in turn: (samples,)."""
-        return torch.arange(self.samples) % open_dataset(self.data, "train").num_classes
+        """The classes asked for, in turn: (samples,); of very many, evenly chosen ones, twice."""
+        known = open_dataset(self.data, "train").num_classes
+        asked = min(known, self.samples // 2)
+        chosen = torch.linspace(0, known - 1, asked, dtype=torch.float64).round().long()
+        return chosen[torch.arange(self.samples) % asked]
+
+    def cond(self, model: UNetModel | Guided) -> Cond:
+        """Return what the model is told: the classes, or the first caption of each."""
+        card = card_of(model)
+        if card.num_classes:
+            return self.labels
+        names = open_dataset(self.data, "train").class_names
+        asked, places = torch.unique(self.labels, return_inverse=True)
+        texts = [caption(self.data.captions[0], names[k]) for k in asked.tolist()]
+        inner = model.denoiser if isinstance(model, Guided) else model
+        assert isinstance(inner, TextUNet)
+        return take(encode_prompts(inner.source, texts, device=self.device), places)
 
     @cached_property
     def results(self) -> Results:
@@ -176,6 +192,8 @@ class Evaluation:
         sampler = sampler or traits.sampler or "deterministic"
         asked = self.asked(card_of(model).weights_sha256, sampler, steps, w, self.samples)
         asked["teacher"] = None if teacher is None else teacher.key
+        if not card_of(model).num_classes:
+            asked["caption"] = self.data.captions[0]
         key = key_of(asked)
         path = self.folder / "cells" / f"{key[:32]}.safetensors"
         found = self.results.get(key)
@@ -206,13 +224,13 @@ class Evaluation:
 
     def _draw(self, model: UNetModel | Guided, w: float, steps: int, sampler: str) -> Tensor:
         shared: dict[str, Any] = {"w": w, "steps": steps, "seed": self.seed}
+        shared["batch_size"] = self.batch_size
+        cond = self.cond(model)
         if sampler in SOLVERS:
-            images = solve(model, self.labels, solver=sampler, batch_size=self.batch_size, **shared)
+            states = solve(model, cond, solver=sampler, **shared)
         else:
-            images = sample(
-                model, self.labels, sampler=sampler, batch_size=self.batch_size, **shared
-            )
-        return images.cpu()
+            states = sample(model, cond, sampler=sampler, **shared)
+        return to_images(model, states).cpu()
 
     def asked(
         self, weights: str, sampler: str | None, steps: int | None, w: float | None, samples: int

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,27 +27,30 @@ import fewstep
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Denoiser, Guided
 from fewstep.core.seed import derive
-from fewstep.data import Ahead, Dataset, Shards, augment, open_dataset, walk
+from fewstep.data import Ahead, Dataset, Prompts, Shards, augment, open_dataset, walk
+from fewstep.data.latents import Latents
 from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan, Stage
 from fewstep.distill.pretrain import Pretrain
 from fewstep.distill.problem import Problem
-from fewstep.errors import FolderError, RecipeError
+from fewstep.errors import DataError, FolderError, RecipeError
 from fewstep.models import (
     Card,
+    LatentClass,
     UNetModel,
     build_unet,
+    is_pipeline,
     lineage,
     load,
     load_model,
     read_card,
     save_model,
-    with_w_input,
 )
 from fewstep.models.card import CARD
 from fewstep.models.native import CLOCK
 from fewstep.models.unet_class import FAMILY
 from fewstep.recipes.config import Recipe, differences, load_recipe, save_recipe
 from fewstep.recipes.evaluate import quiet
+from fewstep.recipes.latents import encoded
 from fewstep.train import Batch, TrainConfig, lost_processes_are_said, processes, train
 
 RECIPE = "recipe.yaml"
@@ -86,7 +90,7 @@ class Run:
             begun = load_recipe(str(path))
             changed = differences(begun, self.recipe)
             # Data may move; that it is the same is in every checkpoint's fingerprint.
-            free = ["about", "evaluate", "data.name"]
+            free = ["about", "evaluate", "data.name", "latents.folder", "latents.root"]
             if set(begun.distill.plan()) <= set(self.plan):
                 free.append("distill.stages")  # a plan may grow
             changed = [k for k in changed if not k.startswith(tuple(free))]
@@ -119,10 +123,56 @@ class Run:
             self.say(line)
 
     @cached_property
-    def data(self) -> Dataset:
-        """The training images; one process decodes them, the others wait."""
+    def images(self) -> Dataset | Prompts:
+        """The training images, or prompts alone; one process decodes them, the others wait."""
+        config = self.recipe.data
+        if self.recipe.latents is not None and Path(config.name).suffix == Prompts.SUFFIX:
+            return Prompts(config.name)
         with lost_processes_are_said(), processes(self.device).main_process_first():
-            return open_dataset(self.recipe.data, "train")
+            return open_dataset(config, "train")
+
+    @cached_property
+    def data(self) -> Dataset:
+        """What a model is trained on: the images, or their latents."""
+        if self.recipe.latents is not None:
+            return self.latents
+        assert not isinstance(self.images, Prompts)
+        return self.images
+
+    @cached_property
+    def latents(self) -> Latents:
+        """The latents of the images, encoded by one process.
+
+        Raises RecipeError where the recipe has none, or nothing says what encodes them.
+        """
+        encoders, config = self.encoders, self.recipe.latents
+        assert config is not None
+        device, say = processes(self.device).device, self.say if self.is_main else None
+        with lost_processes_are_said(), processes(self.device).main_process_first():
+            return encoded(
+                self.images,
+                self.recipe.data,
+                config,
+                encoders,
+                device=str(device),
+                say=say,
+                progress=self.progress,
+            )
+
+    @property
+    def encoders(self) -> Path:
+        """The folder of the parts that make latents and conditions."""
+        for name in (TEACHER, STAGE_ONE):
+            if self.is_done(name):
+                return self.folder(name)
+        config = self.recipe.latents
+        if config is None or config.folder is None:
+            raise RecipeError(
+                f"{self.recipe.name} works on latents, and nothing says what encodes them: give "
+                "--teacher, or for a teacher that is trained here --set latents.folder=FOLDER with "
+                "a folder that has an autoencoder."
+            )
+        return Path(config.folder)
 
     @property
     def plan(self) -> Plan:
@@ -145,31 +195,81 @@ class Run:
         """Train the guided teacher, or return it where it is finished."""
         if self.is_done(TEACHER):
             return self._finished(TEACHER, None)
-        recipe, data = self.recipe, self.data
-        if data.skipped:
-            self.tell(f"{recipe.data.name}: left out {data.skipped} images that cannot be used")
+        if isinstance(self.images, Prompts):
+            raise DataError(
+                f"{self.recipe.data.name} has prompts alone; a teacher is trained on images. Give "
+                "a finished one, with --teacher."
+            )
+        if self.images.skipped:
+            self.tell(
+                f"{self.recipe.data.name}: left out {self.images.skipped} images that cannot be "
+                "used"
+            )
+        model = self._fresh_teacher(self.images)
+        problem = Pretrain(
+            model.null_cond, dropout=self.recipe.teacher.dropout, phi=model.traits.phi_range
+        )
+        return self._train(model, problem, self.recipe.train_config(None))
+
+    def _fresh_teacher(self, images: Dataset) -> UNetModel:
+        """Return the network to train: that of a stock pipeline folder, or a new one."""
+        recipe = self.recipe
+        if recipe.latents is not None and is_pipeline(self.encoders):
+            model = load_model(self.encoders)
+            if model.card.stage != "teacher":
+                raise FolderError(f"{self.encoders} is a student; a teacher does not start there.")
+            if recipe.latents.cond == _takes(model.card):
+                model.card = model.card.model_copy(update={"name": TEACHER, "figures": {}})
+                return model
         with torch.random.fork_rng(devices=[]):
             # diffusers initialises from the global generator; the fork leaves the caller's alone.
             torch.default_generator.manual_seed(derive(recipe.seed, "init"))
-            unet = build_unet(recipe.network, data.shape, data.num_classes)
+            unet = build_unet(recipe.network, self.data.shape, images.num_classes)
         card = Card(
             fewstep=fewstep.__version__,
-            family=FAMILY,
+            family=FAMILY if recipe.latents is None else LatentClass.family,
             name=TEACHER,
             stage="teacher",
             clock=CLOCK,
-            shape=data.shape,
-            num_classes=data.num_classes,
-            class_names=data.class_names,
-            null_class=data.num_classes,
+            shape=self.data.shape,
+            num_classes=images.num_classes,
+            class_names=images.class_names,
+            null_class=images.num_classes,
         )
-        model = UNetModel(unet, card)
-        problem = Pretrain(model.null_cond, dropout=recipe.teacher.dropout)
-        return self._train(model, problem, recipe.train_config(None))
+        return (
+            UNetModel(unet, card)
+            if recipe.latents is None
+            else LatentClass(unet, card, self.encoders)
+        )
+
+    def _check_kind(self, card: Card, folder: Path) -> None:
+        """Raise RecipeError unless the recipe's data are what the model works on."""
+        latents, takes = self.recipe.latents, _takes(card)
+        if latents is None and card.family != FAMILY:
+            raise RecipeError(
+                f"{folder} works on latents and {self.recipe.name} has images; write `latents:` "
+                f"into the recipe, say with --set latents.cond={takes}."
+            )
+        if latents is not None and card.family == FAMILY:
+            raise RecipeError(
+                f"{folder} works on images and {self.recipe.name} has latents; leave `latents:` "
+                "out."
+            )
+        if latents is not None and latents.cond != takes:
+            raise RecipeError(
+                f"latents.cond={latents.cond}, and {folder} draws by "
+                f"{'classes' if takes == 'class' else 'prompts'}; set latents.cond={takes}."
+            )
 
     def use_teacher(self, folder: Path) -> Card:
-        """Copy a finished teacher, or the model of stage one, from another folder into this run."""
-        card = read_card(folder)
+        """Copy a finished teacher, or the model of stage one, from another folder into this run.
+
+        A folder of a stock diffusers pipeline is a teacher. Raises FolderError as `load_model`
+        does, and for a student; RecipeError where the recipe's data do not fit it.
+        """
+        model = load_model(folder)
+        card = model.card
+        self._check_kind(card, folder)
         if card.stage == "halve":
             raise FolderError(
                 f"{folder} is a student of {card.steps} steps, not a teacher. Give a teacher or "
@@ -184,7 +284,6 @@ class Run:
                     "one that was made from it."
                 )
         if not self.is_done(name):
-            model = load_model(folder)
             model.card = card.model_copy(update={"name": name})
             self._save(model)
         return read_card(self.folder(name))
@@ -227,7 +326,7 @@ class Run:
                 "figures": {},
             }
         )
-        student = parent.like(with_w_input(parent, self.recipe.network.w_dim), card)
+        student = parent.like(parent.with_w(self.recipe.distill.w, self.recipe.network.w_dim), card)
         problem = stage.problem(teacher, self.recipe.distill.w, parent.null_cond)
         return self._train(student, problem, self.recipe.train_config(stage))
 
@@ -253,7 +352,7 @@ class Run:
             "recipe": self.recipe.name,
             "data": Path(self.recipe.data.name).name,
             "data_sha256": self.data.content_hash(),
-            "images": self.recipe.data.model_dump(exclude={"name"}),
+            "images": self.recipe.data.model_dump(mode="json", exclude={"name"}),
             "seed": self.recipe.seed,
             "updates": config.updates,
             "batch_size": config.batch_size,
@@ -278,6 +377,8 @@ class Run:
             size = batch_size // parts
             index, epoch = walk(data, seed, update, size, part=part, parts=parts)
             x, cond = data.batch(index)
+            if isinstance(data, Latents):
+                return x, cond
             return augment(x, seed, epoch, index, flip=config.flip, crop=config.crop), cond
 
         return Ahead(batch) if isinstance(data, Shards) else batch
@@ -285,7 +386,7 @@ class Run:
     def _fingerprint(self, card: Card, config: TrainConfig) -> str:
         """Of all that one model depends on: its own stage, and not the others of the plan."""
         stage = next((asdict(s) for s in self.plan if s.name == card.name), None)
-        told = {
+        told: dict[str, Any] = {
             "config": config.identity(),
             "network": self.recipe.network.model_dump(mode="json"),
             "stage": stage and {**stage, "w": self.recipe.distill.w},
@@ -307,6 +408,11 @@ class Run:
                 )
         self.tell(f"{name}: already made")
         return card
+
+
+def _takes(card: Card) -> str:
+    """Return what a model is told, as `latents.cond` has it."""
+    return "class" if card.num_classes else "prompt"
 
 
 def default_device() -> str:

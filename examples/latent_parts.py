@@ -1,0 +1,257 @@
+"""Make all parts of a small Stable Diffusion folder, but for a trained U-Net, from images alone.
+
+Real ones come with a published model; this is how to have a whole latent text-to-image model when
+there is none at hand. It trains an autoencoder (4 x 8 x 8 latents of 32 x 32 images), learns a
+tokenizer from the captions, and trains a CLIP text encoder on them against the images. The U-Net
+is fresh: `fewstep train latent-small --set latents.folder=OUT` trains it.
+
+    python examples/latent_parts.py train.parquet --out runs/latent-small-parts
+
+Half an hour on one CPU core for CIFAR-10; a part that is there is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import trange
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from fewstep.atomic import atomic_folder
+from fewstep.core.seed import derive, generator
+from fewstep.data import DataConfig, Dataset, caption, open_dataset
+
+TEMPLATES = ("a photo of a {}", "a picture of the {}", "one {}", "a small image of a {}", "{}")
+START, END = "<|startoftext|>", "<|endoftext|>"
+LENGTH, WIDTH = 16, 64  # tokens of a prompt, features of a token
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("images", help="parquet file or folder of images with classes, 32 x 32")
+    parser.add_argument("--out", type=Path, required=True, help="the pipeline folder to make")
+    parser.add_argument("--vae-updates", type=int, default=3500)
+    parser.add_argument("--clip-updates", type=int, default=800)
+    parser.add_argument("--seed", type=int, default=0)
+    told = parser.parse_args()
+
+    data = DataConfig(name=told.images, size=32, held_out=0.05)
+    train, held_out = open_dataset(data, "train"), open_dataset(data, "held-out")
+    parts = told.out.with_name(told.out.name + "-unfinished")
+    parts.mkdir(parents=True, exist_ok=True)
+    if not (parts / "vae").is_dir():
+        vae = train_vae(train, told.vae_updates, told.seed)
+        whole(parts / "vae", vae.save_pretrained)
+    if not (parts / "text_encoder").is_dir():
+        words = learn_tokenizer([caption(t, c) for t in TEMPLATES for c in train.class_names])
+        words.save_pretrained(parts / "tokenizer")
+        text, accuracy = train_text_encoder(words, train, held_out, told.clip_updates, told.seed)
+        print(f"text encoder: {accuracy:.3f} of held-out images nearest to their own caption")
+        whole(parts / "text_encoder", text.save_pretrained)
+    vae = AutoencoderKL.from_pretrained(parts / "vae")
+    print(f"autoencoder: {psnr(vae, held_out):.2f} dB on held-out images")
+    torch.random.default_generator.manual_seed(derive(told.seed, "unet"))
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel.from_pretrained(parts / "text_encoder"),
+        tokenizer=CLIPTokenizer.from_pretrained(parts / "tokenizer"),
+        unet=fresh_unet(),
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    whole(told.out, pipeline.save_pretrained)
+    print(f"parts: {told.out}")
+
+
+def whole(folder: Path, save) -> None:
+    with atomic_folder(folder) as partial:
+        save(partial)
+
+
+def fresh_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(48, 96),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=4,
+        norm_num_groups=8,
+        cross_attention_dim=WIDTH,
+    )
+
+
+def scheduler() -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def batch(data: Dataset, size: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+    x, label = data.batch(torch.randint(len(data), (size,), generator=draws))
+    mirrored = torch.rand(size, generator=draws) < 0.5
+    return torch.where(mirrored[:, None, None, None], x.flip(-1), x), label
+
+
+def optimizer(parameters, lr: float, updates: int):
+    adamw = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    warm = min(100, updates)
+
+    def factor(n: int) -> float:
+        return min(1.0, (n + 1) / warm) * 0.5 * (1 + math.cos(math.pi * n / updates))
+
+    return adamw, torch.optim.lr_scheduler.LambdaLR(adamw, factor)
+
+
+def train_vae(data: Dataset, updates: int, seed: int) -> AutoencoderKL:
+    """Absolute error plus a little KL; the scale makes latents of unit variance."""
+    torch.random.default_generator.manual_seed(derive(seed, "vae"))
+    vae = AutoencoderKL(
+        block_out_channels=(16, 32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=32,
+    )
+    adamw, schedule = optimizer(vae.parameters(), 2e-3, updates)
+    bar = trange(updates, desc="autoencoder", disable=None)
+    for n in bar:
+        x, _ = batch(data, 32, generator("cpu", seed, "vae", n))
+        posterior = vae.encode(x).latent_dist
+        y = vae.decode(posterior.sample()).sample
+        loss = (y - x).abs().mean() + 1e-5 * posterior.kl().mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        adamw.step()
+        adamw.zero_grad()
+        schedule.step()
+        bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+    with torch.no_grad():
+        x, _ = batch(data, 1000, generator("cpu", seed, "scale"))
+        z = torch.cat([vae.encode(part).latent_dist.mode() for part in x.split(100)])
+    vae.register_to_config(scaling_factor=round(1.0 / float(z.std()), 5))
+    return vae.eval()
+
+
+@torch.no_grad()
+def psnr(vae: AutoencoderKL, data: Dataset) -> float:
+    """Mean over images of the peak signal-to-noise ratio, x in [-1, 1]."""
+    x, _ = data.batch(torch.arange(min(500, len(data))))
+    y = torch.cat([vae.decode(vae.encode(p).latent_dist.mode()).sample for p in x.split(100)])
+    errors = (y.clamp(-1, 1) - x).square().flatten(1).mean(1)
+    return float((10 * torch.log10(4 / errors)).mean())
+
+
+def learn_tokenizer(captions: list[str]) -> CLIPTokenizer:
+    """Byte pairs of the captions, in CLIP's form: words end in </w>."""
+    learnt = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learnt.normalizer = normalizers.Lowercase()
+    learnt.pre_tokenizer = pre_tokenizers.Whitespace()
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=256,
+        initial_alphabet=letters,
+        end_of_word_suffix="</w>",
+        special_tokens=[START, END],
+        show_progress=False,
+    )
+    learnt.train_from_iterator(captions, trainer)
+    kept = json.loads(learnt.to_str())["model"]
+    vocab = dict(kept["vocab"])
+    for word in (*letters, *(f"{c}</w>" for c in letters)):
+        vocab.setdefault(word, len(vocab))
+    merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in kept["merges"]]
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=LENGTH)
+
+
+class ImageEncoder(nn.Module):
+    """What the captions are trained against; not kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after in ((3, 32), (32, 64), (64, 128)):
+            layers += [nn.Conv2d(before, after, 3, 2, 1), nn.GroupNorm(8, after), nn.SiLU()]
+            layers += [nn.Conv2d(after, after, 3, 1, 1), nn.GroupNorm(8, after), nn.SiLU()]
+        self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.out = nn.Linear(128, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, WIDTH) of length 1."""
+        return F.normalize(self.out(self.layers(x)), dim=1)
+
+
+def train_text_encoder(
+    words: CLIPTokenizer, train: Dataset, held_out: Dataset, updates: int, seed: int
+) -> tuple[CLIPTextModel, float]:
+    """As CLIP: an image and its caption near each other, other captions far (Radford 2021)."""
+    torch.random.default_generator.manual_seed(derive(seed, "clip"))
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(words),
+            hidden_size=WIDTH,
+            intermediate_size=4 * WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=LENGTH,
+            projection_dim=WIDTH,
+            bos_token_id=words.bos_token_id,
+            eos_token_id=words.eos_token_id,
+            pad_token_id=words.pad_token_id,
+        )
+    )
+    images, scale = ImageEncoder(), nn.Parameter(torch.tensor(math.log(10.0)))
+    parameters = [*text.parameters(), *images.parameters(), scale]
+    adamw, schedule = optimizer(parameters, 1e-3, updates)
+    names = train.class_names
+
+    def embed(texts: list[str]) -> Tensor:
+        ids = words(texts, padding="max_length", max_length=LENGTH, return_tensors="pt").input_ids
+        return F.normalize(text(ids).pooler_output, dim=1)
+
+    bar = trange(updates, desc="text encoder", disable=None)
+    for n in bar:
+        draws = generator("cpu", seed, "clip", n)
+        x, label = batch(train, 128, draws)
+        which = torch.randint(len(TEMPLATES), (len(x),), generator=draws).tolist()
+        texts = [
+            caption(TEMPLATES[t], names[c]) for t, c in zip(which, label.tolist(), strict=True)
+        ]
+        said = sorted(set(texts))
+        target = torch.tensor([said.index(t) for t in texts])
+        logits = scale.exp() * images(x) @ embed(said).T
+        loss = F.cross_entropy(logits, target)
+        loss.backward()
+        adamw.step()
+        adamw.zero_grad()
+        schedule.step()
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    with torch.no_grad():
+        x, label = held_out.batch(torch.arange(len(held_out)))
+        captions = embed([caption(TEMPLATES[0], name) for name in names])
+        near = torch.cat([images(part) @ captions.T for part in x.split(500)]).argmax(1)
+    return text.eval(), float((near == label).float().mean())
+
+
+if __name__ == "__main__":
+    main()

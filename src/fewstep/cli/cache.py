@@ -1,0 +1,38 @@
+"""`fewstep cache`: a recipe's images as latents and conditions, encoded once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from fewstep.cli.options import Device, Out, RecipeName, Set, Teachers, load_run_recipe, say
+from fewstep.errors import RecipeError
+
+
+def cache_command(
+    recipe: RecipeName,
+    out: Out = None,
+    teacher: Teachers = None,
+    set_: Set = None,
+    device: Device = None,
+) -> None:
+    """Encode the images and captions of a recipe, or go on where that was stopped.
+
+    `train`, `distill` and `report` do the same when they need it; this says beforehand how large
+    it becomes, and needs no model but the folder that encodes.
+    """
+    checked = load_run_recipe(recipe, set_)
+    if checked.latents is None:
+        raise RecipeError(f"{checked.name} works on images; only a recipe with `latents:` encodes.")
+    from fewstep.recipes.run import Run
+
+    if teacher:
+        latents = checked.latents.model_copy(update={"folder": str(teacher[0])})
+        checked = checked.model_copy(update={"latents": latents})
+    data = Run(checked, out or Path("runs") / checked.name, device, say).latents
+    say(f"latents: {data.folder}")
+    typer.echo(str(data.folder))
+
+
+command = cache_command

@@ -1,0 +1,108 @@
+"""A recipe's images as a model of latents sees them: encoded once, kept under their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fewstep.core.cond import Cond, take
+from fewstep.data import DataConfig, Dataset, Prompts, captions_of
+from fewstep.data.images import cache_root
+from fewstep.data.latents import Latents, cache_latents
+from fewstep.errors import FolderError, RecipeError
+from fewstep.models import encode_images, encode_prompts, encoders_sha256, is_pipeline, load_vae
+from fewstep.recipes.config import LatentConfig
+
+Say = Callable[[str], None]
+
+
+def encoded(
+    images: Dataset | Prompts,
+    data: DataConfig,
+    config: LatentConfig,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    say: Say | None = None,
+    progress: bool = True,
+) -> Latents:
+    """Return the latents and conditions of a data set, encoded now or found from before.
+
+    images: of `data`, or prompts alone, which have no latents. folder: of the parts that encode.
+    Autoencoder and text encoder are in memory only while they are at work. Raises FolderError for
+    parts that are missing or do not encode prompts, and as `cache_latents` does.
+    """
+    if config.cond == "prompt" and not is_pipeline(folder):
+        raise FolderError(
+            f"{folder} is no stock pipeline and has no text encoder; give one, or say "
+            "latents.cond=class."
+        )
+    encoder = _Encoder(images, data, config, folder, device)
+    root = cache_root() / "latents" if config.root is None else Path(config.root)
+    return cache_latents(
+        root,
+        encoder.identity(),
+        encoder.count,
+        encoder,
+        shard_size=config.shard_size,
+        dtype=getattr(torch, config.dtype),
+        say=say,
+        progress=progress,
+    )
+
+
+class _Encoder:
+    """Examples -> latents and conditions; mirror images come after all the others."""
+
+    def __init__(
+        self,
+        images: Dataset | Prompts,
+        data: DataConfig,
+        config: LatentConfig,
+        folder: Path,
+        device: str,
+    ) -> None:
+        self.images, self.data, self.config = images, data, config
+        self.folder, self.device = folder, device
+        alone = isinstance(images, Prompts)
+        if alone and config.flip:
+            raise RecipeError("latents.flip: prompts alone have no mirror images. Leave it out.")
+        if alone and config.cond == "class":
+            raise RecipeError("latents.cond=class: prompts alone have no classes.")
+        self.count = len(images) * (2 if config.flip else 1)
+
+    def identity(self) -> dict[str, str]:
+        told: dict[str, object] = {"cond": self.config.cond, "flip": self.config.flip}
+        if self.config.cond == "prompt":
+            told["captions"] = list(self.data.captions)
+        return {
+            "encoders": encoders_sha256(self.folder, prompts=self.config.cond == "prompt"),
+            "data": self.images.content_hash(),
+            "how": hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest(),
+        }
+
+    def __call__(self, part: range) -> tuple[Tensor, Cond]:
+        numbers = torch.tensor(part)
+        index = numbers % len(self.images)
+        if isinstance(self.images, Prompts):
+            return torch.zeros(len(index), 0), self._prompts(self.images.texts(index))
+        x, label = self.images.batch(index)
+        assert isinstance(label, Tensor)
+        mirrored = (numbers >= len(self.images))[:, None, None, None]
+        x = torch.where(mirrored, x.flip(-1), x)
+        z = encode_images(load_vae(self.folder, self.device), x.to(self.device)).cpu()
+        if self.config.cond == "class":
+            return z, label
+        names = [self.images.class_names[k] for k in label.tolist()]
+        return z, self._prompts(captions_of(self.data.captions, names, index))
+
+    def _prompts(self, texts: list[str]) -> Cond:
+        said = sorted(set(texts))
+        places = {text: k for k, text in enumerate(said)}
+        cond = encode_prompts(self.folder, said, device=self.device)
+        return take(cond, torch.tensor([places[t] for t in texts]))
