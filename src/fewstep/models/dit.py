@@ -1,23 +1,56 @@
 """DiT: a class-conditional transformer of latents; its learned sigma is ignored.
 
-It has no input for w, and its stock pipeline none to fill: a student is for one fixed w, and
-`DiTPipeline` draws with it without guidance of its own (decision 0018).
+It has no input for w, and its stock pipeline none to fill (decision 0018). A student for one fixed
+w is stock: `DiTPipeline` draws with it without guidance of its own. One for a range of w has an
+input of ours, `w_input`, and loads through fewstep alone.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import Tensor
+from safetensors import safe_open
+from torch import Tensor, nn
 
 from fewstep.core.cond import Cond
-from fewstep.errors import FolderError, RangeError, ShapeError
+from fewstep.errors import FolderError, ShapeError
 from fewstep.models.card import Card
 from fewstep.models.parts import check_weights, reading
 from fewstep.models.pipeline_model import PipelineModel
 from fewstep.models.table import Table
+from fewstep.models.w_input import w_features
+
+W_INPUT = "w_input"
+LIVE = "DiTWithW"  # its class in model_index.json, which stock pipelines cannot find
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+class AddW:
+    """A forward hook: adds the embedding of w to that of timestep and class, in every block.
+
+    The embedding stays until the next call, so that activations can be computed again backward.
+    """
+
+    embedding: Tensor | None = None
+
+    def __call__(self, module: nn.Module, arguments: Any, out: Tensor) -> Tensor:
+        """Return the conditioning (B, D) of a block, told w."""
+        del module, arguments
+        return out if self.embedding is None else out + self.embedding
+
+
+def add_w_input(unet: Any, w_dim: int) -> None:
+    """Give a DiT an input for w that it at first ignores: a projection whose weight is zero."""
+    unet.add_module(W_INPUT, nn.Linear(w_dim, unet.inner_dim, bias=False))
+    nn.init.zeros_(unet.w_input.weight)
+    unet.w_input.to(unet.device, unet.dtype)
+    unet.add_w = AddW()
+    for block in unet.transformer_blocks:
+        block.norm1.emb.register_forward_hook(unet.add_w)
 
 
 class DiT(PipelineModel):
@@ -27,7 +60,8 @@ class DiT(PipelineModel):
     part = "transformer"
     pipelines = ("DiTPipeline",)
     parts: ClassVar = {
-        "transformer": ("DiTTransformer2DModel", "Transformer2DModel"),  # the latter in old folders
+        # The second in old folders, the third with an input for w.
+        "transformer": ("DiTTransformer2DModel", "Transformer2DModel", LIVE),
         "vae": ("AutoencoderKL",),
     }
 
@@ -39,26 +73,31 @@ class DiT(PipelineModel):
             block.norm1.emb.class_embedder.dropout_prob = 0.0
 
     @property
-    def w_dim(self) -> None:
-        """None: there is no w input."""
-        return
+    def w_dim(self) -> int | None:
+        """Number of w features, None where the network has no w input."""
+        told = getattr(self.unet, W_INPUT, None)
+        return None if told is None else int(told.in_features)
+
+    @property
+    def network_class(self) -> list[str]:
+        """Where `model_index.json` says that the network's class is."""
+        return ["diffusers", super().network_class[1]] if self.w_dim is None else [__name__, LIVE]
 
     def with_w(self, w: tuple[float, float], w_dim: int) -> Any:
-        """Return a copy of the network, for one fixed w. Raises RangeError for a range."""
-        del w_dim
-        if w[0] != w[1]:
-            raise RangeError(
-                f"w = {w}; a DiT network has no input for w, so a student is for one: give "
-                f"({w[1]:g}, {w[1]:g}), say."
-            )
-        return copy.deepcopy(self.unet)
+        """Return a copy of the network: as it is for one w, with an input for a range of them."""
+        unet = copy.deepcopy(self.unet)
+        if w[0] != w[1] and self.w_dim is None:
+            add_w_input(unet, w_dim)
+        return unet
 
     def forward(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
         """Return v (B, C, h, w), converted from the network's own prediction (math.md 1)."""
-        del w
         if not isinstance(cond, Tensor):
             raise ShapeError("this model's condition is a (B,) tensor of class ids, not a dict.")
         inside, timestep = self.table.place(phi)
+        if self.w_dim is not None:
+            features = w_features(w, self.w_dim, self.card.w_band).to(z.dtype)
+            self.unet.add_w.embedding = self.unet.w_input(features)
         out = self.unet(z, timestep=timestep, class_labels=cond, return_dict=False)[0]
         return self.table.velocity(out[:, : z.shape[1]], z, inside)
 
@@ -79,11 +118,17 @@ class DiT(PipelineModel):
         """Return the folder's DiTTransformer2DModel, in float32. Raises FolderError."""
         from diffusers import DiTTransformer2DModel
 
-        check_weights(folder / "transformer")
-        with reading(folder / "transformer"):
-            return DiTTransformer2DModel.from_pretrained(
-                folder / "transformer", use_safetensors=True, local_files_only=True
+        path = folder / "transformer"
+        check_weights(path)
+        with reading(path), _silence():
+            unet = DiTTransformer2DModel.from_pretrained(
+                path, use_safetensors=True, local_files_only=True
             )
+            told = _w_weight(path)
+            if told is not None:
+                add_w_input(unet, told.shape[1])
+                unet.w_input.weight.data.copy_(told)
+        return unet
 
     @classmethod
     def conditions(cls, index: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
@@ -92,3 +137,26 @@ class DiT(PipelineModel):
         told = index.get("id2label") or {}
         names = tuple(str(told[str(k)]) for k in range(count)) if len(told) == count else ()
         return {"num_classes": count, "null_class": count, "class_names": names}
+
+
+def _w_weight(path: Path) -> Tensor | None:
+    file = path / WEIGHTS
+    if not file.is_file():  # in several files: a published network
+        return None
+    with safe_open(file, framework="pt") as opened:
+        name = f"{W_INPUT}.weight"
+        weight: Tensor | None = opened.get_tensor(name) if name in opened.keys() else None  # noqa: SIM118
+    return weight
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Do not warn of a weight that is read just after."""
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

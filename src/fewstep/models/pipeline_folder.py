@@ -190,6 +190,6 @@ def write_parts(model: PipelineModel, partial: Path, card: Card) -> dict[str, An
         _class_name=model.pipelines[0],
         _diffusers_version=diffusers.__version__,
         scheduler=["diffusers", "DDIMScheduler"],
-        **{model.part: ["diffusers", type(model.unet).__name__]},
+        **{model.part: model.network_class},
     )
     return index

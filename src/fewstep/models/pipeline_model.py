@@ -33,6 +33,11 @@ class PipelineModel(UNetModel):
         self.table = table
         self.source = source
 
+    @property
+    def network_class(self) -> list[str]:
+        """Library and class of the network, as `model_index.json` has them."""
+        return ["diffusers", type(self.unet).__name__]
+
     def like(self, unet: Any, card: Card) -> PipelineModel:
         """Return another model of this family, clock and folder."""
         return type(self)(unet, card, self.table, self.source)

@@ -66,6 +66,10 @@ def _base(card: Card) -> str:
     return card.parents[-1].name if card.parents else card.name
 
 
+def _live(card: Card) -> bool:
+    return card.w_range is not None and card.w_range[0] != card.w_range[1]
+
+
 def _about(card: Card) -> str:
     if card.stage == "teacher":
         return (
@@ -77,7 +81,7 @@ def _about(card: Card) -> str:
     guided = " The guidance weight is an input of the network."
     if card.pair:
         guided = ""
-    elif card.num_classes and card.w_range is not None:
+    elif card.num_classes and card.w_range is not None and not _live(card):
         guided = f" Guidance at w = {card.w_range[0]:g} is in its weights."
     return (
         f"`{_base(card)}`, distilled by fewstep (Meng et al. 2023, arXiv 2210.03142) for {steps}. "
@@ -92,6 +96,13 @@ def _stock(card: Card, table: Table, pipeline: str) -> list[str]:
             head,
             f"This model was made for the {card.sampler!r} sampler, whose moves no stock scheduler "
             "makes: sample it with fewstep.",
+        ]
+    if card.num_classes and card.w_range is not None and _live(card):
+        return [
+            head,
+            f"This network has an input for w, from {card.w_range[0]:g} to {card.w_range[1]:g}, "
+            f"that {pipeline} cannot fill: draw with fewstep. A student for one w opens there; "
+            "make one with `w` of one value.",
         ]
     if card.num_classes:
         return [head, *_stock_classes(card, table, pipeline)]
