@@ -275,7 +275,7 @@ def test_a_folder_of_weights_in_pieces_loads(sd: Path, tmp_path: Path) -> None:
 
 
 def test_a_hub_id_is_not_fetched() -> None:
-    with pytest.raises(FewstepError, match="Nothing is fetched"):
+    with pytest.raises(FewstepError, match="does not exist"):
         fewstep.load("somebody/some-model")
 
 

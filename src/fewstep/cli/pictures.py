@@ -103,9 +103,10 @@ def open_model(folder: Path, device: str | None) -> Opened:
     """Return the model of a folder, on the GPU where there is one."""
     import torch
 
-    from fewstep.models import card_of, load
+    from fewstep.models import card_of, load, local
 
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    folder = local(folder)
     loaded = load(folder, place)
     return Opened(loaded, card_of(loaded), folder, place)
 

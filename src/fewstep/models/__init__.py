@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fewstep.models.card import Card, Parent, read_card
 from fewstep.models.folder import card_of, lineage, load, load_model, save_model
+from fewstep.models.hub import local
 from fewstep.models.latent_class import LatentClass
 from fewstep.models.pipeline_folder import encode_prompts, encoders_sha256, is_pipeline
 from fewstep.models.student import student_of
@@ -39,6 +40,7 @@ __all__ = [
     "load",
     "load_model",
     "load_vae",
+    "local",
     "read_card",
     "save_model",
     "student_of",

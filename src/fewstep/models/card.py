@@ -84,8 +84,8 @@ def read_card(folder: Path) -> Card:
     path = folder / CARD
     if not folder.exists():
         raise FolderError(
-            f"{folder} does not exist; give the folder of a model. Nothing is fetched: download a "
-            "model of a hub first."
+            f"{folder} does not exist; give the folder of a model, or the id of a hub's model "
+            "(owner/name)."
         )
     if not path.is_file():
         inside = sorted(p.parent.name for p in folder.glob(f"*/{CARD}")) if folder.is_dir() else []

@@ -11,6 +11,7 @@ from fewstep.atomic import atomic_folder, sha256
 from fewstep.core.denoiser import Guided
 from fewstep.errors import FolderError, RangeError, ShapeError
 from fewstep.models.card import CARD, Card, Parent, read_card
+from fewstep.models.hub import local
 from fewstep.models.latent_class import LatentClass
 from fewstep.models.native import native_scheduler
 from fewstep.models.parts import check_weights, copy_part
@@ -72,10 +73,11 @@ def load_model(
 ) -> UNetModel:
     """Return the network of a folder as it is: one pass a call, without guidance.
 
+    folder: or the id of a hub's model, owner/name, which is fetched where it is not here.
     Raises FolderError: not a model folder, another family or format, a part missing, pickled or
     cut short; RangeError: a negative prompt where there are no prompts, or a student.
     """
-    folder = Path(folder)
+    folder = local(folder)
     if is_pipeline(folder):
         return load_pipeline(folder, device, negative_prompt)
     card = read_card(folder)

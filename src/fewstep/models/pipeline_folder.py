@@ -14,6 +14,7 @@ from fewstep.core.cond import Cond
 from fewstep.errors import FolderError, RangeError
 from fewstep.models.card import CARD, Card, read_card
 from fewstep.models.dit import DiT
+from fewstep.models.hub import local
 from fewstep.models.parts import (
     INDEX,
     check_weights,
@@ -133,7 +134,7 @@ def _card(folder: Path, family: type[PipelineModel], config: dict[str, Any], tab
 def encode_prompts(
     folder: Path | str, prompts: Sequence[str], *, device: str = "cpu", batch_size: int = 64
 ) -> Cond:
-    """Return the condition batch of the prompts, by the encoders of a pipeline folder.
+    """Return the condition batch of the prompts, by the encoders of a pipeline folder or hub id.
 
     A tensor (B, L, D) for Stable Diffusion, a dict of tensors for SDXL. Prompts longer than the
     encoder can read are cut, with a warning. Raises FolderError: no such folder, or a part that is
@@ -141,12 +142,13 @@ def encode_prompts(
     """
     if isinstance(prompts, str) or not prompts:
         raise RangeError(f"prompts = {prompts!r}; give a list of at least one prompt.")
-    family = family_of(Path(folder))
+    folder = local(folder)
+    family = family_of(folder)
     if not issubclass(family, TextUNet):
         raise RangeError(
             f"{folder} draws classes and takes no prompts; its condition is class ids."
         )
-    return family.encode(Path(folder), list(prompts), device=device, batch_size=batch_size)
+    return family.encode(folder, list(prompts), device=device, batch_size=batch_size)
 
 
 def encoders_sha256(folder: Path | str, *, prompts: bool = True) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fewstep.core.denoiser import Guided
 from fewstep.models.card import Card
+from fewstep.models.hub import local
 from fewstep.models.parts import read_json, reading
 from fewstep.models.unet_class import UNetModel
 
@@ -40,10 +41,10 @@ def image_shape(folder: Path, card: Card) -> tuple[int, ...]:
 
 
 def load_vae(folder: Path | str, device: str = "cpu") -> AutoencoderKL:
-    """Return the autoencoder of a pipeline folder, in float32. Raises FolderError."""
+    """Return the autoencoder of a pipeline folder or hub id, in float32. Raises FolderError."""
     from diffusers import AutoencoderKL
 
-    path = Path(folder) / "vae"
+    path = local(folder) / "vae"
     with reading(path):
         vae: AutoencoderKL = AutoencoderKL.from_pretrained(
             path, use_safetensors=True, local_files_only=True, torch_dtype=torch.float32
