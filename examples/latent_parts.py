@@ -99,9 +99,9 @@ def scheduler() -> DDIMScheduler:
         beta_end=0.012,
         beta_schedule="scaled_linear",
         prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,  # so that sampling starts where training did
+        timestep_spacing="trailing",
         clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
     )
 
 

@@ -90,15 +90,23 @@ def test_what_a_solver_cannot_do_is_refused() -> None:
 class OnTable(Shaped):
     """The same on a table of betas, as a pipeline folder's model is."""
 
-    def __init__(self) -> None:
+    def __init__(self, zero_snr: bool) -> None:
         super().__init__()
-        self.table = Table(DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False))
+        self.table = Table(
+            DDIMScheduler(
+                beta_schedule="scaled_linear",
+                prediction_type="v_prediction",
+                rescale_betas_zero_snr=zero_snr,
+                clip_sample=False,
+            )
+        )
         self.traits = Traits(shape=(2,), dtype=torch.float32, clock=self.table.clock)
 
 
+@pytest.mark.parametrize("zero_snr", [False, True])
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_on_a_table_it_visits_the_angles_of_ddim_and_converges(solver: str) -> None:
-    model = OnTable()
+def test_on_a_table_it_visits_the_angles_of_ddim_and_converges(solver: str, zero_snr: bool) -> None:
+    model = OnTable(zero_snr)
     true = sample(model, COND, steps=1000, seed=3)
     errors = []
     for steps in (10, 20, 100):

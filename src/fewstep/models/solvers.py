@@ -5,6 +5,7 @@ These are what a teacher's user would turn to first; a student is compared with 
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,7 +41,8 @@ def solver_scheduler(name: str, table: Table | None = None) -> SchedulerMixin:
         )
     import diffusers
 
-    betas = _native_betas() if table is None else table.scheduler().betas.tolist()
+    stock = native_scheduler() if table is None else table.scheduler()
+    betas = _ending_in_some_signal(stock.betas)
     scheduler: SchedulerMixin = getattr(diffusers, SOLVERS[name])(
         num_train_timesteps=len(betas),
         trained_betas=betas,
@@ -52,10 +54,11 @@ def solver_scheduler(name: str, table: Table | None = None) -> SchedulerMixin:
     return scheduler
 
 
-def _native_betas() -> list[float]:
-    betas: list[float] = list(native_scheduler().config.trained_betas)
-    before_last = float(torch.tensor([1 - b for b in betas[:-1]], dtype=torch.float64).prod())
-    return [*betas[:-1], 1 - SMALLEST / before_last]
+def _ending_in_some_signal(betas: Tensor) -> list[float]:
+    """Return the betas, the last such that a squared signal of at least SMALLEST is left."""
+    known: list[float] = betas.double().tolist()
+    before_last = math.prod(1 - b for b in known[:-1])
+    return [*known[:-1], min(known[-1], 1 - SMALLEST / before_last)]
 
 
 def solve(
