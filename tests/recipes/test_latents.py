@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 from tests.models.pipelines import dit_folder, sd_folder
 
 import fewstep
+from fewstep.cli.main import main
 from fewstep.data import Prompts, open_dataset
 from fewstep.errors import FewstepError, RecipeError
 from fewstep.models import (
@@ -28,7 +30,7 @@ from fewstep.models import (
     read_card,
 )
 from fewstep.models.pipeline import ClassConditionalPipeline
-from fewstep.recipes.config import Recipe, check_recipe
+from fewstep.recipes.config import Recipe, check_recipe, save_recipe
 from fewstep.recipes.latents import encoded
 from fewstep.recipes.run import Run
 from fewstep.recipes.study import run_study
@@ -248,6 +250,41 @@ def test_a_teacher_that_draws_by_something_else_is_said(
     pixels = check_recipe({"name": "pixels", "data": {"name": str(images)}}, "test")
     with pytest.raises(RecipeError, match="works on latents and pixels has images"):
         Run(pixels, tmp_path / "pixels", "cpu", progress=False).use_teacher(parts)
+
+
+def test_cache_prints_where_the_latents_are_and_makes_them_once(
+    images: Path, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    save_recipe(recipe(images, None), path)
+    command = ["cache", str(path), "--teacher", str(parts), "--set", "latents.shard_size=16"]
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    assert "examples" in err
+    assert "still to be written" in err
+    files = sorted(Path(out.strip()).iterdir())
+    before = [f.stat().st_mtime_ns for f in files]
+    assert main(command) == 0
+    assert capsys.readouterr().out == out
+    assert [f.stat().st_mtime_ns for f in files] == before
+    (shard := files[-1]).write_bytes(shard.read_bytes()[:-1] + b"!")
+    assert main(command) == 1
+    assert f"{shard} is damaged" in capsys.readouterr().err
+    assert main(["cache", "digits"]) == 1
+    assert "digits works on images" in capsys.readouterr().err
+
+
+def test_evaluate_asks_by_captions_and_knows_the_images(
+    text_run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "cells"
+    command = ["evaluate", str(text_run / "student-4"), "--reference", str(images), "--w", "1"]
+    command += ["--features", str(text_run / "evaluation" / "features")]
+    assert main([*command, "--samples", "8", "--out", str(out)]) == 0
+    said = capsys.readouterr()
+    assert "other images" not in said.err
+    (row,) = json.loads((out / "evaluation.json").read_text())
+    assert (row["model"], row["evaluations"]) == ("student-4", 4)
 
 
 def test_prompts_alone_are_encoded_without_images(parts: Path, tmp_path: Path) -> None:

@@ -351,7 +351,7 @@ class Run:
         training = {
             "recipe": self.recipe.name,
             "data": Path(self.recipe.data.name).name,
-            "data_sha256": self.data.content_hash(),
+            "data_sha256": self.images.content_hash(),
             "images": self.recipe.data.model_dump(mode="json", exclude={"name"}),
             "seed": self.recipe.seed,
             "updates": config.updates,
