@@ -54,8 +54,10 @@ def ratios(reports: list[list[Row]], knobs: list[Any], fd: str) -> None:
     """Print the student's figures over the teacher's own at as many steps, and many."""
     many = max(r["steps"] for r in reports[0] if r["model"] == "teacher")
     solvers = {r["sampler"] for r in reports[0] if r["model"] == "teacher"} - {"deterministic"}
-    rivals = [("deterministic", n) for n in (4, 2, 1)]
+    students = {r["steps"] for r in reports[0] if r["model"].startswith("student-")}
     there = {(r["sampler"], r["steps"]) for r in reports[0] if r["model"] == "teacher"}
+    rivals = [("deterministic", n) for n in (4, 2, 1) if n in students]
+    rivals = [rival for rival in rivals if rival in there]
     rivals += [(s, n) for s in sorted(solvers) for n in (4, 8) if (s, n) in there]
 
     def line(name: str, values: list[float]) -> None:

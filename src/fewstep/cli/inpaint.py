@@ -86,8 +86,15 @@ def inpaint_command(
     settings = settings_of("inpaint", [opened], steps=steps or opened.card.steps, cond=cond, **told)
     # Grey where something is drawn, between what was there and what is there now.
     hole = read.images * (1 - hidden)
-    sheet = save_pictures(out, [read.images, hole], [opened.images(x)], read.files, settings, scale)
+    images = opened.images(x)
+    sheet = save_pictures(out, [read.images, hole], [images], read.files, settings, scale)
     say(f"{len(x)} images: {sheet}")
+    if opened.vae is not None:
+        off = ((images.clamp(-1, 1) - read.images).abs() * (1 - hidden)).max() / 2
+        say(
+            f"what was kept went through the autoencoder too; it is off by {float(off):.3f} of "
+            "[0, 1] at most"
+        )
 
 
 command = inpaint_command
