@@ -33,7 +33,8 @@ PREPROCESSING = "preprocessor_config.json"
 WEIGHTS = "model.safetensors"
 BATCH, LR, WEIGHT_DECAY, SMOOTHING = 128, 2e-3, 5e-2, 0.05
 WIDTHS, DEPTHS = (32, 64, 128), (1, 1, 1)
-SHOWN = 4  # the stem of the network halves twice, so images are shown enlarged by as much
+ENLARGED = 4  # the stem of the network halves twice, so small images are shown enlarged by as much
+SHOWN = 64  # but not beyond so many pixels
 SHIFT = 1 / 8  # of the side: how far training moves an image each way
 
 
@@ -161,8 +162,8 @@ def train_features(
 ) -> VisionFeatures:
     """Train a classifier on images, write it to a folder, whole, and return it as features.
 
-    A residual network of 128 features, shown the images 4 times enlarged, with small shifts and
-    (flip) mirror images. Bits depend on the number of threads; the file's hash tells.
+    A residual network of 128 features, shown the images 4 times enlarged, or less where they
+    would be larger than 64, with small shifts and (flip) mirror images. Bits depend on the number of threads; the file's hash tells.
 
     Args:
         folder: where it goes; must not exist.
@@ -187,7 +188,8 @@ def train_features(
         raise FolderError(f"{folder} is not empty. Give another folder, or remove it.")
     x, _ = _images(train, torch.arange(1))
     model = _network(x.shape, train.num_classes, seed).to(device)
-    side = {"height": SHOWN * x.shape[2], "width": SHOWN * x.shape[3]}
+    times = max(1, min(ENLARGED, SHOWN // max(x.shape[2:])))
+    side = {"height": times * x.shape[2], "width": times * x.shape[3]}
     ones = [0.5] * x.shape[1]
     shown = {"size": side, "image_mean": ones, "image_std": ones, "resample": 2}
     card: dict[str, Any] = {"name": name, "sha256": "", "num_classes": train.num_classes}
