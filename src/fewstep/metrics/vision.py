@@ -163,7 +163,8 @@ def train_features(
     """Train a classifier on images, write it to a folder, whole, and return it as features.
 
     A residual network of 128 features, shown the images 4 times enlarged, or less where they
-    would be larger than 64, with small shifts and (flip) mirror images. Bits depend on the number of threads; the file's hash tells.
+    would be larger than 64, with small shifts and (flip) mirror images. Bits depend on the number
+    of threads; the file's hash tells.
 
     Args:
         folder: where it goes; must not exist.
