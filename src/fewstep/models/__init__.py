@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from fewstep.models.card import Card, Parent, read_card
 from fewstep.models.folder import card_of, lineage, load, load_model, save_model
+from fewstep.models.lora import Lora
 from fewstep.models.pipeline_folder import encode_prompts, encoders_sha256
-from fewstep.models.student import student_of
+from fewstep.models.student import merge_adapter, student_of
 from fewstep.models.text_unet import TextUNet
 from fewstep.models.unet_class import UNetConfig, UNetModel, build_unet, with_w_input
 from fewstep.models.vae import decode_latents, encode_images, load_vae
@@ -14,6 +15,7 @@ Model = UNetModel
 
 __all__ = [
     "Card",
+    "Lora",
     "Model",
     "Parent",
     "TextUNet",
@@ -29,6 +31,7 @@ __all__ = [
     "load",
     "load_model",
     "load_vae",
+    "merge_adapter",
     "read_card",
     "save_model",
     "student_of",

@@ -46,12 +46,17 @@ class DiT(PipelineModel):
     def with_w(self, w: tuple[float, float], w_dim: int) -> Any:
         """Return a copy of the network, for one fixed w. Raises RangeError for a range."""
         del w_dim
+        self.takes_w(w)
+        return copy.deepcopy(self.unet)
+
+    def takes_w(self, w: tuple[float, float]) -> bool:
+        """Return False: a student is for one fixed w. Raises RangeError for a range."""
         if w[0] != w[1]:
             raise RangeError(
                 f"w = {w}; a DiT network has no input for w, so a student is for one: give "
                 f"({w[1]:g}, {w[1]:g}), say."
             )
-        return copy.deepcopy(self.unet)
+        return False
 
     def forward(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
         """Return v (B, C, h, w), converted from the network's own prediction (math.md 1)."""

@@ -9,16 +9,20 @@ import torch
 from torch import Tensor
 
 from fewstep.models.parts import reading
+from fewstep.models.pipeline_folder import base_of
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 
 def load_vae(folder: Path | str, device: str = "cpu") -> AutoencoderKL:
-    """Return the autoencoder of a pipeline folder, in float32. Raises FolderError."""
+    """Return the autoencoder of a pipeline folder, or of an adapter's base, in float32.
+
+    Raises FolderError.
+    """
     from diffusers import AutoencoderKL
 
-    path = Path(folder) / "vae"
+    path = base_of(Path(folder)) / "vae"
     with reading(path):
         vae: AutoencoderKL = AutoencoderKL.from_pretrained(
             path, use_safetensors=True, local_files_only=True, torch_dtype=torch.float32

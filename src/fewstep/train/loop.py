@@ -160,8 +160,8 @@ class _Loop:
     def _check_trainable(self, student: nn.Module) -> None:
         if not self.names:
             raise RangeError(
-                f"{type(student).__name__}: every parameter is frozen; nothing can be trained. Call "
-                "requires_grad_(True) on those to be trained."
+                f"{type(student).__name__}: every parameter is frozen; nothing can be trained. "
+                "Call requires_grad_(True) on those to be trained."
             )
         if not self.frozen:
             return
