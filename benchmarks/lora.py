@@ -33,7 +33,7 @@ there at once: weights, gradients, moments, average, activations. "foreseen" is 
 """
 LORA = Lora()
 W = (0.0, 4.0)
-ROUNDS = 10
+ROUNDS = 6
 SIZES: dict[str, tuple[tuple[int, int], int]] = {"small": ((32, 64), 16), "wide": ((128, 256), 2)}
 
 

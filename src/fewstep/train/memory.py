@@ -86,8 +86,9 @@ def estimate(
         cond: the same.
         processes: that share a batch.
     """
-    if config.checkpoint_activations:
-        student.checkpoint_activations()  # type: ignore[operator]
+    checkpoint = getattr(student, "checkpoint_activations", None)
+    if config.checkpoint_activations and checkpoint is not None:
+        checkpoint()
     update = _Update(student, problem, config)
     size = max(1, config.batch_size // (config.accumulate * processes))
     batch = x.to("meta").expand(size, *x.shape[1:])
