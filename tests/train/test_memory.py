@@ -31,11 +31,12 @@ def teacher(config: UNetConfig = SMALL, size: int = 8) -> Guided:
     return Guided(model, model.null_cond)
 
 
-def foreseen(lora: Lora | None = None, **config: object) -> Estimate:
+def foreseen(lora: Lora | None = None, processes: int = 1, **config: object) -> Estimate:
     of = teacher()
     student = student_of(of, Stage("one", "teacher", 1), (0, 4), w_dim=32, lora=lora)
     told = TrainConfig.model_validate({"batch_size": 64, **config})
-    return estimate(student, Match(of), told, torch.zeros(1, 3, 8, 8), torch.zeros(1).long())
+    x, cond = torch.zeros(1, 3, 8, 8), torch.zeros(1).long()
+    return estimate(student, Match(of), told, x, cond, processes=processes)
 
 
 def test_it_counts_what_is_there() -> None:
@@ -64,6 +65,15 @@ def test_activations_grow_with_the_batch_and_fall_with_parts_and_checkpoints() -
     assert foreseen(accumulate=4).activations < 0.4 * one
     assert foreseen(checkpoint_activations=True).activations < 0.8 * one
     assert foreseen(precision="bf16").activations < 0.8 * one
+
+
+def test_processes_share_the_batch_and_with_shard_the_students_weights() -> None:
+    alone, shared = foreseen(), foreseen(processes=4)
+    assert shared.activations < 0.4 * alone.activations
+    assert (shared.weights, shared.ema) == (alone.weights, alone.ema)
+    cut = foreseen(processes=4, shard=True)
+    assert cut.ema == alone.ema // 4
+    assert cut.weights == alone.weights - alone.ema + alone.ema // 4
 
 
 def test_it_leaves_the_student_and_attention_alone() -> None:

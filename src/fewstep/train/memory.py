@@ -97,11 +97,14 @@ def estimate(
     with _flash(), _Live() as live, torch.random.fork_rng(devices=[]):
         torch.func.functional_call(update, on, (batch, told))
     trained = sum(_bytes(p) for p in student.parameters() if p.requires_grad)
+    own = sum(_bytes(p) for p in student.parameters())
     activations = max(0, live.peak - trained)
     if config.precision != "fp32":
         # Autocast computes in 2 bytes a number, and keeps a copy of the weights in them.
-        activations = activations // 2 + sum(_bytes(p) for p in student.parameters()) // 2
+        activations = activations // 2 + own // 2
     weights = sum(_bytes(t) for t in (*update.parameters(), *update.buffers()))
+    if config.shard:
+        weights, trained = weights - own + own // processes, trained // processes
     return Estimate(weights, trained, 2 * trained, trained, activations)
 
 
