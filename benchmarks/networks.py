@@ -112,11 +112,11 @@ def classes(
     return make
 
 
-def latent(setting: Setting) -> Subject:
-    """Return 4x16x16 latents under 77 words, 32 and 64 channels, attention at both levels."""
+def latent(setting: Setting, channels: tuple[int, int] = (32, 64), batch: int = 16) -> Subject:
+    """Return 4x16x16 latents under 77 words, two levels of channels, attention at both."""
     config: dict[str, Any] = {
         "sample_size": 16,
-        "block_out_channels": (32, 64),
+        "block_out_channels": channels,
         "layers_per_block": 1,
         "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
@@ -132,7 +132,7 @@ def latent(setting: Setting) -> Subject:
     assert missing == ["time_embedding.cond_proj.weight"]
     assert not unexpected
     nn.init.zeros_(student.time_embedding.cond_proj.weight)
-    batch, device = 16, setting.device
+    device = setting.device
     drawn = torch.Generator().manual_seed(1)
     words = torch.randn(batch, WORDS, WIDTH, generator=drawn).to(device)
     return Subject(

@@ -23,6 +23,7 @@ from measure import Setting, environment
 BENCHMARKS: dict[str, str] = {
     "training_step": "an update against the sum of its parts",
     "rivals": "an update against those of latent consistency and of textbook halving",
+    "lora": "training an adapter against training every weight: time and memory",
     "sampling": "fewstep.sample against bare forwards and diffusers' pipeline loop",
     "teacher_against_student": "256 guided steps against 4 of a student",
     "one_batch_against_two": "guidance as one batch of 2B against two of B",

@@ -54,6 +54,10 @@ class ProcessLostError(FewstepError):
     """Another process of this run died or does not answer."""
 
 
+class MissingError(FewstepError):
+    """An optional package is needed and not installed."""
+
+
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the nearest allowed name, or "" where none is near."""
     near = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.6)

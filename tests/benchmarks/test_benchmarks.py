@@ -171,3 +171,17 @@ def test_a_latent_student_answers_like_its_teacher_at_first() -> None:
     phi, cond = torch.full((2,), 0.5), latent.cond[:2]
     with torch.no_grad():
         assert torch.equal(latent.teacher(z, phi, cond, w), latent.student(z, phi, cond, w))
+
+
+def test_lora_is_measured_beside_full_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lora = importlib.import_module("lora")
+    monkeypatch.setitem(lora.SIZES, "wide", ((32, 64), 1))
+    memory, time = lora.compare(SETTING, "wide", tmp_path, rounds=2)
+    full, adapter = memory
+    assert adapter["trained numbers"] < full["trained numbers"] / 4
+    assert adapter["peak MiB"] < full["peak MiB"]
+    for row in memory:
+        assert row["peak MiB"] / 2 < row["foreseen MiB"] < 2 * row["peak MiB"]
+    assert time["rounds"] == 2

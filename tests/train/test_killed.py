@@ -30,21 +30,48 @@ MODELS = ("teacher", "stage-one", "student-2", "student-2-stochastic")
 
 
 def test_ten_kills_change_no_bit(tmp_path: Path) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(RECIPE))
+    kills = killed(tmp_path, RECIPE, 10)
+    assert len(kills) == 10
+    assert len({k["models"] for k in kills}) >= 3
+    same(tmp_path, MODELS)
+
+
+def test_kills_change_no_bit_of_a_lora(tmp_path: Path) -> None:
+    network = {**RECIPE["network"], "attention": [False, True]}  # type: ignore[dict-item]
+    distill = {
+        **RECIPE["distill"],  # type: ignore[dict-item]
+        "updates": 30,
+        "lora": {"rank": 2, "targets": ["to_q", "to_v", "conv1"]},
+        "stages": [{"parent": "teacher"}, {"parent": "stage-one", "steps": 2}],
+    }
+    teacher = {"updates": 3, "batch_size": 8}
+    told = {**RECIPE, "network": network, "teacher": teacher, "distill": distill}
+    kills = killed(tmp_path, told, 4)
+    assert len(kills) == 4
+    same(tmp_path, MODELS[:3])
+    kept = load_file(tmp_path / "killed" / _checkpoints(tmp_path, "stage-one")[0])
+    assert all(".lora_" in name or "cond_proj" in name for name in kept)
+
+
+def killed(folder: Path, told: dict[str, object], kills: int) -> list[dict[str, int]]:
+    """Make a study whole, and once more with so many kills; return what was kept at each."""
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(told))
     script = Path(__file__).parent / "killed.py"
     done = subprocess.run(
-        [sys.executable, str(script), str(recipe), str(tmp_path), "10", "0"],
+        [sys.executable, str(script), str(recipe), str(folder), str(kills), "0"],
         capture_output=True,
         text=True,
         timeout=400,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    kills = json.loads(done.stdout)
-    assert len(kills) == 10
-    assert len({k["models"] for k in kills}) >= 3
-    for name in MODELS:
+    log: list[dict[str, int]] = json.loads(done.stdout)
+    return log
+
+
+def same(tmp_path: Path, models: tuple[str, ...]) -> None:
+    for name in models:
         for part in (
             f"{name}/unet/diffusion_pytorch_model.safetensors",
             *_checkpoints(tmp_path, name),

@@ -48,9 +48,12 @@ class Opened:
     @cached_property
     def vae(self) -> Any | None:
         """The autoencoder of a model of latents."""
+        from fewstep.core.denoiser import Guided
         from fewstep.models import load_vae
 
-        return load_vae(self.folder, self.device) if (self.folder / "vae").is_dir() else None
+        inner = self.model.denoiser if isinstance(self.model, Guided) else self.model
+        source = getattr(inner, "source", None)
+        return None if source is None else load_vae(source, self.device)
 
     @property
     def image_shape(self) -> tuple[int, ...]:

@@ -38,6 +38,15 @@ def _kind(card: Card) -> str:
     return ENCODER if card.direction == "encode" else KIND[card.stage]
 
 
+def _lora(card: Card) -> str:
+    if card.lora is None:
+        return ""
+    where = "merged" if card.lora.merged else f"apart, over {card.lora.base}"
+    return (
+        f"rank {card.lora.rank}, alpha {card.lora.alpha:g}, {', '.join(card.lora.targets)}; {where}"
+    )
+
+
 def describe(card: Card) -> str:
     """Return the card in lines for a person."""
     w = "any" if card.w_range is None else f"{card.w_range[0]:g} to {card.w_range[1]:g}"
@@ -54,10 +63,11 @@ def describe(card: Card) -> str:
         "images" if card.family == "unet-class" else "latents": f"{shape}, {by}",
         "clock": f"{card.clock}, predicts {card.prediction or 'v_prediction'}",
         "weights": card.weights_sha256[:16],
+        "LoRA": _lora(card),
         "parents": " <- ".join(f"{p.name} ({p.sha256[:8]})" for p in card.parents) or "none",
         "made by": made.replace(", fingerprint", "\n             fingerprint"),
     }
-    lines = [f"{key:<12} {value}" for key, value in rows.items()]
+    lines = [f"{key:<12} {value}" for key, value in rows.items() if value]
     lines += [
         f"{'figures' if i == 0 else '':<12} {k} {v:.4g}"
         for i, (k, v) in enumerate(card.figures.items())

@@ -6,8 +6,9 @@ from fewstep.models.card import Card, Parent, read_card
 from fewstep.models.folder import card_of, lineage, load, load_model, save_model
 from fewstep.models.hub import local
 from fewstep.models.latent_class import LatentClass
+from fewstep.models.lora import Lora
 from fewstep.models.pipeline_folder import encode_prompts, encoders_sha256, is_pipeline
-from fewstep.models.student import student_of
+from fewstep.models.student import merge_adapter, student_of
 from fewstep.models.text_unet import TextUNet
 from fewstep.models.unet_class import UNetConfig, UNetModel, build_unet, with_w_input
 from fewstep.models.vae import (
@@ -23,6 +24,7 @@ Model = UNetModel
 __all__ = [
     "Card",
     "LatentClass",
+    "Lora",
     "Model",
     "Parent",
     "TextUNet",
@@ -41,6 +43,7 @@ __all__ = [
     "load_model",
     "load_vae",
     "local",
+    "merge_adapter",
     "read_card",
     "save_model",
     "student_of",

@@ -25,6 +25,25 @@ class Parent(BaseModel):
     sha256: str
 
 
+class Adapter(BaseModel):
+    """The LoRA adapter of a student.
+
+    Attributes:
+        rank, alpha, targets: as in `fewstep.models.Lora`.
+        merged: it is in the weights of the folder; else the folder holds it alone.
+        base: where the folder of the network under it is, from this folder or from the root.
+        base_sha256: hash of that network's weights.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]
+    merged: bool = True
+    base: str | None = None
+    base_sha256: str = ""
+
+
 class Card(BaseModel):
     """What the weights alone do not say.
 
@@ -39,6 +58,7 @@ class Card(BaseModel):
         prediction: of a network on a table of betas: "epsilon", "v_prediction" or "sample".
         null_prompt: what the unconditional pass was told, where there are prompts: "", a fixed
             negative prompt, or None: zeros.
+        lora: of a student that was made by training an adapter; None elsewhere.
         parents: nearest first, back to the teacher.
         training: how it was made: seed, updates, batch size, data hash, fingerprint of the run;
             "images" says how they were read.
@@ -67,6 +87,7 @@ class Card(BaseModel):
     stride: int = 1
     direction: Literal["decode", "encode"] = "decode"
     sampler: str | None = None
+    lora: Adapter | None = None
     parents: tuple[Parent, ...] = ()
     weights_sha256: str = ""
     training: dict[str, Told | dict[str, Told]] = {}

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from fewstep.core.cond import Cond
-from fewstep.errors import FolderError, ShapeError
+from fewstep.errors import FolderError, RangeError, ShapeError
 from fewstep.models.card import Card
 from fewstep.models.parts import check_weights, reading
 from fewstep.models.pipeline_model import PipelineModel
@@ -89,6 +89,15 @@ class DiT(PipelineModel):
         if w[0] != w[1] and self.w_dim is None:
             add_w_input(unet, w_dim)
         return unet
+
+    def takes_w(self, w: tuple[float, float]) -> bool:
+        """Return False: an adapter is for one fixed w. Raises RangeError for a range."""
+        if w[0] != w[1]:
+            raise RangeError(
+                f"w = {w}; an adapter of a DiT network is for one w: give ({w[1]:g}, {w[1]:g}), "
+                "say, or train all of it, without lora."
+            )
+        return False
 
     def forward(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
         """Return v (B, C, h, w), converted from the network's own prediction (math.md 1)."""

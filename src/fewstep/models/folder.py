@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,16 @@ from fewstep.errors import FolderError, RangeError, ShapeError
 from fewstep.models.card import CARD, Card, Parent, read_card
 from fewstep.models.hub import local
 from fewstep.models.latent_class import LatentClass
+from fewstep.models.lora import ADAPTER, has_adapter, merged, place_of, write_adapter
 from fewstep.models.native import native_scheduler
 from fewstep.models.parts import check_weights, copy_part
 from fewstep.models.pipeline_folder import (
     FAMILIES,
+    is_apart,
     is_pipeline,
+    load_apart,
     load_pipeline,
+    write_own,
     write_parts,
 )
 from fewstep.models.pipeline_model import PipelineModel
@@ -29,28 +32,25 @@ VAE = "vae"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def weights_sha256(folder: Path, part: str) -> str:
-    """Return the hash of the network's weights in a model folder, in one file or several."""
-    files = sorted((folder / part).glob("diffusion_pytorch_model*.safetensors"))
-    if len(files) == 1:
-        return sha256(files[0])
-    return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
-
-
 def save_model(model: UNetModel, folder: Path | str) -> Card:
     """Write the model as a folder that appears whole or not at all; return its card.
 
     The folder holds `unet/`, `scheduler/`, `model_index.json` and `fewstep.json`, and for a
     text-to-image model all else that its stock pipelines need; weights are safetensors. The card
     gains the hash of the weights. An older folder of that name is replaced.
+
+    The adapter of a LoRA student is merged into its weights, in `model` too, which then answers as
+    the folder does; one that is to be kept apart is saved alone, and the folder names its base.
     Raises FolderError where it cannot be written.
     """
     folder = Path(folder)
+    if has_adapter(model.unet) and model.card.lora is not None and not model.card.lora.merged:
+        assert isinstance(model, PipelineModel)
+        return _save_apart(model, folder)
+    network = merged(model.unet)
     with atomic_folder(folder) as partial:
         # One file, whatever its size: its hash is the model's name.
-        model.unet.save_pretrained(
-            partial / model.part, safe_serialization=True, max_shard_size="1TB"
-        )
+        network.save_pretrained(partial / model.part, safe_serialization=True, max_shard_size="1TB")
         card = model.card.model_copy(
             update={"weights_sha256": sha256(partial / model.part / WEIGHTS)}
         )
@@ -64,6 +64,22 @@ def save_model(model: UNetModel, folder: Path | str) -> Card:
                 index[VAE] = ["diffusers", "AutoencoderKL"]
         _write_json(partial / CARD, card.model_dump(mode="json"))
         _write_json(partial / "model_index.json", index)
+    model.card, model.unet = card, network
+    return card
+
+
+def _save_apart(model: PipelineModel, folder: Path) -> Card:
+    assert model.card.lora is not None
+    if folder.resolve() == model.source.resolve():
+        raise FolderError(
+            f"{folder} is the base of this adapter, which needs it. Give another folder."
+        )
+    lora = model.card.lora.model_copy(update={"base": place_of(model.source, folder)})
+    with atomic_folder(folder) as partial:
+        weights = write_adapter(model.unet, lora, partial / ADAPTER)
+        card = model.card.model_copy(update={"lora": lora, "weights_sha256": sha256(weights)})
+        write_own(model, partial, card)
+        _write_json(partial / CARD, card.model_dump(mode="json"))
     model.card = card
     return card
 
@@ -78,6 +94,8 @@ def load_model(
     cut short; RangeError: a negative prompt where there are no prompts, or a student.
     """
     folder = local(folder)
+    if is_apart(folder):
+        return load_apart(folder, device, negative_prompt)
     if is_pipeline(folder):
         return load_pipeline(folder, device, negative_prompt)
     card = read_card(folder)

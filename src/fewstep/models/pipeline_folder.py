@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -15,6 +16,7 @@ from fewstep.errors import FolderError, RangeError
 from fewstep.models.card import CARD, Card, read_card
 from fewstep.models.dit import DiT
 from fewstep.models.hub import local
+from fewstep.models.lora import ADAPTER, read_adapter
 from fewstep.models.parts import (
     INDEX,
     check_weights,
@@ -33,6 +35,41 @@ from fewstep.models.text_unet import TextUNet
 FAMILIES: dict[str, type[PipelineModel]] = {
     family.family: family for family in (StableDiffusion, StableDiffusionXL, DiT)
 }
+
+
+def weights_sha256(folder: Path, part: str) -> str:
+    """Return the hash of the network's weights in a model folder, in one file or several."""
+    files = sorted((folder / part).glob("diffusion_pytorch_model*.safetensors"))
+    if len(files) == 1:
+        return sha256(files[0])
+    return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
+
+
+def is_apart(folder: Path) -> bool:
+    """Whether a folder holds an adapter alone, over a base that is elsewhere."""
+    if not (folder / CARD).is_file():
+        return False
+    lora = read_card(folder).lora
+    return lora is not None and not lora.merged
+
+
+def base_of(folder: Path) -> Path:
+    """Return the folder with all parts: the base of an adapter that is kept apart, or itself.
+
+    Raises FolderError where the base is not there.
+    """
+    if not is_apart(folder):
+        return folder
+    lora = read_card(folder).lora
+    assert lora is not None
+    base = Path(os.path.normpath(folder / (lora.base or "")))
+    if lora.base is None or not base.is_dir():
+        raise FolderError(
+            f"{folder} holds an adapter alone; its base, of the weights {lora.base_sha256[:16]}, "
+            f"is not at {base}. Bring it there, or write its place into lora.base of "
+            f"{folder / CARD}."
+        )
+    return base
 
 
 def is_pipeline(folder: Path) -> bool:
@@ -89,22 +126,52 @@ def load_pipeline(
         if part != "scheduler" and not part.startswith(("tokenizer", "feature_extractor")):
             check_weights(folder / part)
     if (folder / CARD).is_file():
-        card = read_card(folder)
-        if (card.clock, card.prediction) != (table.name, table.prediction):
-            raise FolderError(
-                f"{folder / CONFIG} is of {table.name}, {table.prediction}; {folder / CARD} says "
-                f"{card.clock}, {card.prediction}. Bring the scheduler back that it was saved with."
-            )
-        if negative_prompt is not None and negative_prompt != card.null_prompt:
-            raise RangeError(
-                f"negative_prompt = {negative_prompt!r}; {folder} was made with "
-                f"{card.null_prompt!r}, which is in its weights. Give it when loading the teacher."
-            )
+        card = _own_card(folder, table, negative_prompt)
     else:
         card = _card(folder, family, config, table)
         if negative_prompt is not None:
             card = card.model_copy(update={"null_prompt": negative_prompt})
     return family(family.read_network(folder).to(device).eval(), card, table, folder)
+
+
+def load_apart(
+    folder: Path, device: str = "cpu", negative_prompt: str | None = None
+) -> PipelineModel:
+    """Return the network of an adapter's base with the adapter over it, as `load_pipeline` does.
+
+    Raises FolderError besides: the base is not where the card says, or has other weights.
+    """
+    card, base = read_card(folder), base_of(folder)
+    assert card.lora is not None
+    model = load_pipeline(base, device)
+    found = weights_sha256(base, model.part)
+    if found != card.lora.base_sha256:
+        raise FolderError(
+            f"{folder} holds an adapter of the weights {card.lora.base_sha256[:16]}; {base} has "
+            f"{found[:16]}. Bring the base back that it was trained over, or write its place into "
+            f"lora.base of {folder / CARD}."
+        )
+    table = read_table(folder)
+    card = _own_card(folder, table, negative_prompt)
+    assert card.lora is not None
+    network = read_adapter(model.unet, card.lora, folder / ADAPTER)
+    return type(model)(network.eval(), card, table, base)
+
+
+def _own_card(folder: Path, table: Table, negative_prompt: str | None) -> Card:
+    """Return the card of a folder that fewstep wrote, once its scheduler is the card's."""
+    card = read_card(folder)
+    if (card.clock, card.prediction) != (table.name, table.prediction):
+        raise FolderError(
+            f"{folder / CONFIG} is of {table.name}, {table.prediction}; {folder / CARD} says "
+            f"{card.clock}, {card.prediction}. Bring the scheduler back that it was saved with."
+        )
+    if negative_prompt is not None and negative_prompt != card.null_prompt:
+        raise RangeError(
+            f"negative_prompt = {negative_prompt!r}; {folder} was made with "
+            f"{card.null_prompt!r}, which is in its weights. Give it when loading the teacher."
+        )
+    return card
 
 
 def _card(folder: Path, family: type[PipelineModel], config: dict[str, Any], table: Table) -> Card:
@@ -142,7 +209,7 @@ def encode_prompts(
     """
     if isinstance(prompts, str) or not prompts:
         raise RangeError(f"prompts = {prompts!r}; give a list of at least one prompt.")
-    folder = local(folder)
+    folder = base_of(local(folder))
     family = family_of(folder)
     if not issubclass(family, TextUNet):
         raise RangeError(
@@ -158,16 +225,25 @@ def encoders_sha256(folder: Path | str, *, prompts: bool = True) -> str:
     FolderError where a part is missing.
     """
     digest = hashlib.sha256()
-    parts = {"vae"}
+    folder, parts = base_of(Path(folder)), {"vae"}
     if prompts:
-        family = family_of(Path(folder))
+        family = family_of(folder)
         parts = set(family.parts) - {family.part}
     for part in sorted(parts):
-        if not (Path(folder) / part).is_dir():
-            raise FolderError(f"{Path(folder) / part} is missing; give a folder that has it.")
-        for file in stock_files(Path(folder) / part):
+        if not (folder / part).is_dir():
+            raise FolderError(f"{folder / part} is missing; give a folder that has it.")
+        for file in stock_files(folder / part):
             digest.update(f"{part}/{file.name} {sha256(file)}\n".encode())
     return digest.hexdigest()
+
+
+def write_own(model: PipelineModel, partial: Path, card: Card) -> None:
+    """Write what every folder of a pipeline's model has of its own: licence, scheduler, README."""
+    for file in sorted(model.source.glob("LICEN[SC]E*")):
+        shutil.copyfile(file, partial / file.name)
+    model.table.scheduler().save_pretrained(partial / "scheduler")
+    text = model_card(card, model.table, model.pipelines[0], model.source)
+    (partial / README).write_text(text, encoding="utf-8")
 
 
 def write_parts(model: PipelineModel, partial: Path, card: Card) -> dict[str, Any]:
@@ -181,11 +257,7 @@ def write_parts(model: PipelineModel, partial: Path, card: Card) -> dict[str, An
         if part in (model.part, "scheduler"):
             continue
         copy_part(model.source, partial, part)
-    for file in sorted(model.source.glob("LICEN[SC]E*")):
-        shutil.copyfile(file, partial / file.name)
-    model.table.scheduler().save_pretrained(partial / "scheduler")
-    text = model_card(card, model.table, model.pipelines[0], model.source)
-    (partial / README).write_text(text, encoding="utf-8")
+    write_own(model, partial, card)
     import diffusers
 
     index.update(

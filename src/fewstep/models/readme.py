@@ -85,12 +85,21 @@ def _about(card: Card) -> str:
         guided = f" Guidance at w = {card.w_range[0]:g} is in its weights."
     return (
         f"`{_base(card)}`, distilled by fewstep (Meng et al. 2023, arXiv 2210.03142) for {steps}. "
-        f"A step costs {cost}.{guided}"
+        f"A step costs {cost}.{guided}{_how_adapted(card)}"
     )
+
+
+def _how_adapted(card: Card) -> str:
+    if card.lora is None:
+        return ""
+    where = "merged into the weights here" if card.lora.merged else "kept apart"
+    return f" It was trained as a LoRA of rank {card.lora.rank}, {where}."
 
 
 def _stock(card: Card, table: Table, pipeline: str) -> list[str]:
     head = "## With diffusers"
+    if card.lora is not None and not card.lora.merged:
+        return [head, _stock_apart(card)]
     if card.sampler not in (None, "deterministic"):
         return [
             head,
@@ -138,6 +147,20 @@ def _stock(card: Card, table: Table, pipeline: str) -> list[str]:
         + (": it is text-to-image." if ends else ", so it is not quite text-to-image.")
     )
     return [head, code, "\n".join(f"- {note}" for note in notes)]
+
+
+def _stock_apart(card: Card) -> str:
+    assert card.lora is not None
+    return (
+        "This folder holds an adapter (in the format of peft) and a w input, and no network: stock "
+        "pipelines do not open it. Its base is to be found at "
+        f"`{card.lora.base}`, seen from this folder; the sha256 of its weights is "
+        f"{card.lora.base_sha256}. A folder that stock pipelines open is made by merging:\n\n"
+        "```python\n"
+        "import fewstep\nfrom fewstep.models import merge_adapter, save_model\n\n"
+        f'save_model(merge_adapter(fewstep.load("path/to/{card.name}")), "merged")\n'
+        "```"
+    )
 
 
 def _some_steps(card: Card) -> int:
@@ -223,6 +246,11 @@ def _made(card: Card, table: Table) -> list[str]:
         "unconditional pass": _null(card),
         "weights (sha256)": card.weights_sha256,
     }
+    if card.lora is not None:
+        rows["LoRA"] = (
+            f"rank {card.lora.rank}, alpha {card.lora.alpha:g}, on {', '.join(card.lora.targets)}, "
+            f"{'merged' if card.lora.merged else 'kept apart'}"
+        )
     rows.update({f"parent: {p.name} (sha256)": p.sha256 for p in card.parents})
     rows.update({k: v for k, v in card.training.items() if not isinstance(v, dict)})
     table_rows = [f"| {key} | {value} |" for key, value in rows.items()]

@@ -5,9 +5,13 @@ from __future__ import annotations
 import copy
 
 from fewstep.core.denoiser import Guided
+from fewstep.core.seed import derive
 from fewstep.distill.plan import Stage
 from fewstep.errors import RangeError, ShapeError
-from fewstep.models.folder import lineage, weights_sha256
+from fewstep.models.card import Adapter, Card
+from fewstep.models.folder import lineage
+from fewstep.models.lora import Lora, adapted, has_adapter, merged
+from fewstep.models.pipeline_folder import weights_sha256
 from fewstep.models.pipeline_model import PipelineModel
 from fewstep.models.unet_class import UNetModel
 from fewstep.models.w_input import BAND
@@ -22,10 +26,16 @@ def student_of(
     *,
     w_dim: int = W_DIM,
     w_band: float | None = BAND,
+    lora: Lora | None = None,
+    seed: int = 0,
 ) -> UNetModel:
     """Return the student that a stage trains; it equals its parent bit for bit.
 
     It is told w by a new input of the network, unless it is a pair, or its family has none.
+
+    With `lora`, adapter and w input are all that is trained. The other weights are the parent's own
+    memory, frozen in both: keep the parent as the teacher, and it goes on answering as it did. A
+    parent whose adapter is kept apart gives its student a copy of it to go on with.
 
     Args:
         parent: what `load` gave: a teacher (its conditional pass is what the student equals), the
@@ -34,10 +44,15 @@ def student_of(
         w: range of the guidance weight.
         w_dim: features of w, where the parent has no w input.
         w_band: features faster than so many radians a unit of w stay zero (decision 0003).
+        lora: train an adapter of this kind; None trains every weight. (Then a parent with an
+            adapter apart has it merged first, and is equalled but for rounding.)
+        seed: of the adapter's random half.
 
     Raises:
         ShapeError: the parent does not come from a model folder.
-        RangeError: w is no range, or wider than the parent's, or the family needs one fixed w.
+        RangeError: w is no range, or wider than the parent's, or the family needs one fixed w; an
+            adapter that does not fit the network, or is to be kept apart where that cannot be.
+        MissingError: LoRA without peft.
     """
     inner = parent.denoiser if isinstance(parent, Guided) else parent
     if not isinstance(inner, UNetModel):
@@ -63,12 +78,59 @@ def student_of(
             "stride": stage.stride,
             "direction": stage.direction,
             "sampler": stage.sampler,
+            "lora": None if lora is None else _adapter(inner, lora),
             "parents": lineage(card),
             "weights_sha256": "",
             "training": {},
             "figures": {},
         }
     )
-    # A pair is guided by two passes, which stock pipelines make where there is no w input.
-    unet = copy.deepcopy(inner.unet) if stage.pair else inner.with_w(w, w_dim)
-    return inner.like(unet, told)
+    if lora is not None:
+        # A pair is guided by two passes, which stock pipelines make where there is no w input.
+        dim = None if stage.pair or not inner.takes_w(w) else w_dim
+        return inner.like(adapted(inner.unet, lora, w_dim=dim, seed=derive(seed, stage.name)), told)
+    plain = inner.like(merged(inner.unet), inner.card) if has_adapter(inner.unet) else inner
+    unet = copy.deepcopy(plain.unet) if stage.pair else plain.with_w(w, w_dim)
+    # The parent's are frozen where an adapter was trained over them.
+    return inner.like(unet.requires_grad_(True), told)
+
+
+def merge_adapter(model: UNetModel | Guided) -> UNetModel:
+    """Return the student with its adapter in its weights; `save_model` makes a stock folder of it.
+
+    What `load` gave is left alone. The answers are the same but for rounding.
+    Raises ShapeError where it does not come from a model folder.
+    """
+    inner = model.denoiser if isinstance(model, Guided) else model
+    if not isinstance(inner, UNetModel):
+        raise ShapeError("this denoiser does not come from a model folder; it has no network.")
+    lora = inner.card.lora and inner.card.lora.model_copy(
+        update={"merged": True, "base": None, "base_sha256": ""}
+    )
+    return inner.like(merged(inner.unet), inner.card.model_copy(update={"lora": lora}))
+
+
+def _adapter(parent: UNetModel, lora: Lora) -> Adapter:
+    told = lora.model_dump(exclude={"keep_apart"})
+    if not lora.keep_apart:
+        return Adapter(**told)
+    if not isinstance(parent, PipelineModel):
+        raise RangeError(
+            f"lora.keep_apart: models of the family {parent.card.family!r} are small and stand "
+            "alone; only adapters of pipeline folders are kept apart. Leave it out."
+        )
+    return Adapter(**told, merged=False, base_sha256=_base_sha256(parent, parent.card))
+
+
+def _base_sha256(parent: PipelineModel, card: Card) -> str:
+    """Return the hash of the weights under the adapter, once it is sure where they are."""
+    found = weights_sha256(parent.source, parent.part)
+    expected = card.weights_sha256 or (found if card.stage == "teacher" else "")
+    if has_adapter(parent.unet) and card.lora is not None:
+        expected = card.lora.base_sha256
+    if found != expected:
+        raise RangeError(
+            f"lora.keep_apart: the weights of {card.name} are not those in {parent.source}, and an "
+            "adapter kept apart needs a folder that has them. Save the parent, and load it again."
+        )
+    return found

@@ -12,6 +12,7 @@ from fewstep.core.denoiser import Guided
 from fewstep.models.card import Card
 from fewstep.models.hub import local
 from fewstep.models.parts import read_json, reading
+from fewstep.models.pipeline_folder import base_of
 from fewstep.models.unet_class import UNetModel
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def to_images(model: UNetModel | Guided, states: Tensor) -> Tensor:
 
 def image_shape(folder: Path, card: Card) -> tuple[int, ...]:
     """Return the shape (C, H, W) of a model folder's images."""
+    folder = base_of(folder)
     if not (folder / "vae").is_dir():
         return card.shape
     config = read_json(folder / "vae" / "config.json")
@@ -41,10 +43,13 @@ def image_shape(folder: Path, card: Card) -> tuple[int, ...]:
 
 
 def load_vae(folder: Path | str, device: str = "cpu") -> AutoencoderKL:
-    """Return the autoencoder of a pipeline folder or hub id, in float32. Raises FolderError."""
+    """Return the autoencoder of a pipeline folder, of an adapter's base or of a hub id, in float32.
+
+    Raises FolderError.
+    """
     from diffusers import AutoencoderKL
 
-    path = local(folder) / "vae"
+    path = base_of(local(folder)) / "vae"
     with reading(path):
         vae: AutoencoderKL = AutoencoderKL.from_pretrained(
             path, use_safetensors=True, local_files_only=True, torch_dtype=torch.float32

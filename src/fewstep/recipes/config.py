@@ -14,7 +14,7 @@ from fewstep.atomic import atomic_write
 from fewstep.data import DataConfig
 from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan, Stage, student_name
 from fewstep.errors import RecipeError, did_you_mean
-from fewstep.models import UNetConfig
+from fewstep.models import Lora, UNetConfig
 from fewstep.train import Optimisation, TrainConfig
 
 BUILT_IN = Path(__file__).parent
@@ -51,10 +51,14 @@ class StageConfig(Part):
 
 
 class DistillConfig(Optimisation):
-    """Both stages: the range of w, the plan, and what every student's training shares."""
+    """Both stages: the range of w, the plan, and what every student's training shares.
+
+    lora: train an adapter in place of every weight; null trains every weight.
+    """
 
     w: tuple[float, float] = (0.0, 4.0)
     updates: int = Field(500, ge=1)
+    lora: Lora | None = None
     stages: tuple[StageConfig, ...] = ()
 
     @model_validator(mode="after")

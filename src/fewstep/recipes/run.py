@@ -39,11 +39,11 @@ from fewstep.models import (
     UNetModel,
     build_unet,
     is_pipeline,
-    lineage,
     load,
     load_model,
     read_card,
     save_model,
+    student_of,
 )
 from fewstep.models.card import CARD
 from fewstep.models.native import CLOCK
@@ -51,7 +51,15 @@ from fewstep.models.unet_class import FAMILY
 from fewstep.recipes.config import Recipe, differences, load_recipe, save_recipe
 from fewstep.recipes.evaluate import quiet
 from fewstep.recipes.latents import encoded
-from fewstep.train import Batch, TrainConfig, lost_processes_are_said, processes, train
+from fewstep.recipes.memory import Memory
+from fewstep.train import (
+    Batch,
+    TrainConfig,
+    in_units,
+    lost_processes_are_said,
+    processes,
+    train,
+)
 
 RECIPE = "recipe.yaml"
 Say = Callable[[str], None]
@@ -301,44 +309,40 @@ class Run:
                 f"{self.folder(stage.parent)} is not made yet; {stage.name} starts from it. Run "
                 "`fewstep train` first, or give --teacher."
             )
-        parent = load_model(self.folder(stage.parent))
+        loaded = self.load(stage.parent)
+        parent = loaded.denoiser if isinstance(loaded, Guided) else loaded
+        assert isinstance(parent, UNetModel)
         if stage.pair != parent.card.pair and parent.card.stage != "teacher":
             raise RecipeError(
                 f"{stage.name} (pair: {stage.pair}) cannot start from {stage.parent} (pair: "
                 f"{parent.card.pair}); a pair starts from the teacher or a pair."
             )
-        teacher: Denoiser = self.load(stage.parent)
-        if stage.pair and isinstance(teacher, Guided):
-            teacher = teacher.denoiser
-        card = parent.card.model_copy(
-            update={
-                "name": stage.name,
-                "stage": "match" if stage.steps is None else "halve",
-                "w_range": None if stage.pair else self.recipe.distill.w,
-                "w_band": self.recipe.network.w_band,
-                "pair": stage.pair,
-                "steps": stage.steps,
-                "substeps": None if stage.steps is None else stage.substeps,
-                "stride": stage.stride,
-                "direction": stage.direction,
-                "sampler": stage.sampler,
-                "parents": lineage(parent.card),
-                "figures": {},
-            }
+        recipe = self.recipe
+        student = student_of(
+            parent,
+            stage,
+            recipe.distill.w,
+            w_dim=recipe.network.w_dim,
+            w_band=recipe.network.w_band,
+            lora=recipe.distill.lora,
+            seed=recipe.seed,
         )
-        student = parent.like(parent.with_w(self.recipe.distill.w, self.recipe.network.w_dim), card)
-        problem = stage.problem(teacher, self.recipe.distill.w, parent.null_cond)
-        return self._train(student, problem, self.recipe.train_config(stage))
+        teacher: Denoiser = parent if stage.pair else loaded
+        problem = stage.problem(teacher, recipe.distill.w, parent.null_cond)
+        return self._train(student, problem, recipe.train_config(stage))
 
     def _train(self, model: UNetModel, problem: Problem, config: TrainConfig) -> Card:
         name = model.card.name
         self.tell(f"{name}: {config.updates} updates of {config.batch_size}")
         started = time.perf_counter()
         seed = derive(self.recipe.seed, name)
+        batch = self._batches(config.batch_size, seed)
+        memory = Memory.foreseen(model, problem, config, batch, self.device)
+        self.tell(f"{name}: memory {memory}")
         result = train(
             model,
             problem,
-            self._batches(config.batch_size, seed),
+            batch,
             config,
             self.out / "training" / name,
             seed=seed,
@@ -347,6 +351,7 @@ class Run:
             progress=self.progress,
             label=name,
         )
+        peak = memory.measured()
         model.load_state_dict(result.ema_state)
         training = {
             "recipe": self.recipe.name,
@@ -358,10 +363,14 @@ class Run:
             "batch_size": config.batch_size,
             "lr": config.lr,
             "fingerprint": self._fingerprint(model.card, config),
+            **peak,
         }
         model.card = model.card.model_copy(update={"training": training})
         card = self._save(model)
-        self.tell(f"{name}: done in {time.perf_counter() - started:.0f} s")
+        self.tell(
+            f"{name}: done in {time.perf_counter() - started:.0f} s, memory at most "
+            f"{in_units(peak['memory_peak_bytes'])}"
+        )
         return card
 
     def _save(self, model: UNetModel) -> Card:

@@ -67,7 +67,8 @@ def train(
     """Train a denoiser on a problem; the same call goes on where an earlier one was stopped.
 
     Args:
-        student: an nn.Module that is a denoiser; trained in place.
+        student: an nn.Module that is a denoiser; trained in place. Its frozen parameters (no
+            `requires_grad`) are neither optimised, nor averaged, nor kept in checkpoints.
         problem: `Pretrain`, `Match`, `Halve`, or your own.
         batch: (update, part, parts) -> (x, cond), part number `part` of the update's examples,
             batch_size / parts of them; a pure function. There is 1 part, unless there are
@@ -87,7 +88,8 @@ def train(
         CheckpointError: the folder's checkpoint is damaged or of another run.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written first.
         RangeError: a precision that the device is bad at; a batch size that the parts do not
-            divide; a setting that this student or number of processes cannot have.
+            divide; a setting that this student or number of processes cannot have; a student
+            with nothing to train.
         ProcessLostError: another process of the run died.
     """
     # Dropout draws from the global generator; whatever the caller was drawing is left alone.
@@ -127,13 +129,16 @@ class _Loop:
             "seed": seed,
             "fingerprint": fingerprint,
         }
-        self.names = [name for name, _ in student.named_parameters()]
+        self.names = [name for name, p in student.named_parameters() if p.requires_grad]
+        self.frozen = {name for name, p in student.named_parameters() if not p.requires_grad}
+        self._check_trainable(student)
         self.student = student.train()
         found = load_checkpoint(self.folder / "checkpoints", self.run_key, torch.device("cpu"))
         if found is not None:
-            self.student.load_state_dict(found.weights)
+            # Frozen weights are in no checkpoint; that all others are there is in the run's key.
+            self.student.load_state_dict(found.weights, strict=not self.frozen)
         self.trained, self.model = self._prepare()
-        self.parameters: list[Tensor] = list(self.trained.parameters())
+        self.parameters: list[Tensor] = [p for p in self.trained.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters,
             lr=config.lr,
@@ -151,6 +156,22 @@ class _Loop:
             self.stepper = self.accelerator.prepare(self.optimizer)
         self.weighting = WEIGHTINGS[config.weighting]
         self._forget()
+
+    def _check_trainable(self, student: nn.Module) -> None:
+        if not self.names:
+            raise RangeError(
+                f"{type(student).__name__}: every parameter is frozen; nothing can be trained. "
+                "Call requires_grad_(True) on those to be trained."
+            )
+        if not self.frozen:
+            return
+        if self.config.shard:
+            raise RangeError(
+                "shard: this student's weights are frozen but for a few, and its teacher may hold "
+                "the same ones; sharing them out would copy them. Leave the setting out."
+            )
+        sizes = [p.numel() for p in student.parameters() if p.requires_grad]
+        self.run_key["trained"] = f"{len(sizes)} tensors of {sum(sizes)} numbers"
 
     def _prepare(self) -> tuple[nn.Module, nn.Module]:
         """Return the module whose parameters are trained, and the same as it is called."""
@@ -291,7 +312,7 @@ class _Loop:
     def _save(self) -> None:
         if self.count and not bool(torch.isfinite(summed(self.loss_sum + self.norm_sum))):
             return  # the next reading raises; this state must not replace a good one
-        weights, ema = self._weights(), self.ema_state()
+        weights, ema = self._unfrozen(self._weights()), self._unfrozen(self.ema_state())
         adamw = self.optimizer.state_dict()
         moments = {i: {k: whole(v) for k, v in s.items()} for i, s in adamw["state"].items()}
         optimizer = {"adamw": {**adamw, "state": moments}}
@@ -321,11 +342,20 @@ class _Loop:
     def _weights(self) -> dict[str, Tensor]:
         return {k: whole(v.detach()) for k, v in self.trained.state_dict().items()}
 
+    def _unfrozen(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {k: v for k, v in state.items() if k not in self.frozen}
+
     def ema_state(self) -> dict[str, Tensor]:
-        """Return the state dict of the student with its averaged weights in place, whole."""
+        """Return the state dict of the student with its averaged weights in place, whole.
+
+        Frozen weights are the student's own memory, not copies.
+        """
         averaged = dict(zip(self.names, self.ema, strict=True))
         state = self.trained.state_dict()
-        return {k: whole(averaged.get(k, v).detach()).clone() for k, v in state.items()}
+        return {
+            k: v.detach() if k in self.frozen else whole(averaged.get(k, v).detach()).clone()
+            for k, v in state.items()
+        }
 
     def result(self) -> TrainResult:
         if self.config.shard:

@@ -1,0 +1,234 @@
+"""LoRA students: low-rank adapters over a base that the teacher goes on using (decision 0019).
+
+A student's network is a tree of its own over its parent's very tensors, with adapters and a w input
+beside them. So the base is in memory once, and the teacher is the parent itself: it has no
+adapters to switch off.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from fewstep.core.seed import derive
+from fewstep.errors import FolderError, MissingError, RangeError, did_you_mean
+from fewstep.models.card import Adapter
+from fewstep.models.parts import reading
+
+NAME = "default"  # peft's own, of a network's one adapter
+PREFIX = "base_model.model."  # of every key in a file of peft's
+ADAPTER = "adapter"  # part of a folder that is kept apart from its base
+WEIGHTS = "adapter_model.safetensors"
+W_INPUT = "time_embedding.cond_proj"
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+class Lora(BaseModel):
+    """How a student is adapted.
+
+    Attributes:
+        rank: of the update of a weight.
+        alpha: its scale, times the rank: the update counts alpha / rank times.
+        targets: ends of the names of the layers (linear or convolutions) that get one.
+        keep_apart: save the adapter alone, over a base that stays where it is; else it is merged
+            into the weights, and the folder is a stock one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(16.0, gt=0.0)
+    targets: tuple[str, ...] = Field(ATTENTION, min_length=1)
+    keep_apart: bool = False
+
+
+def has_adapter(network: nn.Module) -> bool:
+    """Whether a network computes with an adapter of its own, that is, is not merged."""
+    return bool(_layers(network))
+
+
+def adapted(network: Any, lora: Lora, *, w_dim: int | None, seed: int) -> Any:
+    """Return a network over the same tensors, with a fresh adapter that adds zero at first.
+
+    Adapter and w input alone can be trained; the shared tensors are frozen, in `network` too.
+    A network that has an adapter gives the new one a copy of it to start from.
+
+    Args:
+        network: of a teacher or a student; it goes on answering as it did.
+        lora: how.
+        w_dim: features of the w input that is added where there is none; None adds none.
+        seed: of the adapter's random half.
+
+    Raises:
+        MissingError: peft is not installed.
+        RangeError: a target that no layer is named after, or an adapter of another kind.
+    """
+    own = set(_own(network))
+    shared = [p for name, p in network.named_parameters() if name not in own]
+    memo = {id(t): t for t in itertools.chain(shared, network.buffers())}
+    out = copy.deepcopy(network, memo)
+    if w_dim is not None:
+        _add_w_input(out, w_dim)
+    if has_adapter(out):
+        _check_same(out, lora)
+    else:
+        _inject(out, lora, seed)
+    out.requires_grad_(False)
+    trained = dict(out.named_parameters())
+    for name in _own(out):
+        trained[name].requires_grad_(True)
+    return out
+
+
+def merged(network: Any) -> Any:
+    """Return the plain network whose weights have the adapter in them; others stay shared.
+
+    A network without an adapter is returned as it is. The answers are the same but for rounding.
+    """
+    layers = _layers(network)
+    if not layers:
+        return network
+    memo = {id(t): t for t in itertools.chain(network.parameters(), network.buffers())}
+    out = copy.deepcopy(network, memo)
+    del out.peft_config
+    for name, layer in _layers(out).items():
+        plain = layer.get_base_layer()
+        with torch.no_grad():
+            weight = plain.weight + layer.get_delta_weight(NAME).to(plain.weight.dtype)
+        plain.weight = nn.Parameter(weight, requires_grad=False)
+        above, _, last = name.rpartition(".")
+        setattr(out.get_submodule(above), last, plain)
+    return out
+
+
+def write_adapter(network: Any, adapter: Adapter, folder: Path) -> Path:
+    """Write the adapter and w input as peft does; return the file of the weights."""
+    folder.mkdir()
+    state = network.state_dict()
+    # As peft's own: without the adapter's name in it, which is the reader's to give.
+    kept = {PREFIX + k.replace(f".{NAME}.", "."): state[k].contiguous() for k in _own(network)}
+    config = copy.deepcopy(network.peft_config[NAME])
+    config.target_modules = sorted(config.target_modules)
+    config.base_model_name_or_path = adapter.base
+    config.modules_to_save = [W_INPUT.split(".")[-1]] if _w_input(network) is not None else None
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    save_file(kept, folder / WEIGHTS, metadata={"format": "pt"})
+    return folder / WEIGHTS
+
+
+def read_adapter(network: Any, adapter: Adapter, folder: Path) -> Any:
+    """Return the base network with the adapter of a folder over it, frozen whole.
+
+    Raises FolderError: the file is missing, damaged, or of another network.
+    """
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise FolderError(f"{path} is missing; copy the whole folder again.")
+    with reading(path):
+        found = load_file(path)
+        told = found.get(f"{PREFIX}{W_INPUT}.weight")
+        lora = Lora(rank=adapter.rank, alpha=adapter.alpha, targets=adapter.targets)
+        out = adapted(network, lora, w_dim=None if told is None else told.shape[1], seed=0)
+        names = {PREFIX + name.replace(f".{NAME}.", "."): name for name in _own(out)}
+        if names.keys() != found.keys():
+            raise FolderError(
+                f"{path} is not of this network: {_first_difference(set(names), set(found))}. Copy "
+                "the whole folder again."
+            )
+        out.load_state_dict({names[key]: value for key, value in found.items()}, strict=False)
+    return out.requires_grad_(False)
+
+
+def place_of(base: Path, folder: Path) -> str:
+    """Return how a folder names its base: from itself where they are side by side, else whole."""
+    beside = base.resolve().is_relative_to(folder.resolve().parent)
+    return os.path.relpath(base.resolve(), folder.resolve()) if beside else str(base.resolve())
+
+
+def _inject(network: Any, lora: Lora, seed: int) -> None:
+    peft = _peft()
+    names = [name for name, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    for target in lora.targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            ends = sorted({_end(name) for name in names})
+            raise RangeError(
+                f"lora.targets: no layer of this network is named {target!r}; there are "
+                f"{', '.join(ends)}.{did_you_mean(target, ends)}"
+            )
+    config = peft.LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.targets), bias="none"
+    )
+    # peft draws from the global generator, on the CPU; the fork leaves the caller's alone.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive(seed, "lora"))
+        peft.inject_adapter_in_model(config, network, NAME)
+
+
+def _check_same(network: Any, lora: Lora) -> None:
+    config = network.peft_config[NAME]
+    has = (config.r, config.lora_alpha, set(config.target_modules))
+    if has != (lora.rank, lora.alpha, set(lora.targets)):
+        raise RangeError(
+            f"lora: rank {lora.rank}, alpha {lora.alpha:g}, targets {', '.join(lora.targets)}; the "
+            f"parent has an adapter of its own, kept apart, of rank {has[0]}, alpha {has[1]:g}, "
+            f"targets {', '.join(sorted(has[2]))}, and its student goes on with it. Give the same, "
+            "or save the parent merged."
+        )
+
+
+def _add_w_input(network: Any, w_dim: int) -> None:
+    """Add the w input where there is none: zero, so that it changes nothing at first."""
+    if _w_input(network) is not None:
+        return
+    embedding = network.time_embedding
+    like = embedding.linear_1.weight
+    embedding.cond_proj = nn.utils.skip_init(
+        nn.Linear, w_dim, like.shape[1], bias=False, device=like.device, dtype=like.dtype
+    )
+    nn.init.zeros_(embedding.cond_proj.weight)
+    network.register_to_config(time_cond_proj_dim=w_dim)
+
+
+def _w_input(network: Any) -> nn.Linear | None:
+    found: nn.Linear | None = getattr(getattr(network, "time_embedding", None), "cond_proj", None)
+    return found
+
+
+def _own(network: Any) -> list[str]:
+    """Return the names of the parameters that a student does not share with its base."""
+    marks = (".lora_A.", ".lora_B.", f"{W_INPUT}.")
+    return [n for n, _ in network.named_parameters() if any(mark in f".{n}" for mark in marks)]
+
+
+def _layers(network: nn.Module) -> dict[str, Any]:
+    return {name: m for name, m in network.named_modules() if hasattr(m, "lora_A")}
+
+
+def _end(name: str) -> str:
+    """Return the part of a layer's name that tells what it is: to_q, to_out.0."""
+    words = name.split(".")
+    return ".".join(words[-2:]) if words[-1].isdigit() and len(words) > 1 else words[-1]
+
+
+def _first_difference(wanted: set[str], found: set[str]) -> str:
+    missing, more = sorted(wanted - found), sorted(found - wanted)
+    return f"it lacks {missing[0]}" if missing else f"it has {more[0]}"
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise MissingError(
+            "LoRA needs peft, which is not installed: pip install fewstep[lora]"
+        ) from None
+    return peft

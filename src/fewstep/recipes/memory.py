@@ -1,0 +1,44 @@
+"""The memory of one stage: foreseen before it is trained, measured after."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from fewstep.distill.problem import Problem
+from fewstep.train import Batch, Estimate, TrainConfig, Watch, estimate, processes
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a stage is thought to need, and a watch on what it takes."""
+
+    estimate: Estimate
+    watch: Watch
+
+    @classmethod
+    def foreseen(
+        cls,
+        student: nn.Module,
+        problem: Problem,
+        config: TrainConfig,
+        batch: Batch,
+        device: str | None,
+    ) -> Memory:
+        """Estimate, and begin to watch; to be asked right before `train`."""
+        here = processes(device)
+        x, cond = batch(0, 0, config.batch_size)  # one example
+        found = estimate(student, problem, config, x, cond, processes=here.num_processes)
+        return cls(found, Watch(here.device, found.weights))
+
+    def measured(self) -> dict[str, int]:
+        """Return what the card says: both, in bytes."""
+        return {
+            "memory_estimate_bytes": self.estimate.total,
+            "memory_peak_bytes": self.watch.peak(),
+        }
+
+    def __str__(self) -> str:
+        """Return the estimate in a line."""
+        return str(self.estimate)

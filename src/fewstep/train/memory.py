@@ -1,0 +1,231 @@
+"""How much memory a run will need, told before it starts, and how much it took.
+
+The estimate runs one update on the device that holds no values ("meta"), where it costs no memory
+and hardly any time, and counts what would be there at once.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fewstep.core import cond as conds
+from fewstep.core.cond import Cond
+from fewstep.core.denoiser import Guided
+from fewstep.core.seed import generator
+from fewstep.distill.problem import WEIGHTINGS, Problem, loss
+from fewstep.train.config import TrainConfig
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes that a run holds on one device.
+
+    Attributes:
+        weights: of student and teacher; what they share is counted once.
+        gradients: of what is trained.
+        optimiser: AdamW's two moments.
+        ema: the averaged weights.
+        activations: the most that an update needs beside them at once, above all what is kept
+            for the backward pass; of one accumulated part.
+    """
+
+    weights: int
+    gradients: int
+    optimiser: int
+    ema: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """The peak."""
+        return self.weights + self.gradients + self.optimiser + self.ema + self.activations
+
+    def __str__(self) -> str:
+        """Return it in a line: about 1.2 GB (weights 430 MB, ...)."""
+        names = ("weights", "gradients", "optimiser", "ema", "activations")
+        parts = ", ".join(f"{name} {in_units(getattr(self, name))}" for name in names)
+        return f"about {in_units(self.total)} ({parts})"
+
+
+def estimate(
+    student: nn.Module,
+    problem: Problem,
+    config: TrainConfig,
+    x: Tensor,
+    cond: Cond,
+    *,
+    processes: int = 1,
+) -> Estimate:
+    """Return how much memory training will need, on each device.
+
+    Counts one update, forward and backward, the teacher's passes included. What is not counted:
+    the scratch memory of kernels, and what the libraries themselves take.
+
+    Args:
+        student: as `train` is given it; its activations are checkpointed from now on where the
+            config says so.
+        problem: as `train` is given it.
+        config: likewise.
+        x: a batch of 1; only shape and dtype matter.
+        cond: the same.
+        processes: that share a batch.
+    """
+    checkpoint = getattr(student, "checkpoint_activations", None)
+    if config.checkpoint_activations and checkpoint is not None:
+        checkpoint()
+    update = _Update(student, problem, config)
+    size = max(1, config.batch_size // (config.accumulate * processes))
+    batch = x.to("meta").expand(size, *x.shape[1:])
+    told = conds.repeat_null(conds.to(cond, torch.device("meta")), size)
+    on = {n: _like(p) for n, p in (*update.named_parameters(), *update.named_buffers())}
+    with _flash(), _Live() as live, torch.random.fork_rng(devices=[]):
+        torch.func.functional_call(update, on, (batch, told))
+    trained = sum(_bytes(p) for p in student.parameters() if p.requires_grad)
+    own = sum(_bytes(p) for p in student.parameters())
+    activations = max(0, live.peak - trained)
+    if config.precision != "fp32":
+        # Autocast computes in 2 bytes a number, and keeps a copy of the weights in them.
+        activations = activations // 2 + own // 2
+    weights = sum(_bytes(t) for t in (*update.parameters(), *update.buffers()))
+    if config.shard:
+        weights, trained = weights - own + own // processes, trained // processes
+    return Estimate(weights, trained, 2 * trained, trained, activations)
+
+
+class _Update(nn.Module):
+    """Forward and backward of one update, of student and teacher."""
+
+    def __init__(self, student: nn.Module, problem: Problem, config: TrainConfig) -> None:
+        super().__init__()
+        self.student, self.problem, self.config = student, problem, config
+        inside = getattr(problem, "teacher", None)
+        while isinstance(inside, Guided):
+            inside = inside.denoiser
+        self.teacher = inside if isinstance(inside, nn.Module) else None
+
+    def forward(self, x: Tensor, cond: Cond) -> None:
+        r = self.problem(x, cond, generator("cpu", 0))
+        v = self.student(r.z, r.phi, r.cond, r.w)
+        loss(v, r.v_target, r.phi, WEIGHTINGS[self.config.weighting]).backward()
+
+
+@contextmanager
+def _flash() -> Iterator[None]:
+    """Compute attention as CPUs and GPUs do: on "meta" it would keep a matrix of all pairs.
+
+    A mode of torch's would not hold where the backward pass computes a block again.
+    """
+    plain = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = _attention
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = plain
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> Tensor:
+    """Return what has the shape of attention, and keeps what it keeps: its inputs and output."""
+    out: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)[0]
+    return out
+
+
+class _Live(TorchDispatchMode):
+    """The bytes of the tensors that were made under it: those there now, and the most ever."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        given = {id(t.untyped_storage()) for t in _tensors((args, kwargs))}
+        out = func(*args, **(kwargs or {}))
+        for t in _tensors(out):
+            storage = t.untyped_storage()
+            if id(storage) not in given and storage not in self._seen:
+                self._made(storage)
+        return out
+
+    def _made(self, storage: Any) -> None:
+        self._seen.add(storage)
+        size = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._gone, size)
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
+
+
+class Watch:
+    """The most memory that was in use since now.
+
+    On CUDA what the allocator has given out. Elsewhere how much the process has grown, beside the
+    weights that are there at the start; libraries that are first used meanwhile count as well.
+    """
+
+    def __init__(self, device: torch.device, held: int) -> None:
+        """Begin to watch. held: bytes of the weights that are there already."""
+        self._device, self._held = device, held
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            _forget_peak()
+            self._before = _resident_peak()
+
+    def peak(self) -> int:
+        """Return the peak so far, in bytes."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device)
+        return self._held + _resident_peak() - self._before
+
+
+def in_units(size: int) -> str:
+    """Return bytes for a person: 1.2 GB, 34 MB."""
+    if size >= 1e9:
+        return f"{size / 1e9:.2g} GB"
+    return f"{size / 1e6:.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"
+
+
+def _resident_peak() -> int:
+    if _STATUS.is_file():
+        lines = _STATUS.read_text().splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _forget_peak() -> None:
+    """Let the peak begin again at what is resident now; where that cannot be, it stays."""
+    with suppress(OSError):
+        _CLEAR.write_text("5")
+
+
+def _like(t: Tensor) -> Tensor:
+    return torch.empty_like(t, device="meta").requires_grad_(t.requires_grad)
+
+
+def _bytes(t: Tensor) -> int:
+    return t.numel() * t.element_size()
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [t for t in tree_leaves(tree) if isinstance(t, Tensor)]

@@ -1,0 +1,154 @@
+"""Memory: what is foreseen is near what is then measured, and falls where it should."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fewstep.core.denoiser import Guided
+from fewstep.distill.match import Match
+from fewstep.distill.plan import Stage
+from fewstep.models import Lora, UNetConfig, UNetModel, build_unet, student_of
+from fewstep.models.card import Card
+from fewstep.train import Estimate, TrainConfig, Watch, estimate, in_units
+
+SMALL = UNetConfig(channels=(8, 16), groups=4, w_dim=32, attention=(False, True))
+WITHIN = 2.0  # the factor between what is foreseen and what is measured
+
+
+def teacher(config: UNetConfig = SMALL, size: int = 8) -> Guided:
+    card = Card(
+        fewstep="0", family="unet-class", name="t", stage="teacher", clock="native-1024",
+        shape=(3, size, size), num_classes=10, null_class=10,
+    )  # fmt: skip
+    model = UNetModel(build_unet(config, (3, size, size), 10), card).eval()
+    return Guided(model, model.null_cond)
+
+
+def foreseen(lora: Lora | None = None, processes: int = 1, **config: object) -> Estimate:
+    of = teacher()
+    student = student_of(of, Stage("one", "teacher", 1), (0, 4), w_dim=32, lora=lora)
+    told = TrainConfig.model_validate({"batch_size": 64, **config})
+    x, cond = torch.zeros(1, 3, 8, 8), torch.zeros(1).long()
+    return estimate(student, Match(of), told, x, cond, processes=processes)
+
+
+def test_it_counts_what_is_there() -> None:
+    of, found = teacher(), foreseen()
+    weights = sum(4 * p.numel() for p in of.denoiser.parameters())  # type: ignore[attr-defined]
+    # The student has a w input besides.
+    assert found.gradients == found.ema == weights + 4 * 32 * 8
+    assert found.optimiser == 2 * found.gradients
+    assert found.weights == weights + found.gradients
+    assert found.total == sum(
+        (found.weights, found.gradients, found.optimiser, found.ema, found.activations)
+    )
+
+
+def test_a_base_that_is_shared_counts_once() -> None:
+    full, lora = foreseen(), foreseen(Lora(rank=2))
+    own = lora.gradients
+    assert 0 < own < full.gradients / 5
+    assert lora.weights == full.weights - full.gradients + own
+    assert lora.optimiser == 2 * own
+
+
+def test_activations_grow_with_the_batch_and_fall_with_parts_and_checkpoints() -> None:
+    one = foreseen().activations
+    assert 1.8 * one < foreseen(batch_size=128).activations < 2.2 * one
+    assert foreseen(accumulate=4).activations < 0.4 * one
+    assert foreseen(checkpoint_activations=True).activations < 0.8 * one
+    assert foreseen(precision="bf16").activations < 0.8 * one
+
+
+def test_processes_share_the_batch_and_with_shard_the_students_weights() -> None:
+    alone, shared = foreseen(), foreseen(processes=4)
+    assert shared.activations < 0.4 * alone.activations
+    assert (shared.weights, shared.ema) == (alone.weights, alone.ema)
+    cut = foreseen(processes=4, shard=True)
+    assert cut.ema == alone.ema // 4
+    assert cut.weights == alone.weights - alone.ema + alone.ema // 4
+
+
+def test_it_leaves_the_student_and_attention_alone() -> None:
+    plain, before = F.scaled_dot_product_attention, torch.random.get_rng_state()
+    of = teacher()
+    student = student_of(of, Stage("one", "teacher", 1), (0, 4), w_dim=32)
+    held = {n: p.clone() for n, p in student.named_parameters()}
+    before = torch.random.get_rng_state()
+    estimate(student, Match(of), TrainConfig(), torch.zeros(1, 3, 8, 8), torch.zeros(1).long())
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(torch.equal(p, held[n]) and p.grad is None for n, p in student.named_parameters())
+    assert F.scaled_dot_product_attention is plain
+
+
+def test_it_reads_as_a_line() -> None:
+    told = str(Estimate(4 * 10**8, 10**8, 2 * 10**8, 10**8, 3 * 10**9))
+    assert told == (
+        "about 3.8 GB (weights 400 MB, gradients 100 MB, optimiser 200 MB, ema 100 MB, "
+        "activations 3 GB)"
+    )
+    assert in_units(123456) == "0.1 MB"
+
+
+def test_a_watch_sees_what_was_there_for_a_moment() -> None:
+    watch = Watch(torch.device("cpu"), held=1000)
+    assert watch.peak() < 20e6
+    torch.ones(25_000_000).sum()
+    assert 90e6 < watch.peak() < 130e6
+
+
+MEASURE = """
+import json, sys, torch
+from pathlib import Path
+from fewstep.distill.match import Match
+from fewstep.distill.plan import Stage
+from fewstep.models import Lora, UNetConfig, student_of
+from fewstep.train import TrainConfig, Watch, estimate, train
+from tests.train.test_memory import teacher
+
+torch.set_num_threads(1)
+lora, batch_size, checkpoint = json.loads(sys.argv[2])
+wide = UNetConfig(channels=(32, 256), groups=8, attention=(False, True))
+
+def run(name, of, size):
+    told = TrainConfig(updates=2, batch_size=size, checkpoint_activations=checkpoint)
+    kind = Lora(rank=4) if lora else None
+    student = student_of(of, Stage("one", "teacher", 1), (0, 4), lora=kind)
+
+    def batch(update, part, parts):
+        return torch.zeros(size // parts, 3, 16, 16), torch.zeros(size // parts).long()
+
+    found = estimate(student, Match(of), told, *batch(0, 0, size))
+    watch = Watch(torch.device("cpu"), found.weights)
+    train(student, Match(of), batch, told, Path(sys.argv[1]) / name, device="cpu", progress=False)
+    return found.total, watch.peak()
+
+run("warm", teacher(size=16), 1)  # imports what is imported in training
+print(json.dumps(run("measured", teacher(wide, 16), batch_size)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("lora", "batch_size", "checkpoint"), [(False, 1, False), (False, 16, False), (True, 16, False)]
+)
+def test_what_is_foreseen_is_near_what_is_measured(
+    tmp_path: Path, lora: bool, batch_size: int, checkpoint: bool
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, tmp_path, json.dumps([lora, batch_size, checkpoint])],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found, measured = json.loads(done.stdout.splitlines()[-1])
+    print(f"foreseen {in_units(found)}, measured {in_units(measured)}")
+    assert measured / WITHIN < found < measured * WITHIN
