@@ -15,7 +15,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -284,7 +284,7 @@ class Run:
 
     def _fingerprint(self, card: Card, config: TrainConfig) -> str:
         """Of all that one model depends on: its own stage, and not the others of the plan."""
-        stage = next((asdict(s) for s in self.plan if s.name == card.name), None)
+        stage = next((s.identity() for s in self.plan if s.name == card.name), None)
         told = {
             "config": config.identity(),
             "network": self.recipe.network.model_dump(mode="json"),
