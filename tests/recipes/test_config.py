@@ -60,6 +60,14 @@ def test_a_stage_has_its_own_learning_rate_or_the_shared_one() -> None:
     assert recipe.train_config(None).updates == recipe.teacher.updates
 
 
+def test_a_stage_has_states_of_its_own_or_the_shared_ones() -> None:
+    stages = "distill.stages=[{parent: teacher}, {parent: stage-one, steps: 4, states: noised}]"
+    recipe = load_recipe("digits", ["distill.states=trajectory", stages])
+    assert [s.states for s in recipe.distill.plan()] == ["trajectory", "noised"]
+    assert [s.states for s in load_recipe("digits", [stages]).distill.plan()] == ["noised"] * 2
+    assert recipe.distill.plan().cost(8) == load_recipe("digits", [stages]).distill.plan().cost(8)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -72,6 +80,17 @@ def test_a_stage_has_its_own_learning_rate_or_the_shared_one() -> None:
         ("name: a\ndistill: {stages: [{parent: teacher, steps: 4, strid: 2}]}", "'stride'"),
         ("name: a\nevaluate: {w: [5]}", "outside distill.w"),
         ("name: a\nwarmup: 3", "warmup is not a key"),
+        ("name: a\ndistill: {states: walked}", "distill.states"),
+        (
+            "name: a\ndistill: {batch_size: 8, accumulate: 2, states: trajectory,"
+            " stages: [{parent: teacher, steps: 8}]}",
+            "a batch of 4 cannot hold a trajectory of 8 states",
+        ),
+        (
+            "name: a\ndistill: {stages: [{parent: teacher, steps: 4, stride: 2,"
+            " direction: encode, states: trajectory}]}",
+            "an encoder of stride 2",
+        ),
     ],
 )
 def test_a_wrong_recipe_is_one_line_with_its_key(tmp_path: Path, text: str, says: str) -> None:

@@ -287,6 +287,31 @@ def test_evaluate_asks_by_captions_and_knows_the_images(
     assert (row["model"], row["evaluations"]) == ("student-4", 4)
 
 
+def test_prompts_alone_make_students_at_the_teachers_own_states(
+    parts: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("a cat\na dog\na fox\n")
+    told = recipe(path, None).model_dump(mode="json")
+    told["latents"]["flip"] = False
+    noised = Run(check_recipe(told, "test"), tmp_path / "noised", "cpu", progress=False)
+    noised.prepare()
+    noised.use_teacher(parts)
+    with pytest.raises(RecipeError, match=r"prompts alone.*set distill\.states=trajectory"):
+        noised.distill(next(iter(noised.plan)))
+    told["distill"]["states"] = "trajectory"
+    run = Run(check_recipe(told, "test"), tmp_path / "run", "cpu", progress=False)
+    run.prepare()
+    run.use_teacher(parts)
+    cards = [run.distill(stage) for stage in run.plan]
+    assert [c.steps for c in cards] == [None, 8, 4]
+    cond = encode_prompts(tmp_path / "run" / "student-4", ["a dog"])
+    z = fewstep.sample(load(tmp_path / "run" / "student-4"), cond, w=2.0)
+    assert z.shape == (1, 4, 8, 8)
+    with pytest.raises(RecipeError, match="figures compare with images"):
+        run_study(check_recipe(told, "test"), tmp_path / "run", "cpu", lambda _: None)
+
+
 def test_prompts_alone_are_encoded_without_images(parts: Path, tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("a cat\na dog\na cat\n")

@@ -22,7 +22,7 @@ RECIPE = {
         "stages": [
             {"parent": "teacher"},
             {"parent": "stage-one", "steps": 2},
-            {"parent": "stage-one", "steps": 2, "stride": 2},
+            {"parent": "stage-one", "steps": 2, "stride": 2, "states": "trajectory"},
         ],
     },
 }

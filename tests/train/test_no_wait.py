@@ -94,7 +94,15 @@ def stochastic(of: UNetModel) -> Problem:
     return Halve(Guided(of, of.null_cond), steps=4, stride=2, substeps=4, w=(0.0, 4.0))
 
 
-PROBLEMS = (pretrain, match, halve, encode, pair, stochastic)
+def match_walked(of: UNetModel) -> Problem:
+    return Match(Guided(of, of.null_cond), states="trajectory", walk=BATCH)
+
+
+def halve_walked(of: UNetModel) -> Problem:
+    return Halve(student(of).eval(), steps=4, stride=2, states="trajectory")
+
+
+PROBLEMS = (pretrain, match, halve, encode, pair, stochastic, match_walked, halve_walked)
 
 
 @pytest.mark.parametrize("stage", PROBLEMS)

@@ -1,4 +1,4 @@
 """What the paper adds: stages as regression problems.
 
-Reading order: problem, pretrain, match, halve, plan.
+Reading order: problem, pretrain, trajectory, match, halve, plan.
 """

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from fewstep.core import cond as conds
-from fewstep.core.angle import HALF_PI, add_noise, expand
+from fewstep.core.angle import HALF_PI, add_noise, expand, renoise, rotate
 from fewstep.core.cond import Cond, Copies
 from fewstep.core.denoiser import Denoiser, coefficient_dtype, traits_of
 from fewstep.core.grid import Grid, Split, check_grid, check_steps
 from fewstep.core.samplers import Move
 from fewstep.distill.draw import check_interval, gaussian, uniform
 from fewstep.distill.problem import Regression
+from fewstep.distill.trajectory import States, check_states, owners, visits
 from fewstep.errors import GridError, RangeError
 
 
@@ -91,6 +92,10 @@ class Halve:
             `dropout`: for a teacher that is one network, conditional or not, and a student that
             is to be guided by two passes of its own.
         dropout: how often; without null_cond it is not used.
+        states: "noised" puts noise on the data at a drawn angle; "trajectory" walks a few examples
+            along the whole grid by the teacher's own steps, each of them a state and its target.
+            The walk begins as sampling does: at pure noise, and the images of a batch then give
+            their shape alone; or, encoding, at the images.
     """
 
     teacher: Denoiser
@@ -103,6 +108,7 @@ class Halve:
     split: Split | None = None
     null_cond: Cond | None = None
     dropout: float = 0.5
+    states: States = "noised"
     _tables: dict[tuple[torch.device, torch.dtype], _Table] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -118,6 +124,11 @@ class Halve:
             raise RangeError(f"dropout = {self.dropout}; it must lie in [0, 1]. Use 0.5, say.")
         if self.direction not in ("decode", "encode"):
             raise RangeError(f"direction = {self.direction!r}; it is 'decode' or 'encode'.")
+        if check_states(self.states) == "trajectory" and self._encodes and self.stride > 1:
+            raise RangeError(
+                f"an encoder of stride {self.stride} has no trajectories to learn on: after such a "
+                "stride noise would have to be taken away. Use stride 1, or states: noised."
+            )
         traits = traits_of(self.teacher)
         w = self.w if self.w is not None else traits.w_range
         if w is None:
@@ -138,13 +149,17 @@ class Halve:
         self._table(torch.device("cpu"), torch.float64)
 
     @property
+    def _encodes(self) -> bool:
+        return self.direction == "encode"
+
+    @property
     def moves(self) -> list[Move]:
         """Every move that the student is trained for, noisiest start first."""
         assert self.grid is not None
         n, s = self.steps, self.stride
         pairs = [(i, min(i + s, n)) for i in range(n)]
         decode = [Move(self.grid[i], self.grid[j], self.grid[j]) for i, j in pairs]
-        if self.direction == "decode":
+        if not self._encodes:
             return decode
         reverse = [(j, max(j - s, 0)) for j in range(n, 0, -1)]
         return [Move(self.grid[j], self.grid[i], self.grid[i]) for j, i in reverse]
@@ -168,18 +183,53 @@ class Halve:
         return self._tables[device, dtype]
 
     def __call__(self, x: Tensor, cond: Cond, generator: torch.Generator) -> Regression:
-        """Return the regression for clean x (B, *D), at substeps x teacher.passes evaluations."""
+        """Return the regression for clean x (B, *D), at substeps x teacher.passes evaluations.
+
+        Raises RangeError for a batch that cannot hold one trajectory, where states are of those.
+        """
         assert self.w is not None
+        if self.states == "trajectory":
+            return self._walked(x, cond, generator)
         table = self._table(x.device, coefficient_dtype(x))
         rows = len(table.phi)
         index = torch.randint(rows, (len(x),), generator=generator, device=x.device)
         w = uniform(self.w, x, generator)
         phi = table.phi[index, 0]
         z = add_noise(x, gaussian(x, generator), phi)
-        if self.null_cond is not None:
-            dropped = uniform((0.0, 1.0), x, generator) < self.dropout
-            cond = conds.replace(cond, dropped, conds.once(self.null_cond, x.device, self._nulls))
+        cond = self._dropped(x, cond, generator)
         return Regression(z, phi, cond, w, self.target(z, index, cond, w))
+
+    def _walked(self, x: Tensor, cond: Cond, generator: torch.Generator) -> Regression:
+        assert self.w is not None
+        moves = self.moves
+        counts = visits(len(x), len(moves))
+        x, cond = x[: counts[0]], conds.take(cond, slice(counts[0]))
+        w = uniform(self.w, x, generator)
+        z = gaussian(x, generator)
+        cond = self._dropped(x, cond, generator)
+        if self._encodes:
+            z = x
+        states, targets = [], []
+        for k, (move, count) in enumerate(zip(moves, counts, strict=True)):
+            z, index = z[:count], torch.full((count,), k, device=x.device)
+            v = self.target(z, index, conds.take(cond, slice(count)), w[:count])
+            states.append(z)
+            targets.append(v)
+            z = rotate(z, v, move.phi - move.to)
+            if k + 1 < len(moves) and moves[k + 1].phi > move.to and not self._encodes:
+                # The stochastic sampler's way back up, by noise of its own for each move.
+                z = renoise(z, gaussian(z, generator), move.to, moves[k + 1].phi)
+        row = owners(counts, x.device)
+        starts = self._table(x.device, coefficient_dtype(x)).phi[:, 0]
+        phi = torch.cat([start.expand(n) for start, n in zip(starts, counts, strict=True)])
+        return Regression(torch.cat(states), phi, conds.take(cond, row), w[row], torch.cat(targets))
+
+    def _dropped(self, x: Tensor, cond: Cond, generator: torch.Generator) -> Cond:
+        """Return cond with the label dropped here and there; as it is without a null_cond."""
+        if self.null_cond is None:
+            return cond
+        dropped = uniform((0.0, 1.0), x, generator) < self.dropout
+        return conds.replace(cond, dropped, conds.once(self.null_cond, x.device, self._nulls))
 
     def target(self, z: Tensor, index: Tensor, cond: Cond, w: Tensor) -> Tensor:
         """Return v_target (B, *D) for states z (B, *D) that start move `index` (B,) of `moves`."""

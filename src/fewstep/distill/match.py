@@ -7,11 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.core.angle import HALF_PI, add_noise
+from fewstep.core import cond as conds
+from fewstep.core.angle import HALF_PI, add_noise, rotate
 from fewstep.core.cond import Cond
-from fewstep.core.denoiser import Denoiser, traits_of
+from fewstep.core.denoiser import Denoiser, coefficient_dtype, traits_of
 from fewstep.distill.draw import check_interval, gaussian, uniform
 from fewstep.distill.problem import Regression
+from fewstep.distill.trajectory import States, check_states, owners, visits
+from fewstep.errors import RangeError
+
+WALK = 8
 
 
 @dataclass(frozen=True)
@@ -22,23 +27,72 @@ class Match:
         teacher: `Guided`, or any denoiser that obeys w.
         w: range of the guidance weight; (w, w) gives a student for one fixed w.
         phi: range of the angle; by default the angles that the teacher was trained at.
+        states: "noised" puts noise on the data; "trajectory" walks a few examples from pure noise
+            by the teacher's own DDIM steps, and the images of a batch give their shape alone.
+        walk: states of a trajectory: one at the noisiest angle, where all sampling starts, and
+            one drawn uniformly in each of walk - 1 equal parts of the range.
     """
 
     teacher: Denoiser
     w: tuple[float, float] = (0.0, 4.0)
     phi: tuple[float, float] | None = None
+    states: States = "noised"
+    walk: int = WALK
 
     def __post_init__(self) -> None:
-        """Raise RangeError for a range that is none."""
+        """Raise RangeError for a range that is none, or states that cannot be walked to."""
         check_interval("w", self.w)
-        phi = traits_of(self.teacher).phi_range if self.phi is None else self.phi
-        object.__setattr__(self, "phi", check_interval("phi", phi, 0.0, HALF_PI))
+        trained = traits_of(self.teacher).phi_range
+        phi = check_interval("phi", self.phi or trained, 0.0, HALF_PI)
+        object.__setattr__(self, "phi", phi)
+        if check_states(self.states) == "noised":
+            return
+        if self.walk < 2:
+            raise RangeError(f"walk = {self.walk}; it must be at least 2. Use {WALK}, say.")
+        if phi[1] < trained[1]:
+            raise RangeError(
+                f"phi ends at {phi[1]:g} and the teacher's trajectories start at {trained[1]:g}. "
+                "Leave phi out, or use states: noised."
+            )
 
     def __call__(self, x: Tensor, cond: Cond, generator: torch.Generator) -> Regression:
-        """Return the regression for clean x (B, *D). Costs teacher.passes evaluations."""
+        """Return the regression for clean x (B, *D). Costs teacher.passes evaluations.
+
+        Raises RangeError for a batch that cannot hold one trajectory, where states are of those.
+        """
         assert self.phi is not None
+        if self.states == "trajectory":
+            return self._walked(x, cond, generator)
         phi = uniform(self.phi, x, generator)
         w = uniform(self.w, x, generator)
         z = add_noise(x, gaussian(x, generator), phi)
         with torch.no_grad():
             return Regression(z, phi, cond, w, self.teacher(z, phi, cond, w))
+
+    def _walked(self, x: Tensor, cond: Cond, generator: torch.Generator) -> Regression:
+        counts = visits(len(x), self.walk)
+        x, cond = x[: counts[0]], conds.take(cond, slice(counts[0]))
+        w = uniform(self.w, x, generator)
+        z = gaussian(x, generator)
+        angles = [phi[:n] for phi, n in zip(self._angles(x, generator), counts, strict=True)]
+        states: list[Tensor] = []
+        targets: list[Tensor] = []
+        with torch.no_grad():
+            for k, (phi, n) in enumerate(zip(angles, counts, strict=True)):
+                if k:
+                    z = rotate(z[:n], targets[-1][:n], angles[k - 1][:n] - phi)
+                states.append(z)
+                targets.append(self.teacher(z, phi, conds.take(cond, slice(n)), w[:n]))
+        row = owners(counts, x.device)
+        every = torch.cat(states), torch.cat(angles), torch.cat(targets)
+        return Regression(every[0], every[1], conds.take(cond, row), w[row], every[2])
+
+    def _angles(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return (walk, T) angles, falling from the noisiest one, for trajectories x (T, *D)."""
+        assert self.phi is not None
+        low, high = self.phi
+        shape, kept = (self.walk - 1, len(x)), coefficient_dtype(x)
+        part = torch.arange(self.walk - 1, device=x.device, dtype=kept)[:, None]
+        u = torch.rand(shape, generator=generator, device=x.device, dtype=kept)
+        below = high - (high - low) * (part + u) / (self.walk - 1)
+        return torch.cat([torch.full_like(below[:1], high), below.clamp_min(low)])

@@ -7,14 +7,15 @@ steps with several sub-steps a stride; both can start at the two-pass teacher, w
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Denoiser
 from fewstep.distill.halve import Halve
 from fewstep.distill.match import Match
 from fewstep.distill.problem import Problem
+from fewstep.distill.trajectory import States
 from fewstep.errors import RecipeError
 
 TEACHER = "teacher"
@@ -50,7 +51,7 @@ class Stage:
         name: of the student, and of its folder.
         parent: name of its teacher, `TEACHER` for the guided pair.
         updates: optimiser updates.
-        steps, substeps, stride, direction: as in `Halve`.
+        steps, substeps, stride, direction, states: as in `Halve`, and states in `Match`.
         pair: the student replaces the network and not the guided pair: it learns the conditional
             and the unconditional pass of its parent alike, and is itself guided by two passes.
     """
@@ -63,6 +64,7 @@ class Stage:
     stride: int = 1
     direction: Direction = "decode"
     pair: bool = False
+    states: States = "noised"
 
     @property
     def sampler(self) -> str | None:
@@ -81,7 +83,7 @@ class Stage:
         null_cond: of a pair, whose teacher is one network.
         """
         if self.steps is None:
-            return Match(teacher, w=w)
+            return Match(teacher, w=w, states=self.states)
         return Halve(
             teacher,
             self.steps,
@@ -90,10 +92,21 @@ class Stage:
             direction=self.direction,
             w=(0.0, 0.0) if self.pair else w,
             null_cond=null_cond if self.pair else None,
+            states=self.states,
         )
 
+    def identity(self) -> dict[str, Any]:
+        """Return what the student depends on.
+
+        Noised states are not named: a run that was begun before there were others goes on.
+        """
+        told = asdict(self)
+        if self.states == "noised":
+            del told["states"]
+        return told
+
     def cost(self, batch_size: int) -> Cost:
-        """Return what the stage will cost, before it starts."""
+        """Return what the stage will cost, before it starts: the same whatever its states."""
         passes = 2 if self.parent == TEACHER and not self.pair else 1
         examples = self.updates * batch_size
         return Cost(examples * passes * (1 if self.steps is None else self.substeps), examples)

@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fewstep.atomic import atomic_write
 from fewstep.data import DataConfig
+from fewstep.distill.match import WALK
 from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan, Stage, student_name
+from fewstep.distill.trajectory import States
 from fewstep.errors import RecipeError, did_you_mean
 from fewstep.models import Lora, UNetConfig
 from fewstep.train import Optimisation, TrainConfig
@@ -36,7 +38,7 @@ class TeacherConfig(Optimisation):
 class StageConfig(Part):
     """One student of the plan (`fewstep.distill.plan.Stage`); steps is left out for stage one.
 
-    updates and lr default to those of `distill`; the name to stage-one, student-4, ...
+    updates, lr and states default to those of `distill`; the name to stage-one, student-4, ...
     """
 
     parent: str
@@ -48,23 +50,41 @@ class StageConfig(Part):
     pair: bool = False
     updates: int | None = Field(None, ge=1)
     lr: float | None = Field(None, gt=0)
+    states: States | None = None
 
 
 class DistillConfig(Optimisation):
     """Both stages: the range of w, the plan, and what every student's training shares.
 
     lora: train an adapter in place of every weight; null trains every weight.
+    states: that students learn at: "noised" data, or those of the teacher's own "trajectory".
     """
 
     w: tuple[float, float] = (0.0, 4.0)
     updates: int = Field(500, ge=1)
     lora: Lora | None = None
+    states: States = "noised"
     stages: tuple[StageConfig, ...] = ()
 
     @model_validator(mode="after")
     def _range(self) -> DistillConfig:
         if not self.w[0] <= self.w[1]:
             raise ValueError(f"w = {self.w} must be [low, high] with low <= high")
+        return self
+
+    @model_validator(mode="after")
+    def _walkable(self) -> DistillConfig:
+        part = self.batch_size // self.accumulate
+        for s in self.stages:
+            if (s.states or self.states) == "noised":
+                continue
+            if (s.steps or WALK) > part:
+                raise ValueError(
+                    f"a batch of {part} cannot hold a trajectory of {s.steps or WALK} states; "
+                    "give a larger batch, fewer steps, or states: noised"
+                )
+            if s.stride == 2 and s.direction == "encode":
+                raise ValueError("an encoder of stride 2 has no trajectories; use states: noised")
         return self
 
     def plan(self) -> Plan:
@@ -75,7 +95,8 @@ class DistillConfig(Optimisation):
         name = STAGE_ONE
         if s.steps is not None:
             name = student_name(s.steps, s.stride, s.direction, s.pair)
-        shared = (s.steps, s.substeps, s.stride, s.direction, s.pair)
+        states = s.states or self.states
+        shared = (s.steps, s.substeps, s.stride, s.direction, s.pair, states)
         return Stage(s.name or name, s.parent, s.updates or self.updates, *shared)
 
     def lr_of(self, stage: Stage) -> float:

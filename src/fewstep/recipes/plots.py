@@ -22,6 +22,7 @@ COLOURS = {
     "stochastic": "#0072B2",
     "dpm-solver++": "#777777",
     "unipc": "#B0B0B0",
+    "heun": "#F0E442",
 }
 OTHER = "#777777"
 
@@ -32,8 +33,9 @@ GROUPS = {
     "stochastic": "students, stochastic",
     "dpm-solver++": "guided teacher, DPM-Solver++",
     "unipc": "guided teacher, UniPC",
+    "heun": "guided teacher, Heun",
 }
-SOLVER_GROUPS = ("dpm-solver++", "unipc")
+SOLVER_GROUPS = ("dpm-solver++", "unipc", "heun")
 
 
 @contextmanager

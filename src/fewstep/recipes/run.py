@@ -15,7 +15,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -318,6 +318,11 @@ class Run:
                 f"{parent.card.pair}); a pair starts from the teacher or a pair."
             )
         recipe = self.recipe
+        if isinstance(self.images, Prompts) and stage.states == "noised":
+            raise RecipeError(
+                f"{recipe.data.name} has prompts alone, and {stage.name} is to learn from noised "
+                "images; set distill.states=trajectory, and it learns at its teacher's own states."
+            )
         student = student_of(
             parent,
             stage,
@@ -336,7 +341,7 @@ class Run:
         self.tell(f"{name}: {config.updates} updates of {config.batch_size}")
         started = time.perf_counter()
         seed = derive(self.recipe.seed, name)
-        batch = self._batches(config.batch_size, seed)
+        batch = self._batches(config.batch_size, seed, model.card.shape)
         memory = Memory.foreseen(model, problem, config, batch, self.device)
         self.tell(f"{name}: memory {memory}")
         result = train(
@@ -379,22 +384,24 @@ class Run:
         self.wait()
         return read_card(self.folder(model.card.name))
 
-    def _batches(self, batch_size: int, seed: int) -> Batch:
+    def _batches(self, batch_size: int, seed: int, shape: tuple[int, ...]) -> Batch:
         data, config = self.data, self.recipe.data
+        alone = isinstance(self.images, Prompts)
 
         def batch(update: int, part: int, parts: int) -> tuple[Tensor, Cond]:
             size = batch_size // parts
             index, epoch = walk(data, seed, update, size, part=part, parts=parts)
             x, cond = data.batch(index)
             if isinstance(data, Latents):
-                return x, cond
+                # Beside prompts alone there is nothing: only its shape will be looked at.
+                return x.new_zeros(len(x), *shape) if alone else x, cond
             return augment(x, seed, epoch, index, flip=config.flip, crop=config.crop), cond
 
         return Ahead(batch) if isinstance(data, Shards) else batch
 
     def _fingerprint(self, card: Card, config: TrainConfig) -> str:
         """Of all that one model depends on: its own stage, and not the others of the plan."""
-        stage = next((asdict(s) for s in self.plan if s.name == card.name), None)
+        stage = next((s.identity() for s in self.plan if s.name == card.name), None)
         told: dict[str, Any] = {
             "config": config.identity(),
             "network": self.recipe.network.model_dump(mode="json"),

@@ -13,8 +13,9 @@ import torch
 import fewstep
 from fewstep.atomic import atomic_write
 from fewstep.core.denoiser import Guided
+from fewstep.data import Prompts
 from fewstep.distill.plan import STAGE_ONE, TEACHER
-from fewstep.errors import FolderError
+from fewstep.errors import FolderError, RecipeError
 from fewstep.metrics import Features, distance_key, paired_rms
 from fewstep.models import UNetModel, card_of, save_model
 from fewstep.models.solvers import SOLVERS
@@ -44,6 +45,11 @@ def run_study(
     started = time.perf_counter()
     run = Run(recipe, out, device, say, progress)
     run.prepare()
+    if isinstance(run.images, Prompts):
+        raise RecipeError(
+            f"{recipe.data.name} has prompts alone, and figures compare with images: use `fewstep "
+            "distill`, then `fewstep evaluate --reference IMAGES`."
+        )
     cost = run.plan.cost(recipe.distill.batch_size)
     run.tell(f"plan: {len(run.plan.stages)} students, {cost.evaluations:,} network evaluations")
     try:
