@@ -411,6 +411,8 @@ class Run:
             "augment": [self.recipe.data.flip, self.recipe.data.crop],
             "parent": [p.sha256 for p in card.parents[:1]],
         }
+        if self.recipe.distill.lora is not None:
+            told["lora"] = self.recipe.distill.lora.model_dump(mode="json")
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def _finished(self, name: str, stage: Stage | None) -> Card:
