@@ -17,6 +17,7 @@ from tests.models.pipelines import dit_folder, sd_folder
 
 import fewstep
 from fewstep.cli.main import main
+from fewstep.core.denoiser import Guided
 from fewstep.data import Prompts, open_dataset
 from fewstep.errors import FewstepError, RecipeError
 from fewstep.models import (
@@ -34,6 +35,7 @@ from fewstep.recipes.config import Recipe, check_recipe, save_recipe
 from fewstep.recipes.latents import encoded
 from fewstep.recipes.run import Run
 from fewstep.recipes.study import run_study
+from fewstep.testing import check_denoiser
 
 NAMES = ("cat", "owl")
 
@@ -186,6 +188,10 @@ def test_a_class_model_goes_from_images_to_a_report(
     out = tmp_path / "classes"
     made = recipe(images, parts, "class")
     run_study(made, out, "cpu", lambda _: None, progress=False)
+    teacher = load(out / "teacher")
+    assert isinstance(teacher, Guided)
+    classes = torch.tensor([0, 1, 1])
+    assert len(check_denoiser(teacher, classes, null_cond=teacher.null_cond)) == 13
     student = load(out / "student-4")
     assert isinstance(student, LatentClass)
     assert read_card(out / "student-4").family == "latent-class"
