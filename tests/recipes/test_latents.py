@@ -209,12 +209,14 @@ def test_a_class_model_goes_from_images_to_a_report(
 def test_a_stock_folder_is_a_teacher_and_brings_its_encoders(
     images: Path, parts: Path, tmp_path: Path
 ) -> None:
-    made = recipe(images, None)
-    run = Run(made, tmp_path / "run", "cpu", progress=False)
+    told = recipe(images, None).model_dump(mode="json")
+    told["latents"]["negative_prompt"] = "blurry"
+    run = Run(check_recipe(told, "test"), tmp_path / "run", "cpu", progress=False)
     run.prepare()
     run.use_teacher(parts)
     card = run.distill(next(iter(run.plan)))
     assert card.parents[0].name == "teacher"
+    assert card.null_prompt == read_card(tmp_path / "run" / "teacher").null_prompt == "blurry"
     assert read_card(tmp_path / "run" / "teacher").weights_sha256 == card.parents[0].sha256
 
 

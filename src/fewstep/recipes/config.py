@@ -113,6 +113,8 @@ class LatentConfig(Part):
             the teacher's own. A run that trains its teacher starts from the network of a stock
             pipeline that draws by the same conditions.
         cond: what the model is told: prompts, made of `data.captions`, or the class.
+        negative_prompt: what the teacher's unconditional pass is told, in every student's weights
+            from then on; by default what its own pipelines tell it: the empty prompt, or zeros.
         flip: encode the mirror image of every image too.
         dtype: in which latents and embeddings are kept.
         shard_size: examples a file.
@@ -121,6 +123,7 @@ class LatentConfig(Part):
 
     folder: str | None = None
     cond: Literal["prompt", "class"] = "prompt"
+    negative_prompt: str | None = None
     flip: bool = False
     dtype: Literal["float32", "float16"] = "float32"
     shard_size: int = Field(1024, ge=1)

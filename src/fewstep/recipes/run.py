@@ -223,7 +223,7 @@ class Run:
         """Return the network to train: that of a stock pipeline folder, or a new one."""
         recipe = self.recipe
         if recipe.latents is not None and is_pipeline(self.encoders):
-            model = load_model(self.encoders)
+            model = self._load_parent(self.encoders)
             if model.card.stage != "teacher":
                 raise FolderError(f"{self.encoders} is a student; a teacher does not start there.")
             if recipe.latents.cond == _takes(model.card):
@@ -250,6 +250,11 @@ class Run:
             else LatentClass(unet, card, self.encoders)
         )
 
+    def _load_parent(self, folder: Path) -> UNetModel:
+        latents = self.recipe.latents
+        prompt = None if latents is None else latents.negative_prompt
+        return load_model(folder, negative_prompt=prompt)
+
     def _check_kind(self, card: Card, folder: Path) -> None:
         """Raise RecipeError unless the recipe's data are what the model works on."""
         latents, takes = self.recipe.latents, _takes(card)
@@ -275,7 +280,7 @@ class Run:
         A folder of a stock diffusers pipeline is a teacher. Raises FolderError as `load_model`
         does, and for a student; RecipeError where the recipe's data do not fit it.
         """
-        model = load_model(folder)
+        model = self._load_parent(folder)
         card = model.card
         self._check_kind(card, folder)
         if card.stage == "halve":
