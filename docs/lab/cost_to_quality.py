@@ -106,9 +106,25 @@ PLANS: dict[str, Entry] = {
         "short, 8 sub-steps, plain w", SHORT, straight(8, 333), network={"w_band": None}
     ),
     "direct-8": Entry("full stage one, 8 sub-steps", FULL, straight(8, 410), "demo"),
+    "direct-4": Entry("full stage one, 4 sub-steps", FULL, straight(4, 640), "demo"),
+    "default-plain": Entry(
+        "the digits' recipe, plain w",
+        FULL,
+        chain_to_4(8, [500, 400]),
+        network={"w_band": None},
+    ),
     "none-8-t": Entry(
         "no stage one, trajectories", None, straight(8, 350, TEACHER), distill=TRAJECTORY
     ),
+}
+# What other runs beside the demo have made with the same settings and seed: not made again.
+BROUGHT: dict[tuple[str, int], dict[str, str]] = {
+    ("default", 0): {"student-8": "demo/student-8", "student-4": "demo/student-4"},
+    ("direct-8", 0): {"student-4": "comparisons/direct-4-of-8"},
+    ("direct-4", 0): {"student-4": "comparisons/direct-4-of-4"},
+    ("default-plain", 0): {
+        name: f"compare-plain-w/{name}" for name in ("stage-one", "student-8", "student-4")
+    },
 }
 
 
@@ -122,13 +138,17 @@ def make(demo: Path, out: Path, names: Sequence[str], seeds: Sequence[int]) -> N
     for name in names:
         for seed in seeds:
             say(f"{name}, seed {seed}")
-            run = _made(PLANS[name], demo, out, out / name / f"seed-{seed}", seed)
+            run = _made(name, demo, out, seed)
             atomic_write(run.out / "figures.json", json.dumps(_measured(run, evaluation)).encode())
 
 
-def _made(entry: Entry, demo: Path, out: Path, folder: Path, seed: int) -> Run:
-    run = Run(entry.recipe(seed), folder, "cpu", say, progress=False)
+def _made(name: str, demo: Path, out: Path, seed: int) -> Run:
+    entry = PLANS[name]
+    run = Run(entry.recipe(seed), out / name / f"seed-{seed}", "cpu", say, progress=False)
     run.prepare()
+    for model, source in BROUGHT.get((name, seed), {}).items():
+        if (demo.parent / source).is_dir() and not run.is_done(model):
+            shutil.copytree(demo.parent / source, run.folder(model))
     run.use_teacher(demo / TEACHER)
     if entry.shares is not None:
         other = demo if entry.shares == "demo" else out / entry.shares / f"seed-{seed}"
@@ -178,8 +198,9 @@ def _of(rows: Sequence[Told], plan: str, w: float, key: str) -> list[float]:
 
 
 def _mean_and_spread(values: Sequence[float], digits: int) -> str:
-    half = (max(values) - min(values)) / 2
-    return f"{statistics.mean(values):.{digits}f} ± {half:.{digits}f}"
+    """Return the mean and, of several seeds, half of what lies between the extremes."""
+    mean, half = statistics.mean(values), (max(values) - min(values)) / 2
+    return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if len(values) > 1 else "")
 
 
 def _markdown(rows: Sequence[Told]) -> str:
