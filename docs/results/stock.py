@@ -86,7 +86,7 @@ def main(folder: Path, images: str, w: float) -> None:
         z = run(get_sampler("deterministic"), model, z, cond, torch.full((B,), w), grid)
         print(f"image to image, strength {strength}: {gap(f'image {strength}', z):.1e}")
     free = fewstep.sample(model, cond, w=w, z=eps)
-    print(f"image to image at strength 1 against text to image: {gap('image 1.0', free):.3f}")
+    print(f"image to image at strength 1 against text to image: {gap('image 1.0', free):.1e}")
     known = mask.expand_as(x) < 0.5
     painted = theirs["inpaint"] * 2 - 1
     there_and_back = decode_latents(vae, encode_images(vae, x)).clamp(-1, 1)
