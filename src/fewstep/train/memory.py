@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -178,24 +178,28 @@ class _Live(TorchDispatchMode):
 class Watch:
     """The most memory that was in use since now.
 
-    On CUDA what the allocator has given out. Elsewhere how much the process has grown, beside the
-    weights that are there at the start; libraries that are first used meanwhile count as well.
+    On CUDA what the allocator has given out. Elsewhere how much larger the process is than it was
+    without weights when it first watched: libraries that are first used meanwhile count as well,
+    and what an earlier run left with the allocator, which a process does not give back.
     """
+
+    _bare: ClassVar[int | None] = None
 
     def __init__(self, device: torch.device, held: int) -> None:
         """Begin to watch. held: bytes of the weights that are there already."""
-        self._device, self._held = device, held
+        self._device = device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         else:
             _forget_peak()
-            self._before = _resident_peak()
+            if Watch._bare is None:
+                Watch._bare = _resident_peak() - held
 
     def peak(self) -> int:
         """Return the peak so far, in bytes."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
-        return self._held + _resident_peak() - self._before
+        return _resident_peak() - (Watch._bare or 0)
 
 
 def in_units(size: int) -> str:
