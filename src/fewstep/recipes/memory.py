@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from fewstep.core.cond import take
 from fewstep.distill.problem import Problem
 from fewstep.train import Batch, Estimate, TrainConfig, Watch, estimate, processes
 
@@ -28,8 +29,13 @@ class Memory:
     ) -> Memory:
         """Estimate, and begin to watch; to be asked right before `train`."""
         here = processes(device)
-        x, cond = batch(0, 0, config.batch_size)  # one example
-        found = estimate(student, problem, config, x, cond, processes=here.num_processes)
+        # The part that this process begins with: a stream deals no others.
+        first, parts = here.process_index, here.num_processes * config.accumulate
+        x, cond = batch(0, first * config.accumulate, parts)
+        one = slice(0, 1)
+        found = estimate(
+            student, problem, config, x[one], take(cond, one), processes=here.num_processes
+        )
         return cls(found, Watch(here.device, found.weights))
 
     def measured(self) -> dict[str, int]:
