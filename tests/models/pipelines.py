@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +173,23 @@ def dit_folder(path: Path, learned_sigma: bool = True, classes: int = 1000) -> P
     # As in published folders; the pipeline itself does not write it.
     edit(path / "model_index.json", id2label={str(k): f"thing {k}" for k in range(classes)})
     return path
+
+
+def draw_apart(jobs: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
+    """What stock pipelines draw (`stock.py`) in a process where fewstep cannot be imported."""
+    torch.save(jobs, folder / "jobs.pt")
+    stock = Path(__file__).with_name("stock.py")
+    done = subprocess.run(
+        [sys.executable, stock, folder / "jobs.pt", folder / "out.pt"],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found: dict[str, dict[str, Any]] = torch.load(folder / "out.pt", weights_only=True)
+    return found
 
 
 def edit(path: Path, **changes: Any) -> None:

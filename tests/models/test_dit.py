@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiTPipeline
-from tests.models.pipelines import dit_folder, edit
+from tests.models.pipelines import dit_folder, draw_apart, edit
 from torch import Tensor
 
 import fewstep
@@ -206,18 +203,7 @@ def test_a_trained_student_is_stock(folder: Path, tmp_path: Path) -> None:
 
     call = {"class_labels": LABELS, "num_inference_steps": 4, "guidance_scale": 1.0, "seed": SEED}
     job = {"folder": str(tmp_path / "m"), "pipeline": "DiTPipeline", "call": call}
-    torch.save({"dit": job}, tmp_path / "jobs.pt")
-    stock = Path(__file__).with_name("stock.py")
-    done = subprocess.run(
-        [sys.executable, stock, tmp_path / "jobs.pt", tmp_path / "out.pt"],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    got = torch.load(tmp_path / "out.pt", weights_only=True)["dit"]
+    got = draw_apart({"dit": job}, tmp_path)["dit"]
     assert got["batches"] == [3] * 4
     gap = float((images(tmp_path / "m", z) - got["images"]).abs().max())
     print("images", gap)

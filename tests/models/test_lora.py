@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.models.pipelines import dit_folder, edit, told_student
+from tests.models.pipelines import dit_folder, draw_apart, edit, told_student
 from torch import Tensor
 
 import fewstep
@@ -248,20 +246,8 @@ def test_stock_pipelines_draw_with_a_merged_folder(
     noise = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     call = {"prompt": PROMPTS, "num_inference_steps": 4, "guidance_scale": 3.0, "latents": noise}
     name = "StableDiffusionXLPipeline" if kind == "xl" else "StableDiffusionPipeline"
-    torch.save(
-        {"job": {"folder": str(tmp_path / "m"), "pipeline": name, "call": call}}, tmp_path / "jobs"
-    )
-    script = Path(__file__).with_name("stock.py")
-    done = subprocess.run(
-        [sys.executable, script, tmp_path / "jobs", tmp_path / "out"],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    got = torch.load(tmp_path / "out", weights_only=True)["job"]
+    job = {"folder": str(tmp_path / "m"), "pipeline": name, "call": call}
+    got = draw_apart({"job": job}, tmp_path)["job"]
     z = fewstep.sample(model, cond, w=2.0, steps=4, z=noise)
     images = decode_latents(load_vae(tmp_path / "m"), z) / 2 + 0.5
     assert got["batches"] == [4] * 4

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
-from tests.models.pipelines import sd_folder, told_student
+from tests.models.pipelines import draw_apart, sd_folder, told_student
 from torch import Tensor
 
 import fewstep
@@ -121,17 +118,7 @@ def trip(sd: Path, xl: Path, tmp_path_factory: pytest.TempPathFactory) -> Trip:
     job("low", "sd", "StableDiffusionPipeline", latents=noise(), **{**told, "guidance_scale": 0.5})
     more = {"negative_prompt": ["blurry"] * B}
     job("negative", "sd", "StableDiffusionPipeline", latents=noise(), **told, **more)
-    torch.save(jobs, path / "jobs.pt")
-    done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("stock.py"), path / "jobs.pt", path / "out.pt"],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        cwd=path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return Trip(folders, torch.load(path / "out.pt", weights_only=True))
+    return Trip(folders, draw_apart(jobs, path))
 
 
 def cond(trip: Trip, name: str) -> Cond:
