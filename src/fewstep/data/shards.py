@@ -24,7 +24,7 @@ from fewstep.core.seed import generator
 from fewstep.data.augment import uniform
 from fewstep.data.config import DataConfig
 from fewstep.data.dataset import check_index, check_split
-from fewstep.data.source import Record, decode, label_columns
+from fewstep.data.source import Record, decode, label_columns, missing_column
 from fewstep.errors import DataError, RangeError
 
 WINDOW = 8  # blocks among whose images an order is drawn
@@ -261,7 +261,7 @@ def _columns(schema: Any, file: Path, label: str | None) -> tuple[str, str, tupl
             images.append(field.name)
     labels = label_columns(features, label)
     if not images or not labels:
-        what = "images" if not images else "labels" if label is None else f"the name {label!r}"
+        what = missing_column(images, label)
         raise DataError(f"{file} has no column of {what}; its columns are {', '.join(features)}.")
     return images[0], labels[0], tuple(getattr(features[labels[0]], "names", ()) or ())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,7 +73,7 @@ def open_source(path: Path, label: str | None = None) -> Source:
     images = images or [k for k, v in features.items() if _encoded(v)]
     labels = label_columns(features, label)
     if not images or not labels:
-        what = "images" if not images else "labels" if label is None else f"the name {label!r}"
+        what = missing_column(images, label)
         raise DataError(
             f"{path} has no column of {what}; its columns are {', '.join(features) or 'none'}. An "
             "image folder needs a folder a class, two or more, or a metadata.jsonl with `text`; a "
@@ -92,6 +92,13 @@ def label_columns(features: Any, label: str | None) -> list[str]:
         return [label] if label in features else []
     classes = [k for k, v in features.items() if isinstance(v, datasets.ClassLabel)]
     return classes or [k for k in LABELS if k in features]
+
+
+def missing_column(images: Sequence[str], label: str | None) -> str:
+    """Return in words which column there is none of: images, or else what was to be the label."""
+    if not images:
+        return "images"
+    return "labels" if label is None else f"the name {label!r}"
 
 
 def _encoded(feature: Any) -> bool:
