@@ -12,7 +12,6 @@ import platform
 import statistics
 import subprocess
 import time
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -22,10 +21,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from fewstep.train import TrainConfig, train
+from fewstep.train.memory import Live
 
 Work = Callable[[], object]
 Row = dict[str, Any]
@@ -156,41 +154,6 @@ def beside_training(
     return out
 
 
-class _Live(TorchDispatchMode):
-    """The bytes of all tensors that were made under it and are still there."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        before = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if _real(t)}
-        out = func(*args, **(kwargs or {}))
-        for t in tree_leaves(out):
-            if _real(t) and id(t.untyped_storage()) not in before:
-                self._made(t.untyped_storage())
-        return out
-
-    def _made(self, storage: Any) -> None:
-        if storage in self._seen:
-            return
-        self._seen.add(storage)
-        size = storage.nbytes()
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._gone, size)
-
-    def _gone(self, size: int) -> None:
-        self.now -= size
-
-
-def _real(t: object) -> bool:
-    return isinstance(t, Tensor) and not t.is_meta
-
-
 class Peak:
     """The most memory that was in use above what there was at `start`, in bytes.
 
@@ -199,7 +162,7 @@ class Peak:
     """
 
     def __init__(self, setting: Setting) -> None:
-        self._setting, self._live, self._before = setting, _Live(), 0
+        self._setting, self._live, self._before = setting, Live(meta=False), 0
 
     def start(self) -> None:
         """Begin to count."""
@@ -208,7 +171,7 @@ class Peak:
             torch.cuda.reset_peak_memory_stats(self._setting.device)
             self._before = torch.cuda.memory_allocated(self._setting.device)
         else:
-            self._live = _Live()
+            self._live = Live(meta=False)
             self._live.__enter__()
 
     def stop(self) -> int:

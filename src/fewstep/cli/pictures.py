@@ -48,11 +48,9 @@ class Opened:
     @cached_property
     def vae(self) -> Any | None:
         """The autoencoder of a model of latents."""
-        from fewstep.core.denoiser import Guided
-        from fewstep.models import load_vae
+        from fewstep.models import load_vae, network_of
 
-        inner = self.model.denoiser if isinstance(self.model, Guided) else self.model
-        source = getattr(inner, "source", None)
+        source = network_of(self.model).source
         return None if source is None else load_vae(source, self.device)
 
     @property

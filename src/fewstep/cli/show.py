@@ -24,11 +24,9 @@ def show_command(
     json: Annotated[bool, typer.Option("--json", help="The card as JSON.")] = False,
 ) -> None:
     """Say what a model folder is: stage, steps, range of w, parents, figures."""
-    from fewstep.models import is_pipeline, load_model, read_card
-    from fewstep.models.card import CARD
+    from fewstep.models import card_in
 
-    stock = is_pipeline(model) and not (model / CARD).is_file()
-    card = load_model(model).card if stock else read_card(model)
+    card = card_in(model)
     typer.echo(card.model_dump_json(indent=2) if json else describe(card))
 
 

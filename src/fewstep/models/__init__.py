@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from fewstep.models.card import Card, Parent, read_card
-from fewstep.models.folder import card_of, lineage, load, load_model, save_model
+from fewstep.models.folder import card_in, card_of, lineage, load, load_model, save_model
 from fewstep.models.hub import local
 from fewstep.models.latent_class import LatentClass
 from fewstep.models.lora import Lora
 from fewstep.models.pipeline_folder import encode_prompts, encoders_sha256, is_pipeline
 from fewstep.models.student import merge_adapter, student_of
 from fewstep.models.text_unet import TextUNet
-from fewstep.models.unet_class import UNetConfig, UNetModel, build_unet, with_w_input
+from fewstep.models.unet_class import UNetConfig, UNetModel, build_unet, network_of, with_w_input
 from fewstep.models.vae import (
     decode_latents,
     encode_images,
@@ -31,6 +31,7 @@ __all__ = [
     "UNetConfig",
     "UNetModel",
     "build_unet",
+    "card_in",
     "card_of",
     "decode_latents",
     "encode_images",
@@ -44,6 +45,7 @@ __all__ = [
     "load_vae",
     "local",
     "merge_adapter",
+    "network_of",
     "read_card",
     "save_model",
     "student_of",

@@ -21,6 +21,7 @@ from fewstep.models.pipeline_folder import (
     is_pipeline,
     load_apart,
     load_pipeline,
+    pipeline_card,
     write_own,
     write_parts,
 )
@@ -82,6 +83,17 @@ def _save_apart(model: PipelineModel, folder: Path) -> Card:
         _write_json(partial / CARD, card.model_dump(mode="json"))
     model.card = card
     return card
+
+
+def card_in(folder: Path | str) -> Card:
+    """Return the card of a folder, without its weights; that of a stock pipeline is made.
+
+    Raises FolderError: not a model folder, or one that `load_model` does not understand.
+    """
+    folder = local(folder)
+    if is_pipeline(folder) and not (folder / CARD).is_file():
+        return pipeline_card(folder)
+    return read_card(folder)
 
 
 def load_model(

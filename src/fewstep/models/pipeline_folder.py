@@ -113,6 +113,21 @@ def load_pipeline(
     scheduler that is not the one that the folder was saved with;
     RangeError: a negative prompt for a student, whose guidance is in its weights.
     """
+    family, table, card = _described(folder, negative_prompt)
+    return family(family.read_network(folder).to(device).eval(), card, table, folder)
+
+
+def pipeline_card(folder: Path) -> Card:
+    """Return the card of a pipeline folder, checked as `load_pipeline` does, without its weights.
+
+    Raises FolderError as `load_pipeline` does.
+    """
+    return _described(folder, None)[2]
+
+
+def _described(
+    folder: Path, negative_prompt: str | None
+) -> tuple[type[PipelineModel], Table, Card]:
     family = family_of(folder)
     table = read_table(folder)
     path = folder / family.part / "config.json"
@@ -131,7 +146,7 @@ def load_pipeline(
         card = _card(folder, family, config, table)
         if negative_prompt is not None:
             card = card.model_copy(update={"null_prompt": negative_prompt})
-    return family(family.read_network(folder).to(device).eval(), card, table, folder)
+    return family, table, card
 
 
 def load_apart(

@@ -101,12 +101,12 @@ def solve(
         traits.check_cond(cond)
     w_all = as_w(w, torch.empty((total, 1), dtype=dtype, device=device), traits.w_range)
     denoiser = cheapest(denoiser, w_all)
+    angles = table.phis if table else HALF_PI * (torch.arange(TIMESTEPS) + 1.0) / TIMESTEPS
     out = []
     for first in range(0, total, batch_size or total):
         part = slice(first, min(first + (batch_size or total), total))
         z = Noise(seed, range(part.start, part.stop)).draw(traits.shape, dtype, device)
         scheduler = solver_scheduler(solver, table)
-        angles = table.phis if table else HALF_PI * (torch.arange(TIMESTEPS) + 1.0) / TIMESTEPS
         cond_part = conds.take(cond, part)
         out.append(_walk(denoiser, z, cond_part, w_all[part], scheduler, angles, steps))
     return torch.cat(out)

@@ -7,13 +7,13 @@ import copy
 from fewstep.core.denoiser import Guided
 from fewstep.core.seed import derive
 from fewstep.distill.plan import Stage
-from fewstep.errors import RangeError, ShapeError
+from fewstep.errors import RangeError
 from fewstep.models.card import Adapter, Card
 from fewstep.models.folder import lineage
 from fewstep.models.lora import Lora, adapted, has_adapter, merged
 from fewstep.models.pipeline_folder import weights_sha256
 from fewstep.models.pipeline_model import PipelineModel
-from fewstep.models.unet_class import UNetModel
+from fewstep.models.unet_class import UNetModel, network_of
 from fewstep.models.w_input import BAND
 
 W_DIM = 256  # features of w: as many as published consistency models have
@@ -54,9 +54,7 @@ def student_of(
             adapter that does not fit the network, or is to be kept apart where that cannot be.
         MissingError: LoRA without peft.
     """
-    inner = parent.denoiser if isinstance(parent, Guided) else parent
-    if not isinstance(inner, UNetModel):
-        raise ShapeError("this denoiser does not come from a model folder; it has no network.")
+    inner = network_of(parent)
     known = inner.card.w_range
     if not w[0] <= w[1] or (known and not known[0] <= w[0] <= w[1] <= known[1]):
         raise RangeError(
@@ -101,9 +99,7 @@ def merge_adapter(model: UNetModel | Guided) -> UNetModel:
     What `load` gave is left alone. The answers are the same but for rounding.
     Raises ShapeError where it does not come from a model folder.
     """
-    inner = model.denoiser if isinstance(model, Guided) else model
-    if not isinstance(inner, UNetModel):
-        raise ShapeError("this denoiser does not come from a model folder; it has no network.")
+    inner = network_of(model)
     lora = inner.card.lora and inner.card.lora.model_copy(
         update={"merged": True, "base": None, "base_sha256": ""}
     )

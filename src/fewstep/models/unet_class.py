@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from fewstep.core.cond import Cond
-from fewstep.core.denoiser import Traits
+from fewstep.core.denoiser import Guided, Traits
 from fewstep.errors import FolderError, RangeError, ShapeError
 from fewstep.models.card import Card
 from fewstep.models.native import timestep_from_phi
@@ -187,6 +187,17 @@ class UNetModel(nn.Module):
         )
         v: Tensor = out[0]
         return v
+
+
+def network_of(model: UNetModel | Guided) -> UNetModel:
+    """Return the network of what `load` gave: itself, or the one inside a guided pair.
+
+    Raises ShapeError where it does not come from a model folder.
+    """
+    inner = model.denoiser if isinstance(model, Guided) else model
+    if not isinstance(inner, UNetModel):
+        raise ShapeError("this denoiser does not come from a model folder; it has no network.")
+    return inner
 
 
 def with_w_input(teacher: UNetModel, w_dim: int) -> UNet2DConditionModel:

@@ -13,7 +13,7 @@ from fewstep.models.card import Card
 from fewstep.models.hub import local
 from fewstep.models.parts import read_json, reading
 from fewstep.models.pipeline_folder import base_of
-from fewstep.models.unet_class import UNetModel
+from fewstep.models.unet_class import UNetModel, network_of
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -25,8 +25,7 @@ def to_images(model: UNetModel | Guided, states: Tensor) -> Tensor:
     States of a model of latents go through its own autoencoder and are cut to [-1, 1]; others are
     images as they are.
     """
-    inner = model.denoiser if isinstance(model, Guided) else model
-    source = getattr(inner, "source", None)
+    source = network_of(model).source
     if source is None:
         return states
     return decode_latents(load_vae(source, str(states.device)), states.float()).clamp(-1, 1)

@@ -44,7 +44,7 @@ from fewstep.metrics import (
     train_features,
     vision_features,
 )
-from fewstep.models import TextUNet, UNetModel, card_of, encode_prompts, to_images
+from fewstep.models import TextUNet, UNetModel, card_of, encode_prompts, network_of, to_images
 from fewstep.models.solvers import SOLVERS, solve
 from fewstep.recipes.results import Results, key_of
 
@@ -152,7 +152,7 @@ class Evaluation:
         names = open_dataset(self.data, "train").class_names
         asked, places = torch.unique(self.labels, return_inverse=True)
         texts = [caption(self.data.captions[0], names[k]) for k in asked.tolist()]
-        inner = model.denoiser if isinstance(model, Guided) else model
+        inner = network_of(model)
         assert isinstance(inner, TextUNet)
         return take(encode_prompts(inner.source, texts, device=self.device), places)
 

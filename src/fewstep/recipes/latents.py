@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,6 +78,11 @@ class _Encoder:
             raise RecipeError("latents.cond=class: prompts alone have no classes.")
         self.count = len(images) * (2 if config.flip else 1)
 
+    @cached_property
+    def vae(self) -> Any:
+        """The autoencoder: opened once for all shards, where there are any to encode."""
+        return load_vae(self.folder, self.device)
+
     def identity(self) -> dict[str, str]:
         told: dict[str, object] = {"cond": self.config.cond, "flip": self.config.flip}
         if self.config.cond == "prompt":
@@ -95,7 +102,7 @@ class _Encoder:
         assert isinstance(label, Tensor)
         mirrored = (numbers >= len(self.images))[:, None, None, None]
         x = torch.where(mirrored, x.flip(-1), x)
-        z = encode_images(load_vae(self.folder, self.device), x.to(self.device)).cpu()
+        z = encode_images(self.vae, x.to(self.device)).cpu()
         if self.config.cond == "class":
             return z, label
         names = [self.images.class_names[k] for k in label.tolist()]

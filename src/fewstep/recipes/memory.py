@@ -26,8 +26,12 @@ class Memory:
         config: TrainConfig,
         batch: Batch,
         device: str | None,
+        bare: int | None = None,
     ) -> Memory:
-        """Estimate, and begin to watch; to be asked right before `train`."""
+        """Estimate, and begin to watch; to be asked right before `train`.
+
+        bare: of the watch on the first stage of this process.
+        """
         here = processes(device)
         # The part that this process begins with: a stream deals no others.
         first, parts = here.process_index, here.num_processes * config.accumulate
@@ -36,7 +40,7 @@ class Memory:
         found = estimate(
             student, problem, config, x[one], take(cond, one), processes=here.num_processes
         )
-        return cls(found, Watch(here.device, found.weights))
+        return cls(found, Watch(here.device, found.weights, bare))
 
     def measured(self) -> dict[str, int]:
         """Return what the card says: both, in bytes."""

@@ -38,9 +38,11 @@ from fewstep.models import (
     LatentClass,
     UNetModel,
     build_unet,
+    card_in,
     is_pipeline,
     load,
     load_model,
+    network_of,
     read_card,
     save_model,
     student_of,
@@ -199,6 +201,11 @@ class Run:
         """Return a finished model, ready to be sampled."""
         return load(self.folder(name), str(processes(self.device).device))
 
+    @cached_property
+    def _watched(self) -> list[Memory]:
+        """The memory of the stages that this process has trained, in their order."""
+        return []
+
     def train_teacher(self) -> Card:
         """Train the guided teacher, or return it where it is finished."""
         if self.is_done(TEACHER):
@@ -223,10 +230,11 @@ class Run:
         """Return the network to train: that of a stock pipeline folder, or a new one."""
         recipe = self.recipe
         if recipe.latents is not None and is_pipeline(self.encoders):
-            model = self._load_parent(self.encoders)
-            if model.card.stage != "teacher":
+            card = card_in(self.encoders)
+            if card.stage != "teacher":
                 raise FolderError(f"{self.encoders} is a student; a teacher does not start there.")
-            if recipe.latents.cond == _takes(model.card):
+            if recipe.latents.cond == _takes(card):
+                model = self._load_parent(self.encoders)
                 model.card = model.card.model_copy(update={"name": TEACHER, "figures": {}})
                 return model
         with torch.random.fork_rng(devices=[]):
@@ -280,8 +288,7 @@ class Run:
         A folder of a stock diffusers pipeline is a teacher. Raises FolderError as `load_model`
         does, and for a student; RecipeError where the recipe's data do not fit it.
         """
-        model = self._load_parent(folder)
-        card = model.card
+        card = card_in(folder)
         self._check_kind(card, folder)
         if card.stage == "halve":
             raise FolderError(
@@ -297,7 +304,8 @@ class Run:
                     "one that was made from it."
                 )
         if not self.is_done(name):
-            model.card = card.model_copy(update={"name": name})
+            model = self._load_parent(folder)
+            model.card = model.card.model_copy(update={"name": name})
             self._save(model)
         return read_card(self.folder(name))
 
@@ -315,8 +323,7 @@ class Run:
                 "`fewstep train` first, or give --teacher."
             )
         loaded = self.load(stage.parent)
-        parent = loaded.denoiser if isinstance(loaded, Guided) else loaded
-        assert isinstance(parent, UNetModel)
+        parent = network_of(loaded)
         if stage.pair != parent.card.pair and parent.card.stage != "teacher":
             raise RecipeError(
                 f"{stage.name} (pair: {stage.pair}) cannot start from {stage.parent} (pair: "
@@ -347,7 +354,9 @@ class Run:
         started = time.perf_counter()
         seed = derive(self.recipe.seed, name)
         batch = self._batches(config.batch_size, seed, model.card.shape)
-        memory = Memory.foreseen(model, problem, config, batch, self.device)
+        bare = self._watched[0].watch.bare if self._watched else None
+        memory = Memory.foreseen(model, problem, config, batch, self.device, bare)
+        self._watched.append(memory)
         self.tell(f"{name}: memory {memory}")
         result = train(
             model,

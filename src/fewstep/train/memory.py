@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -94,7 +94,7 @@ def estimate(
     batch = x.to("meta").expand(size, *x.shape[1:])
     told = conds.repeat_null(conds.to(cond, torch.device("meta")), size)
     on = {n: _like(p) for n, p in (*update.named_parameters(), *update.named_buffers())}
-    with _flash(), _Live() as live, torch.random.fork_rng(devices=[]):
+    with _flash(), Live() as live, torch.random.fork_rng(devices=[]):
         torch.func.functional_call(update, on, (batch, told))
     trained = sum(_bytes(p) for p in student.parameters() if p.requires_grad)
     own = sum(_bytes(p) for p in student.parameters())
@@ -145,11 +145,15 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *_: object, **__: obje
     return out
 
 
-class _Live(TorchDispatchMode):
-    """The bytes of the tensors that were made under it: those there now, and the most ever."""
+class Live(TorchDispatchMode):
+    """The bytes of the tensors that were made under it: those there now, and the most ever.
 
-    def __init__(self) -> None:
+    meta: count tensors of the meta device, which take no memory themselves.
+    """
+
+    def __init__(self, *, meta: bool = True) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._meta = meta
         self.now = self.peak = 0
         self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
@@ -160,7 +164,8 @@ class _Live(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for t in _tensors(out):
             storage = t.untyped_storage()
-            if id(storage) not in given and storage not in self._seen:
+            counts = self._meta or not t.is_meta
+            if counts and id(storage) not in given and storage not in self._seen:
                 self._made(storage)
         return out
 
@@ -179,27 +184,30 @@ class Watch:
     """The most memory that was in use since now.
 
     On CUDA what the allocator has given out. Elsewhere how much larger the process is than it was
-    without weights when it first watched: libraries that are first used meanwhile count as well,
-    and what an earlier run left with the allocator, which a process does not give back.
+    without weights: libraries that are first used meanwhile count as well.
+
+    Attributes:
+        bare: size of the process without weights, in bytes.
     """
 
-    _bare: ClassVar[int | None] = None
+    def __init__(self, device: torch.device, held: int, bare: int | None = None) -> None:
+        """Begin to watch. held: bytes of the weights that are there already.
 
-    def __init__(self, device: torch.device, held: int) -> None:
-        """Begin to watch. held: bytes of the weights that are there already."""
+        bare: of an earlier watch, so that what was in use then counts, which a process does not
+        give back; by default the size now less what is held.
+        """
         self._device = device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         else:
             _forget_peak()
-            if Watch._bare is None:
-                Watch._bare = _resident_peak() - held
+        self.bare = _resident_peak() - held if bare is None else bare
 
     def peak(self) -> int:
         """Return the peak so far, in bytes."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
-        return _resident_peak() - (Watch._bare or 0)
+        return _resident_peak() - self.bare
 
 
 def in_units(size: int) -> str:
