@@ -99,6 +99,27 @@ PLANS: dict[str, Entry] = {
     ),
     "short-4": Entry("short, 4 sub-steps", SHORT, straight(4, 523), "short-8"),
     "short-16": Entry("short, 16 sub-steps", SHORT, straight(16, 193), "short-8"),
+    "shorter-8": Entry(
+        "300 updates of stage one, 8 sub-steps",
+        {"parent": TEACHER, "updates": 300},
+        straight(8, 469),
+    ),
+    "longer-8": Entry(
+        "900 updates of stage one, 8 sub-steps",
+        {"parent": TEACHER, "updates": 900},
+        straight(8, 196),
+    ),
+    "short-4-2": Entry(
+        "short, to 8 with 4 sub-steps, to 4",
+        SHORT,
+        (
+            {"parent": STAGE_ONE, "steps": 8, "substeps": 4, "updates": 305},
+            {"parent": "student-8", "steps": 4, "updates": 305},
+        ),
+        "short-8",
+    ),
+    "none-4": Entry("no stage one, 4 sub-steps", None, straight(4, 604, TEACHER)),
+    "none-16": Entry("no stage one, 16 sub-steps", None, straight(16, 190, TEACHER)),
     "short-8-tt": Entry(
         "short, trajectories in both stages", SHORT, straight(8, 333), distill=TRAJECTORY
     ),

@@ -233,11 +233,11 @@ class Halve:
 
     def target(self, z: Tensor, index: Tensor, cond: Cond, w: Tensor) -> Tensor:
         """Return v_target (B, *D) for states z (B, *D) that start move `index` (B,) of `moves`."""
-        table = self._table(z.device, coefficient_dtype(z))
-        d = torch.zeros_like(z)
+        rows = _Table(*(column[index] for column in self._table(z.device, coefficient_dtype(z))))
+        phi, cos, sin, c = (column.unbind(1) for column in rows[:4])
         with torch.no_grad():
-            for k in range(self.substeps):
-                y = expand(table.c[index, k], z) * z - d
-                v = self.teacher(y, table.phi[index, k], cond, w)
-                d = expand(table.cos[index, k], z) * d + expand(table.sin[index, k], z) * v
-        return expand(table.of_z[index], z) * z + expand(table.of_d[index], z) * d
+            d = expand(sin[0], z) * self.teacher(z, phi[0], cond, w)
+            for k in range(1, self.substeps):
+                v = self.teacher(expand(c[k], z) * z - d, phi[k], cond, w)
+                d = expand(cos[k], z) * d + expand(sin[k], z) * v
+        return expand(rows.of_z, z) * z + expand(rows.of_d, z) * d

@@ -44,6 +44,11 @@ def ddim_step(velocity: Velocity, z: Tensor, move: Move) -> Tensor:
     return rotate(z, velocity(z, move.phi), move.phi - move.to)
 
 
+def once(_: Move) -> int:
+    """Return 1: a step of one call."""
+    return 1
+
+
 @dataclass(frozen=True)
 class Sampler:
     """How to get from one end of a grid to the other.
@@ -52,7 +57,7 @@ class Sampler:
         name: as users write it.
         moves: grid -> the moves made on it, in order.
         step: (velocity, z, move) -> z at move.to.
-        calls: denoiser calls a move.
+        calls: move -> the denoiser calls it costs.
         encodes: True where it goes from clean to noise.
         order: of the error in the step size; None for a stochastic sampler.
         stride: how many steps of the grid a move goes down: what a student is trained for.
@@ -61,14 +66,14 @@ class Sampler:
     name: str
     moves: Callable[[Grid], list[Move]]
     step: StepFunction = ddim_step
-    calls: int = 1
+    calls: Callable[[Move], int] = once
     encodes: bool = False
     order: int | None = 1
     stride: int = 1
 
     def evaluations(self, denoiser: Denoiser, grid: Grid) -> int:
         """Return the network evaluations an example costs on this grid."""
-        return len(self.moves(grid)) * self.calls * denoiser.passes
+        return sum(self.calls(move) for move in self.moves(grid)) * denoiser.passes
 
 
 def run(
