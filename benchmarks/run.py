@@ -32,6 +32,7 @@ BENCHMARKS: dict[str, str] = {
     "loader": "decoding, opening, batches, order: growth with images",
     "checkpoint": "writing and reading back: growth with parameters",
     "average": "the average of the weights: growth with parameters",
+    "processes": "an update shared by several processes: growth with their number",
     "evaluation": "the metrics: growth with samples and features",
 }
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "bench"

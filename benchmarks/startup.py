@@ -14,13 +14,13 @@ from fewstep.models import save_model
 
 ROUNDS = 3
 SIZES = ((16, 32), (64, 128), (128, 256))
-# What a process says of itself when it ends: its seconds of processor, and the most KiB it held.
-# getrusage's figure of memory begins with the parent's, from before the exec; Linux's own does not.
-LAST = """
-import resource
-used = resource.getrusage(resource.RUSAGE_SELF)
-held = [line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")]
-print(used.ru_utime + used.ru_stime, held[0])
+# What a process says of itself when it ends: its seconds of processor, and the most bytes it held.
+LAST = f"""
+import sys, time
+used = time.process_time()
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from resident import resident_peak
+print(used, resident_peak())
 """
 
 
@@ -33,7 +33,7 @@ def process(code: str) -> str:
 def described(what: str, code: str, seconds: Row) -> Row:
     """Return the row of a line of code; its processor time and memory are one reading."""
     worked, held = map(float, process(f"{code}\n{LAST}").split())
-    return {"what": what, **seconds, "processor, s": worked, "peak MiB": held / 1024}
+    return {"what": what, **seconds, "processor, s": worked, "peak MiB": held / 2**20}
 
 
 def run(setting: Setting) -> Result:

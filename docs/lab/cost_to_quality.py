@@ -120,6 +120,18 @@ PLANS: dict[str, Entry] = {
     ),
     "none-4": Entry("no stage one, 4 sub-steps", None, straight(4, 604, TEACHER)),
     "none-16": Entry("no stage one, 16 sub-steps", None, straight(16, 190, TEACHER)),
+    "none-2-second": Entry(
+        "no stage one, 2 sub-steps of order 2", None, straight(2, 949, TEACHER, order=2)
+    ),
+    "none-3-second": Entry(
+        "no stage one, 3 sub-steps of order 2", None, straight(3, 738, TEACHER, order=2)
+    ),
+    "none-4-second": Entry(
+        "no stage one, 4 sub-steps of order 2", None, straight(4, 604, TEACHER, order=2)
+    ),
+    "short-4-second": Entry(
+        "short, 4 sub-steps of order 2", SHORT, straight(4, 523, order=2), "short-8"
+    ),
     "short-8-tt": Entry(
         "short, trajectories in both stages", SHORT, straight(8, 333), distill=TRAJECTORY
     ),

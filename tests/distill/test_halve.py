@@ -98,20 +98,71 @@ def test_substeps_that_cannot_be_one_step(h: list[float]) -> None:
         collapse_coefficients(h)
 
 
-STAGES = [
+STAGES: list[dict[str, object]] = [
     {"steps": n, "substeps": k, "stride": s, "direction": d}
     for n in (1, 2, 5)
     for k in (1, 2, 3)
     for s in (1, 2)
     for d in ("decode", "encode")
 ]
+SECOND: list[dict[str, object]] = [
+    {"steps": n, "substeps": k, "order": 2, "stride": s}
+    for n in (1, 4)
+    for k in (1, 2, 5)
+    for s in (1, 2)
+]
 
 
-@pytest.mark.parametrize("told", STAGES, ids=lambda t: "-".join(map(str, t.values())))
+@pytest.mark.parametrize("told", STAGES + SECOND, ids=lambda t: "-".join(map(str, t.values())))
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_every_stage_passes_the_public_check(told: dict[str, object], dtype: torch.dtype) -> None:
     stage = Halve(MIXTURE.guided(), w=(0.0, 4.0), **told)  # type: ignore[arg-type]
     check_stage(stage, X.to(dtype), COND)
+
+
+@pytest.mark.parametrize("even", [True, False])
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_error_of_a_target_falls_by_its_order(order: int, even: bool) -> None:
+    """For data N(m, s^2) the true map from one angle to another is known: z = c m + S eps."""
+
+    def reached(angle: float, z: Tensor, to: float) -> Tensor:
+        def spread(phi: float) -> float:
+            return math.hypot(0.4 * math.cos(phi), math.sin(phi))
+
+        eps = (z - 0.3 * math.cos(angle)) / spread(angle)
+        return 0.3 * math.cos(to) + spread(to) * eps
+
+    def uneven(phi: float, to: float, parts: int) -> Grid:
+        return (*(phi + (to - phi) * (k / parts) ** 1.3 for k in range(parts)), to)
+
+    def error(substeps: int) -> float:
+        split = None if even else uneven
+        stage = Halve(Gaussian(0.3, 0.4), 2, substeps, order=order, w=(0, 4), split=split)  # type: ignore[arg-type]
+        move, z = stage.moves[0], states(math.pi / 2)
+        v = stage.target(z, torch.zeros(len(z), dtype=torch.long), COND, COND.double())
+        return float((rotate(z, v, move.phi - move.to) - reached(move.phi, z, move.to)).abs().max())
+
+    errors = [error(n) for n in (32, 64, 128)]
+    measured = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+    assert measured == [pytest.approx(order, abs=0.1)] * 2
+
+
+def test_two_sub_steps_of_order_two_are_the_midpoint_rule() -> None:
+    """The second velocity, asked half way and turned back to the start, turns the whole stride."""
+    teacher, z, h = Gaussian(0.3, 0.4), states(math.pi / 2), math.pi / 8
+    stage = Halve(teacher, 2, order=2, w=(0, 4))
+    ask = [
+        torch.full((len(z),), phi, dtype=torch.float64) for phi in (math.pi / 2, 3 * math.pi / 8)
+    ]
+    half = rotate(z, teacher(z, ask[0], COND, COND), h)
+    middle = teacher(half, ask[1], COND, COND)
+    v = stage.target(z, torch.zeros(len(z), dtype=torch.long), COND, COND.double())
+    reached = rotate(z, v, 2 * h)
+    back = rotate(z, math.cos(h) * middle - math.sin(h) * half, 2 * h)
+    assert float((reached - back).abs().max()) < 2 * h**3
+    assert float((reached - back).abs().max()) < float(
+        (reached - rotate(half, middle, h)).abs().max()
+    )
 
 
 class ExactStudent:
@@ -236,6 +287,8 @@ class Told(Gaussian):
         ({"steps": 0}, GridError, "at least 1 step"),
         ({"steps": 4, "substeps": 0}, RangeError, "substeps = 0"),
         ({"steps": 4, "stride": 0}, RangeError, "stride = 0"),
+        ({"steps": 4, "order": 3}, RangeError, "order = 3; it is 1 or 2"),
+        ({"steps": 4, "order": 2, "direction": "encode"}, RangeError, "order = 2 for an encoder"),
         ({"steps": 4, "direction": "up"}, RangeError, "'decode' or 'encode'"),
         ({"steps": 4, "w": (0, 5)}, RangeError, "wider than the teacher"),
         ({"steps": 4, "w": (3, 1)}, RangeError, "low <= high"),
@@ -246,6 +299,13 @@ class Told(Gaussian):
 def test_a_stage_that_cannot_be(told: dict[str, object], error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
         Halve(Told(), **told)  # type: ignore[arg-type]
+
+
+def test_a_student_as_a_teacher_steps_by_itself() -> None:
+    student = Told()
+    student.traits = Traits((3,), (0.0, 4.0), steps=(8,))  # type: ignore[misc]
+    with pytest.raises(RangeError, match="made for \\(8,\\) steps"):
+        Halve(student, 4, order=2)
 
 
 def test_w_is_the_teachers_own_unless_said() -> None:

@@ -51,7 +51,7 @@ class Stage:
         name: of the student, and of its folder.
         parent: name of its teacher, `TEACHER` for the guided pair.
         updates: optimiser updates.
-        steps, substeps, stride, direction, states: as in `Halve`, and states in `Match`.
+        steps, substeps, order, stride, direction, states: as in `Halve`, and states in `Match`.
         pair: the student replaces the network and not the guided pair: it learns the conditional
             and the unconditional pass of its parent alike, and is itself guided by two passes.
     """
@@ -65,6 +65,7 @@ class Stage:
     direction: Direction = "decode"
     pair: bool = False
     states: States = "noised"
+    order: Literal[1, 2] = 1
 
     @property
     def sampler(self) -> str | None:
@@ -88,6 +89,7 @@ class Stage:
             teacher,
             self.steps,
             substeps=self.substeps,
+            order=self.order,
             stride=self.stride,
             direction=self.direction,
             w=(0.0, 0.0) if self.pair else w,
@@ -98,11 +100,12 @@ class Stage:
     def identity(self) -> dict[str, Any]:
         """Return what the student depends on.
 
-        Noised states are not named: a run that was begun before there were others goes on.
+        What was the only choice once is not named: a run that was begun then goes on.
         """
         told = asdict(self)
-        if self.states == "noised":
-            del told["states"]
+        for key, once in (("states", "noised"), ("order", 1)):
+            if told[key] == once:
+                del told[key]
         return told
 
     def cost(self, batch_size: int) -> Cost:

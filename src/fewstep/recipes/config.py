@@ -45,6 +45,7 @@ class StageConfig(Part):
     name: str | None = None
     steps: int | None = Field(None, ge=1)
     substeps: int = Field(2, ge=1)
+    order: Literal[1, 2] = 1
     stride: Literal[1, 2] = 1
     direction: Literal["decode", "encode"] = "decode"
     pair: bool = False
@@ -96,7 +97,7 @@ class DistillConfig(Optimisation):
         if s.steps is not None:
             name = student_name(s.steps, s.stride, s.direction, s.pair)
         states = s.states or self.states
-        shared = (s.steps, s.substeps, s.stride, s.direction, s.pair, states)
+        shared = (s.steps, s.substeps, s.stride, s.direction, s.pair, states, s.order)
         return Stage(s.name or name, s.parent, s.updates or self.updates, *shared)
 
     def lr_of(self, stage: Stage) -> float:

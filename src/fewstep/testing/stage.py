@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,7 @@ from fewstep.core.angle import HALF_PI, rotate
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import coefficient_dtype
 from fewstep.core.seed import generator
-from fewstep.distill.halve import Halve
+from fewstep.distill.halve import Halve, extrapolation
 from fewstep.distill.problem import Problem, Regression
 from fewstep.testing.report import Findings, largest
 
@@ -102,11 +104,19 @@ def _lands(found: Findings, stage: Halve, x: Tensor, cond: Cond) -> None:
     for i, move in enumerate(stage.moves):
         index = torch.full((len(x),), i, device=x.device)
         reached = rotate(z, stage.target(z, index, cond, w), move.phi - move.to)
-        y, points = z, stage.split(move.phi, move.to, stage.substeps)
+        y, before, points = z, (z, z), stage.split(move.phi, move.to, stage.substeps)
+        h = [a - b for a, b in zip(points, points[1:], strict=False)]
         with torch.no_grad():
-            for phi, to in zip(points, points[1:], strict=False):
+            for k, phi in enumerate(points[:-1]):
                 angle = torch.full((len(x),), phi, dtype=exact, device=x.device)
-                y = rotate(y, stage.teacher(y, angle, cond, w), phi - to)
+                v = stage.teacher(y, angle, cond, w)
+                u = v
+                if stage.order == 2 and k > 0:
+                    # What v would be, had x and eps stayed the same since the velocity before.
+                    same = math.cos(h[k - 1]) * before[1] + math.sin(h[k - 1]) * before[0]
+                    u = v + extrapolation(h)[k] * (v - same)
+                before = (y, v)
+                y = rotate(y, u, h[k])
         worst = max(worst, largest(reached, y))
     found.note(
         "one step by the target lands where the teacher's sub-steps land",
