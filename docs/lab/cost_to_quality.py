@@ -129,6 +129,18 @@ PLANS: dict[str, Entry] = {
     "none-4-second": Entry(
         "no stage one, 4 sub-steps of order 2", None, straight(4, 604, TEACHER, order=2)
     ),
+    "none-4-second-333": Entry("the same, 333 updates", None, straight(4, 333, TEACHER, order=2)),
+    "none-8-4-second": Entry(
+        "no stage one, to 8 with 2 sub-steps of order 2, to 4",
+        None,
+        (
+            {"parent": TEACHER, "steps": 8, "updates": 554, "order": 2},
+            {"parent": "student-8", "steps": 4, "updates": 554},
+        ),
+    ),
+    "direct-4-second": Entry(
+        "full stage one, 4 sub-steps of order 2", FULL, straight(4, 640, order=2), "demo"
+    ),
     "short-4-second": Entry(
         "short, 4 sub-steps of order 2", SHORT, straight(4, 523, order=2), "short-8"
     ),

@@ -42,19 +42,19 @@ def distill_command(
 def describe(recipe: Recipe) -> str:
     """Return the plan as a table: stages, what they start from, and network evaluations."""
     plan, batch = recipe.distill.plan(), recipe.distill.batch_size
-    lines = [_line("stage", "from", "steps", "substeps", "updates", "evaluations")]
+    lines = [_line("stage", "from", "steps", "substeps", "order", "updates", "evaluations")]
     for s in plan:
         steps = "any" if s.steps is None else str(s.steps)
-        substeps = "" if s.steps is None else str(s.substeps)
+        substeps, order = ("", "") if s.steps is None else (str(s.substeps), str(s.order))
         cost = f"{s.cost(batch).evaluations:,}"
-        lines.append(_line(s.name, s.parent, steps, substeps, str(s.updates), cost))
-    lines.append(_line("all", "", "", "", "", f"{plan.cost(batch).evaluations:,}"))
+        lines.append(_line(s.name, s.parent, steps, substeps, order, str(s.updates), cost))
+    lines.append(_line("all", "", "", "", "", "", f"{plan.cost(batch).evaluations:,}"))
     lines.append("evaluations: of one network for one example; a backward pass counts as two")
     return "\n".join(lines)
 
 
 def _line(name: str, parent: str, *numbers: str) -> str:
-    columns = (n.rjust(width) for n, width in zip(numbers, (5, 8, 8, 13), strict=True))
+    columns = (n.rjust(width) for n, width in zip(numbers, (5, 8, 5, 7, 13), strict=True))
     return f"{name:<22} {parent:<12} {' '.join(columns)}"
 
 

@@ -50,7 +50,7 @@ class Card(BaseModel):
     Attributes:
         stage: "teacher" (conditional network, guided by two passes), "match" (stage one: one
             pass, any number of steps) or "halve" (few-step student).
-        steps, substeps, stride, direction, sampler: of the student; None or default elsewhere.
+        steps, substeps, order, stride, direction, sampler: of the student; None or default else.
         w_range: of a network told w; None for a teacher, which takes any.
         w_band: features of w faster than so many radians a unit were zero; None: none were.
         pair: a student that is guided by two passes of its own, like its teacher.
@@ -84,6 +84,7 @@ class Card(BaseModel):
     pair: bool = False
     steps: int | None = None
     substeps: int | None = None
+    order: int | None = None
     stride: int = 1
     direction: Literal["decode", "encode"] = "decode"
     sampler: str | None = None

@@ -73,6 +73,7 @@ def student_of(
             "pair": stage.pair,
             "steps": stage.steps,
             "substeps": None if stage.steps is None else stage.substeps,
+            "order": None if stage.steps is None else stage.order,
             "stride": stage.stride,
             "direction": stage.direction,
             "sampler": stage.sampler,
