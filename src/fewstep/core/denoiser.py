@@ -162,7 +162,8 @@ class Guided:
         v = self.denoiser(
             torch.cat([z, z]), torch.cat([phi, phi]), both, torch.zeros_like(w).repeat(2)
         )
-        v_cond, v_uncond = v.chunk(2)
+        # Autocast may have shortened it, and what is lost would be multiplied by 1 + w.
+        v_cond, v_uncond = v.to(z.dtype).chunk(2)
         if self.interval is not None:
             inside = (phi >= self.interval[0]) & (phi <= self.interval[1])
             w = torch.where(inside, w, torch.zeros_like(w))

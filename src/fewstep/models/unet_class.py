@@ -186,7 +186,7 @@ class UNetModel(nn.Module):
             return_dict=False,
         )
         v: Tensor = out[0]
-        return v
+        return v.to(z.dtype)  # autocast's answer is shorter
 
 
 def network_of(model: UNetModel | Guided) -> UNetModel:

@@ -274,7 +274,8 @@ class _Loop:
         x, cond = cast(Tensor, conds.send(x, self.device)), conds.send(cond, self.device)
         _seed_dropout(derive(self.seed, "dropout", update, part), self.device)
         draws = generator(self.device, self.seed, "update", update, part)
-        r = self.problem(x, cond, draws)
+        with self.accelerator.autocast():
+            r = self.problem(x, cond, draws)
         with self.accelerator.autocast() if self.config.shard else nullcontext():
             v = self.model(r.z, r.phi, r.cond, r.w)
         return loss(v, r.v_target, r.phi, self.weighting)
