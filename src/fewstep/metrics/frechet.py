@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,6 +18,15 @@ class Moments:
     mean: Tensor
     cov: Tensor
     count: int
+
+    @cached_property
+    def factor(self) -> Tensor:
+        """F (D, D) with F F^T = cov; kept, since one reference meets many samples."""
+        values, vectors = torch.linalg.eigh(self.cov)
+        # Below rounding an eigenvalue is noise of either sign, and its root would not be small.
+        noise = values.abs().max() * len(values) * torch.finfo(values.dtype).eps
+        factor: Tensor = vectors * torch.where(values > noise, values, 0.0).sqrt()
+        return factor
 
 
 def moments(features: Tensor) -> Moments:
@@ -66,17 +76,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
         )
     _check_count(min(a.count, b.count))
     shift = (a.mean - b.mean).square().sum()
-    root = torch.linalg.svdvals(_factor(a.cov).T @ _factor(b.cov)).sum()
+    root = torch.linalg.svdvals(a.factor.T @ b.factor).sum()
     return max(0.0, float(shift + a.cov.trace() + b.cov.trace() - 2 * root))
-
-
-def _factor(cov: Tensor) -> Tensor:
-    """Return F (D, D) with F F^T = cov (D, D)."""
-    values, vectors = torch.linalg.eigh(cov)
-    # Below rounding an eigenvalue is noise of either sign, and its root would not be small.
-    noise = values.abs().max() * len(values) * torch.finfo(values.dtype).eps
-    factor: Tensor = vectors * torch.where(values > noise, values, 0.0).sqrt()
-    return factor
 
 
 def _check_count(count: int) -> None:
