@@ -28,6 +28,7 @@ BENCHMARKS: dict[str, str] = {
     "teacher_against_student": "256 guided steps against 4 of a student",
     "one_batch_against_two": "guidance as one batch of 2B against two of B",
     "loop_against_bare": "a whole training run against forward, backward, step",
+    "utilisation": "FLOPs of updates and samples against the device's peak; torch.compile",
     "startup": "--help, import, load: seconds, memory, growth with parameters",
     "loader": "decoding, opening, batches, order: growth with images",
     "checkpoint": "writing and reading back: growth with parameters",

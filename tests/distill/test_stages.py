@@ -98,6 +98,9 @@ def test_straight_from_stage_one_and_without_it() -> None:
     (only,) = direct(4, match=None, updates=10, substeps=8)
     assert only.parent == TEACHER
     assert only.cost(4).teacher == 10 * 4 * 8 * 2
+    (only,) = direct(4, updates=10)
+    assert (only.parent, only.substeps, only.order) == (TEACHER, 4, 2)
+    assert [s.order for s in chain(8, 4, match=None, updates=1, order=2)] == [2, 1]
 
 
 @pytest.mark.parametrize(
@@ -105,6 +108,7 @@ def test_straight_from_stage_one_and_without_it() -> None:
     [
         Stage("stage-one", TEACHER, 3),
         Stage("student-4", TEACHER, 3, 4, substeps=5),
+        Stage("student-4", TEACHER, 3, 4, substeps=3, order=2),
         Stage("student-4", "stage-one", 3, 4, substeps=2, stride=2),
     ],
 )

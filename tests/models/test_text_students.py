@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ def test_stages_on_these_teachers_keep_their_laws(
     folder = request.getfixturevalue(kind)
     teacher, cond = guided(folder), encode_prompts(folder, PROMPTS)
     x = 0.5 * torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    for stage in (ONE, FOUR):
+    for stage in (ONE, FOUR, replace(FOUR, order=2), replace(FOUR, substeps=5, order=2)):
         assert len(check_stage(stage.problem(teacher, (2, 14)), x, cond)) >= 4
 
 

@@ -1,7 +1,7 @@
 """The plan of a distillation as data: what is made, from what, and what it will cost.
 
 `chain` is the paper's (match -> 16 -> 8 -> ... -> 1); `direct` goes straight to one number of
-steps with several sub-steps a stride; both can start at the two-pass teacher, without stage one.
+steps with several sub-steps a stride; both can start at the two-pass teacher or at stage one.
 """
 
 from __future__ import annotations
@@ -165,12 +165,20 @@ class Plan:
         return sum((s.cost(batch_size) for s in self.stages), Cost(0, 0))
 
 
-def chain(first: int, last: int = 1, *, match: int | None, updates: int, substeps: int = 2) -> Plan:
+def chain(
+    first: int,
+    last: int = 1,
+    *,
+    match: int | None,
+    updates: int,
+    substeps: int = 2,
+    order: Literal[1, 2] = 1,
+) -> Plan:
     """Return the paper's chain: stage one, then `first`, first/2, ..., `last` steps.
 
     match: updates of stage one; None leaves it out, and `first` is made from the guided pair.
-    updates: of each halving. substeps: of the first halving; the later ones have two.
-    Raises RecipeError unless first is last times a power of two.
+    updates: of each halving. substeps, order: of the first halving; the later ones have two of
+    DDIM. Raises RecipeError unless first is last times a power of two.
     """
     ratio, rest = divmod(first, last)
     if rest or ratio < 1 or ratio & (ratio - 1):
@@ -178,11 +186,23 @@ def chain(first: int, last: int = 1, *, match: int | None, updates: int, substep
     stages = [] if match is None else [Stage(STAGE_ONE, TEACHER, match)]
     parent, steps = (TEACHER if match is None else STAGE_ONE), first
     while steps >= last:
-        stages.append(Stage(student_name(steps), parent, updates, steps, substeps))
-        parent, steps, substeps = stages[-1].name, steps // 2, 2
+        stage = Stage(student_name(steps), parent, updates, steps, substeps, order=order)
+        stages.append(stage)
+        parent, steps, substeps, order = stage.name, steps // 2, 2, 1
     return Plan(tuple(stages))
 
 
-def direct(steps: int, *, match: int | None, updates: int, substeps: int = 8) -> Plan:
-    """Return a plan straight to `steps`, `substeps` teacher steps a stride, no halving between."""
-    return chain(steps, steps, match=match, updates=updates, substeps=substeps)
+def direct(
+    steps: int,
+    *,
+    updates: int,
+    match: int | None = None,
+    substeps: int = 4,
+    order: Literal[1, 2] = 2,
+) -> Plan:
+    """Return a plan straight to `steps`, `substeps` teacher steps a stride, no halving between.
+
+    By default from the guided pair by steps of second order: of the plans to four steps that were
+    compared (docs/lab/cost-to-quality.md) the nearest to the teacher for what it costs.
+    """
+    return chain(steps, steps, match=match, updates=updates, substeps=substeps, order=order)
