@@ -24,9 +24,11 @@ from fewstep.models import (
     card_of,
     encode_images,
     encode_prompts,
+    encoders_kept,
     encoders_sha256,
     load_vae,
 )
+from fewstep.models import text as text_part
 from fewstep.models.solvers import solve
 from fewstep.testing import check_denoiser
 
@@ -137,6 +139,28 @@ def test_conditions_are_what_the_encoders_give(sd: Path, xl: Path) -> None:
         "time_ids": (3, 6),
     }
     assert both["time_ids"][0].tolist() == [16, 16, 0, 0, 16, 16]
+
+
+def test_encoders_are_opened_once_where_they_are_kept(
+    sd: Path, xl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    plain = text_part._network
+
+    def counted(path: Path, device: str) -> Any:
+        opened.append(path.name)
+        return plain(path, device)
+
+    monkeypatch.setattr(text_part, "_network", counted)
+    before = encode_prompts(sd, PROMPTS)
+    assert opened == ["text_encoder"]
+    with encoders_kept():
+        for _ in range(3):
+            assert torch.equal(encode_prompts(sd, PROMPTS), before)  # type: ignore[arg-type]
+            encode_prompts(xl, PROMPTS[:1])
+    assert opened == ["text_encoder"] * 3 + ["text_encoder_2"]
+    encode_prompts(sd, PROMPTS)
+    assert len(opened) == 5
 
 
 def test_the_null_condition_is_what_the_folder_says(sd: Path, xl: Path, tmp_path: Path) -> None:

@@ -56,20 +56,22 @@ def transfer_command(
         settings_of,
     )
     from fewstep.edit import check_together, decode, encode
+    from fewstep.models import encoders_kept
 
     check_out(out)
     one, two = open_model(encoder, device), open_model(decoder, device)
     check_together(one.model, two.model)
     read = open_pictures(image, one)
     count = len(read.x)
-    cond = one.cond(from_, from_prompt, count, "--from")
     # A row for each; where nothing is given, `cond` says what should be.
     prompts: list[str | None] = [*(to_prompt or [])] or [None]
     classes: list[int | None] = [None]
     if to is not None:
         classes = [*class_ids(to, two.card.class_names, "--to")]
     targets = [(None if k is None else str(k), p) for k in classes for p in prompts]
-    wanted = [two.cond(*target, count, "--to") for target in targets]
+    with encoders_kept():
+        cond = one.cond(from_, from_prompt, count, "--from")
+        wanted = [two.cond(*target, count, "--to") for target in targets]
     z = encode(one.model, read.x, cond, w=w_from, steps=one.steps(steps), batch_size=BATCH)
     rows = [
         two.images(decode(two.model, z, target, w=w, steps=two.steps(steps), batch_size=BATCH))

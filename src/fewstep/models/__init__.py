@@ -9,6 +9,7 @@ from fewstep.models.latent_class import LatentClass
 from fewstep.models.lora import Lora
 from fewstep.models.pipeline_folder import encode_prompts, encoders_sha256, is_pipeline
 from fewstep.models.student import merge_adapter, student_of
+from fewstep.models.text import encoders_kept
 from fewstep.models.text_unet import TextUNet
 from fewstep.models.unet_class import UNetConfig, UNetModel, build_unet, network_of, with_w_input
 from fewstep.models.vae import (
@@ -36,6 +37,7 @@ __all__ = [
     "decode_latents",
     "encode_images",
     "encode_prompts",
+    "encoders_kept",
     "encoders_sha256",
     "image_shape",
     "is_pipeline",

@@ -1,10 +1,11 @@
-"""Text encoders of a pipeline folder, one at a time in memory."""
+"""Text encoders of a pipeline folder, one at a time in memory unless they are asked to stay."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,20 @@ class Encoded(NamedTuple):
     pooled: Tensor | None
 
 
+# Encoders that stay open, by the path of the part and the device; None: each is opened and dropped.
+_OPEN: ContextVar[dict[tuple[Path, str], Any] | None] = ContextVar("open encoders", default=None)
+
+
+@contextlib.contextmanager
+def encoders_kept() -> Iterator[None]:
+    """Keep the text encoders that are opened inside in memory, to the end of it."""
+    before = _OPEN.set({})
+    try:
+        yield
+    finally:
+        _OPEN.reset(before)
+
+
 def encode(
     folder: Path,
     prompts: Sequence[str],
@@ -36,13 +51,13 @@ def encode(
     device: str = "cpu",
     batch_size: int = 64,
 ) -> Encoded:
-    """Return what the encoder in `folder/encoder` makes of the prompts.
+    """Return what the encoder in `folder/encoder` makes of the prompts; see `encoders_kept`.
 
     tokenizer, encoder: names of parts. Prompts are padded to the tokenizer's length; longer ones
     are cut, as by stock pipelines, with a warning. Raises FolderError for a part that is missing,
     pickled or damaged.
     """
-    words, network = _tokenizer(folder / tokenizer), _network(folder / encoder, device)
+    words, network = _tokenizer(folder / tokenizer), _opened(folder / encoder, device)
     ids, mask = _ids(words, list(prompts))
     told = mask if getattr(network.config, "use_attention_mask", False) else None
     parts = []
@@ -97,6 +112,15 @@ def _without_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def _opened(path: Path, device: str) -> Any:
+    kept = _OPEN.get()
+    if kept is None:
+        return _network(path, device)
+    if (path, device) not in kept:
+        kept[path, device] = _network(path, device)
+    return kept[path, device]
 
 
 def _network(path: Path, device: str) -> Any:

@@ -154,7 +154,14 @@ class Evaluation:
         texts = [caption(self.data.captions[0], names[k]) for k in asked.tolist()]
         inner = network_of(model)
         assert isinstance(inner, TextUNet)
-        return take(encode_prompts(inner.source, texts, device=self.device), places)
+        if inner.source not in self._told:
+            self._told[inner.source] = encode_prompts(inner.source, texts, device=self.device)
+        return take(self._told[inner.source], places)
+
+    @cached_property
+    def _told(self) -> dict[Path, Cond]:
+        """The captions, as the encoders of a folder have them."""
+        return {}
 
     @cached_property
     def results(self) -> Results:

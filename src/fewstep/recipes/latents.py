@@ -17,7 +17,14 @@ from fewstep.data import DataConfig, Dataset, Prompts, captions_of
 from fewstep.data.images import cache_root
 from fewstep.data.latents import Latents, cache_latents
 from fewstep.errors import FolderError, RecipeError
-from fewstep.models import encode_images, encode_prompts, encoders_sha256, is_pipeline, load_vae
+from fewstep.models import (
+    encode_images,
+    encode_prompts,
+    encoders_kept,
+    encoders_sha256,
+    is_pipeline,
+    load_vae,
+)
 from fewstep.recipes.config import LatentConfig
 
 Say = Callable[[str], None]
@@ -46,16 +53,17 @@ def encoded(
         )
     encoder = _Encoder(images, data, config, folder, device)
     root = cache_root() / "latents" if config.root is None else Path(config.root)
-    return cache_latents(
-        root,
-        encoder.identity(),
-        encoder.count,
-        encoder,
-        shard_size=config.shard_size,
-        dtype=getattr(torch, config.dtype),
-        say=say,
-        progress=progress,
-    )
+    with encoders_kept():
+        return cache_latents(
+            root,
+            encoder.identity(),
+            encoder.count,
+            encoder,
+            shard_size=config.shard_size,
+            dtype=getattr(torch, config.dtype),
+            say=say,
+            progress=progress,
+        )
 
 
 class _Encoder:
