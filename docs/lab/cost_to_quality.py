@@ -92,7 +92,7 @@ TRAJECTORY: Told = {"states": "trajectory"}
 PLANS: dict[str, Entry] = {
     "chain-1024": Entry("the paper's chain, 512 to 4", FULL, chain_to_4(512, [250] * 8), "demo"),
     "short-8": Entry("short stage one, 8 sub-steps", SHORT, straight(8, 333)),
-    "default": Entry("the digits' recipe: 8, 4", FULL, chain_to_4(8, [500, 400]), "demo"),
+    "full-8-4": Entry("full stage one, to 8, to 4", FULL, chain_to_4(8, [500, 400]), "demo"),
     "none-8": Entry("no stage one, 8 sub-steps", None, straight(8, 350, TEACHER)),
     "short-8-t": Entry(
         "short, 8 sub-steps, trajectories", SHORT, straight(8, 333, **TRAJECTORY), "short-8"
@@ -129,6 +129,18 @@ PLANS: dict[str, Entry] = {
     "none-4-second": Entry(
         "no stage one, 4 sub-steps of order 2", None, straight(4, 604, TEACHER, order=2)
     ),
+    "none-4-second-t": Entry(
+        "no stage one, 4 sub-steps of order 2, trajectories",
+        None,
+        straight(4, 604, TEACHER, order=2),
+        distill=TRAJECTORY,
+    ),
+    "none-4-second-plain": Entry(
+        "no stage one, 4 sub-steps of order 2, plain w",
+        None,
+        straight(4, 604, TEACHER, order=2),
+        network={"w_band": None},
+    ),
     "none-4-second-333": Entry("the same, 333 updates", None, straight(4, 333, TEACHER, order=2)),
     "none-8-4-second": Entry(
         "no stage one, to 8 with 2 sub-steps of order 2, to 4",
@@ -152,8 +164,8 @@ PLANS: dict[str, Entry] = {
     ),
     "direct-8": Entry("full stage one, 8 sub-steps", FULL, straight(8, 410), "demo"),
     "direct-4": Entry("full stage one, 4 sub-steps", FULL, straight(4, 640), "demo"),
-    "default-plain": Entry(
-        "the digits' recipe, plain w",
+    "full-8-4-plain": Entry(
+        "full stage one, to 8, to 4, plain w",
         FULL,
         chain_to_4(8, [500, 400]),
         network={"w_band": None},
@@ -164,10 +176,10 @@ PLANS: dict[str, Entry] = {
 }
 # What other runs beside the demo have made with the same settings and seed: not made again.
 BROUGHT: dict[tuple[str, int], dict[str, str]] = {
-    ("default", 0): {"student-8": "demo/student-8", "student-4": "demo/student-4"},
+    ("full-8-4", 0): {k: f"comparisons/{k}" for k in ("student-8", "student-4")},
     ("direct-8", 0): {"student-4": "comparisons/direct-4-of-8"},
     ("direct-4", 0): {"student-4": "comparisons/direct-4-of-4"},
-    ("default-plain", 0): {
+    ("full-8-4-plain", 0): {
         name: f"compare-plain-w/{name}" for name in ("stage-one", "student-8", "student-4")
     },
 }
