@@ -24,7 +24,7 @@ from fewstep.models.w_input import w_features
 from fewstep.train import TrainConfig
 
 W = (-0.5, 4.5)
-ROUNDS = {"digits": 50, "cifar10-small": 12, "latent": 12}
+ROUNDS = {"digits": 100, "cifar10-small": 16, "latent": 12}
 LOADED = ("digits", "cifar10-small")
 
 
