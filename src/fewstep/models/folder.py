@@ -118,9 +118,6 @@ def load_model(
         raise RangeError(
             f"negative_prompt = {negative_prompt!r}; {folder} draws classes and takes no prompts."
         )
-    for part in (Path("unet") / "config.json", Path("unet") / WEIGHTS):
-        if not (folder / part).is_file():
-            raise FolderError(f"{folder / part} is missing; copy the whole folder again.")
     unet = load_unet(folder).to(device).eval()
     if card.family == FAMILY:
         return UNetModel(unet, card)
