@@ -52,3 +52,29 @@ def test_a_reference_keeps_all_images_and_others_the_first(
     assert torch.allclose(other.images, drawn[:7], atol=1e-5)
     again = evaluation.cell("teacher", teacher, w=1.0, steps=2, teacher=reference)
     assert again.row == other.row
+
+
+def test_the_training_images_are_seen_once(
+    teacher: Guided, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = DataConfig(name="digits")
+    built: list[int] = []
+    plain = evaluate.Reference.build
+
+    def counted(images: torch.Tensor, features: evaluate.Features) -> evaluate.Reference:
+        built.append(len(images))
+        return plain(images, features)
+
+    monkeypatch.setattr(evaluate.Reference, "build", counted)
+    first = Evaluation(data, tmp_path, samples=20).cell("teacher", teacher, w=1.0, steps=2).row
+    (path,) = (tmp_path / "reference").glob("*.safetensors")
+    (tmp_path / "results.sqlite").unlink()
+    again = Evaluation(data, tmp_path, samples=20).cell("teacher", teacher, w=1.0, steps=2).row
+    assert len(built) == 1
+    assert {k: v for k, v in again.items() if k != "seconds_per_image"} == {
+        k: v for k, v in first.items() if k != "seconds_per_image"
+    }
+    path.write_bytes(path.read_bytes()[:1000])  # cut short: seen anew
+    (tmp_path / "results.sqlite").unlink()
+    Evaluation(data, tmp_path, samples=20).cell("teacher", teacher, w=1.0, steps=2)
+    assert len(built) == 2

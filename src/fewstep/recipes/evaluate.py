@@ -8,6 +8,7 @@ is another cell.
     folder/results.sqlite            one row a cell
     folder/cells/<key>.safetensors   its images
     folder/features/                 where the features were trained on the way
+    folder/reference/<key>.safetensors  the training images as the features see them
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from fewstep.core.samplers import get_sampler
 from fewstep.data import DATASETS, DataConfig, Dataset, caption, open_dataset
 from fewstep.metrics import (
     Features,
+    Moments,
     Reference,
     digits_features,
     distance_key,
@@ -51,6 +53,7 @@ from fewstep.recipes.results import Results, key_of
 Row = dict[str, Any]
 IMAGES = "images"
 REFERENCE = 50_000
+SEEN = {"mean", "cov", "count", "features"}
 KEPT = 2_000  # images of a cell that nothing is paired with
 
 
@@ -133,8 +136,20 @@ class Evaluation:
 
     @cached_property
     def reference(self) -> Reference:
-        """The training images, as the metrics see them."""
-        return Reference.build(self.train[0], self.features)
+        """The training images, as the metrics see them; extracted once and kept in the folder."""
+        images, features = self.train[0], self.features
+        key = key_of({"data": self._data_sha256, "features": features.sha256})
+        path = self.folder / "reference" / f"{key[:32]}.safetensors"
+        found = _tensors(path)
+        if found.keys() >= SEEN:
+            known = Moments(found["mean"], found["cov"], int(found["count"]))
+            return Reference(features.name, known, images, found["features"])
+        made = Reference.build(images, features)
+        kept = {"mean": made.moments.mean, "cov": made.moments.cov, "features": made.features}
+        kept["count"] = torch.tensor(made.moments.count)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, save({k: v.contiguous() for k, v in kept.items()}))
+        return made
 
     @cached_property
     def labels(self) -> Tensor:
@@ -204,7 +219,7 @@ class Evaluation:
         key = key_of(asked)
         path = self.folder / "cells" / f"{key[:32]}.safetensors"
         found = self.results.get(key)
-        if found is not None and _readable(path):
+        if found is not None and IMAGES in _tensors(path):
             return Cell(_row(found) | {"model": name}, key, path)
         started = time.perf_counter()
         images = self._draw(model, w, steps, sampler)
@@ -321,8 +336,9 @@ def _row(found: Row) -> Row:
     }
 
 
-def _readable(path: Path) -> bool:
+def _tensors(path: Path) -> dict[str, Tensor]:
+    """Return what a file holds; nothing where there is none, or where it is damaged."""
     try:
-        return path.is_file() and IMAGES in load_file(path)
+        return load_file(path) if path.is_file() else {}
     except SafetensorError:
-        return False  # damaged: it is drawn again
+        return {}
