@@ -61,6 +61,7 @@ def test_a_finished_run_is_not_made_again(run: Path, recipe: Path) -> None:
 
 def test_show_says_what_a_folder_is(run: Path) -> None:
     done = fewstep("show", run / "student-4", cwd=run)
+    assert "sub-steps of its parent a step, by DDIM" in done.stdout
     assert done.returncode == 0, done.stderr
     for word in ("few-step student", "steps        4", "0 to 4", "stage-one", "teacher"):
         assert word in done.stdout

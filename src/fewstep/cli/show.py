@@ -45,6 +45,14 @@ def _lora(card: Card) -> str:
     )
 
 
+def _targets(card: Card) -> str:
+    """Say what one step of a student stands for."""
+    if card.substeps is None:
+        return ""
+    of = "second order" if card.order == 2 else "DDIM"
+    return f"{card.substeps} sub-steps of its parent a step, by {of}"
+
+
 def describe(card: Card) -> str:
     """Return the card in lines for a person."""
     w = "any" if card.w_range is None else f"{card.w_range[0]:g} to {card.w_range[1]:g}"
@@ -56,6 +64,7 @@ def describe(card: Card) -> str:
         "name": card.name,
         "stage": _kind(card),
         "steps": "any" if card.steps is None else str(card.steps),
+        "targets": _targets(card),
         "sampler": card.sampler or "any",
         "w": w,
         "images" if card.family == "unet-class" else "latents": f"{shape}, {by}",
