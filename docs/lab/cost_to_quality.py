@@ -142,6 +142,9 @@ PLANS: dict[str, Entry] = {
         network={"w_band": None},
     ),
     "none-4-second-333": Entry("the same, 333 updates", None, straight(4, 333, TEACHER, order=2)),
+    "none-4-second-2416": Entry(
+        "the same, 2,416 updates", None, straight(4, 2416, TEACHER, order=2)
+    ),
     "none-8-4-second": Entry(
         "no stage one, to 8 with 2 sub-steps of order 2, to 4",
         None,
