@@ -26,7 +26,7 @@ $(VENV)/.docs: $(VENV)/.runtime
 	$(PIP) -e ".[docs]"
 	touch $@
 
-demo: $(VENV)/.runtime  ## the whole method on the embedded digits, about ten minutes: runs/demo/report.html
+demo: $(VENV)/.runtime  ## the whole method on the embedded digits, 24 minutes on one core, less on two: runs/demo/report.html
 	$(BIN)/fewstep demo
 
 test: $(VENV)/.dev  ## all tests, on every core

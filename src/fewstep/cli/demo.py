@@ -8,7 +8,7 @@ from fewstep.cli.options import Device, Out, Set, load_run_recipe, say
 
 
 def demo_command(out: Out = None, set_: Set = None, device: Device = None) -> None:
-    """Teacher, stage one, stage two, figures and report.html; ten minutes on two cores.
+    """Teacher, stage one, students, figures and report.html; some 24 minutes on one core.
 
     The same command goes on where it stopped.
     """
