@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 from measure import Result, Row, Setting, Table, beside_training
-from networks import SUBJECTS, classes
-from resident import resident_peak
+from networks import classes
 from training_step import bare_update, kept, stage_one
 
+from fewstep.recipes.config import load_recipe
+from fewstep.resident import resident_peak
 from fewstep.train import TrainConfig
 
 NAMES = ("digits", "cifar10-small")
@@ -25,7 +26,7 @@ ROUNDS = {"digits": 40, "cifar10-small": 12}
 def worker(setting: Setting, name: str, folder: Path) -> Row:
     """Return what this process of a run saw; the batch of the recipe is shared by all."""
     count = int(os.environ["WORLD_SIZE"])
-    whole = SUBJECTS[name](setting).batch
+    whole = load_recipe(name).distill.batch_size
     subject = classes(name, batch=whole // count)(setting)
     problem, forwards = stage_one(setting, subject)
     config = TrainConfig(updates=ROUNDS[name] + 3, batch_size=whole, checkpoint_every=10**6)
@@ -74,10 +75,11 @@ def run(setting: Setting) -> Result:
     cuda = setting.device.type == "cuda"
     most = torch.cuda.device_count() if cuda else (os.cpu_count() or 1)
     counts = [n for n in (1, 2, 4, 8) if n <= most]
-    rows = [together(setting, name, n) for name in NAMES for n in counts]
-    for row in rows:
-        alone = next(r for r in rows if r["parameters"] == row["parameters"])
-        row["of one's speed"] = row["images/s"] / alone["images/s"]
+    rows: list[Row] = []
+    for name in NAMES:
+        shared = [together(setting, name, n) for n in counts]
+        alone = shared[0]["images/s"]
+        rows += [{**row, "of one's speed": row["images/s"] / alone} for row in shared]
     return Result(__doc__ + ABOUT, [Table("update / parts in each process", rows)])
 
 

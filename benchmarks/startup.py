@@ -10,6 +10,7 @@ from pathlib import Path
 from measure import Result, Row, Setting, Table, Work, alternate, paired
 from networks import classes
 
+import fewstep.resident
 from fewstep.models import save_model
 
 ROUNDS = 3
@@ -18,7 +19,7 @@ SIZES = ((16, 32), (64, 128), (128, 256))
 LAST = f"""
 import sys, time
 used = time.process_time()
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(Path(fewstep.resident.__file__).parent)!r})  # without its package
 from resident import resident_peak
 print(used, resident_peak())
 """

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from fewstep.data import DataConfig, open_dataset
-from fewstep.metrics import Reference, measure, open_features
+from fewstep.metrics import Reference, distance_key, measure, open_features
 from fewstep.models import decode_latents, encode_images, load_vae
 
 COUNT = 2000
@@ -28,7 +28,7 @@ def main(parts: Path, images: str, features: Path) -> None:
     reference = Reference.build(everything, look)
     for name, shown in (("training images", x), ("through the autoencoder", back)):
         found = measure(shown, labels, features=look, reference=reference)
-        fd = next(k for k in found if k.startswith("fd_"))
+        fd = distance_key(found)
         print(f"{COUNT} {name}: {fd} {found[fd]:.2f}, accuracy {found['accuracy']:.3f}")
 
 

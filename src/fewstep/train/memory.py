@@ -6,8 +6,6 @@ and hardly any time, and counts what would be there at once.
 
 from __future__ import annotations
 
-import resource
-import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,9 +24,9 @@ from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Guided
 from fewstep.core.seed import generator
 from fewstep.distill.problem import WEIGHTINGS, Problem, loss
+from fewstep.resident import resident_peak
 from fewstep.train.config import TrainConfig
 
-_STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
 
@@ -201,13 +199,13 @@ class Watch:
             torch.cuda.reset_peak_memory_stats(device)
         else:
             _forget_peak()
-        self.bare = _resident_peak() - held if bare is None else bare
+        self.bare = resident_peak() - held if bare is None else bare
 
     def peak(self) -> int:
         """Return the peak so far, in bytes."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device)
-        return _resident_peak() - self.bare
+        return resident_peak() - self.bare
 
 
 def in_units(size: int) -> str:
@@ -215,14 +213,6 @@ def in_units(size: int) -> str:
     if size >= 1e9:
         return f"{size / 1e9:.2g} GB"
     return f"{size / 1e6:.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"
-
-
-def _resident_peak() -> int:
-    if _STATUS.is_file():
-        lines = _STATUS.read_text().splitlines()
-        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _forget_peak() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fewstep.core.angle import rotate
 from fewstep.core.samplers.deterministic import moves
-from fewstep.core.samplers.loop import Move, Sampler, Velocity
+from fewstep.core.samplers.loop import Move, Sampler, Velocity, ddim_step
 
 
 def step(velocity: Velocity, z: Tensor, move: Move) -> Tensor:
@@ -22,10 +22,10 @@ def step(velocity: Velocity, z: Tensor, move: Move) -> Tensor:
     that it never had, so the mean would take away half of what is left. One such step costs
     O(h^2), which leaves the order at 2.
     """
+    if calls(move) == 1:
+        return ddim_step(velocity, z, move)
     h = move.phi - move.to
     v = velocity(z, move.phi)
-    if move.to == 0.0:
-        return rotate(z, v, h)
     z_end = rotate(z, v, h)
     v_back = math.cos(h) * velocity(z_end, move.to) - math.sin(h) * z_end
     return rotate(z, 0.5 * (v + v_back), h)
