@@ -11,12 +11,14 @@ from fewstep.data.augment import augment, uniform
 from fewstep.data.captions import caption, captions_of
 from fewstep.data.config import DataConfig
 from fewstep.data.dataset import SPLITS, Dataset
+from fewstep.data.decode import MAX_PIXELS, opaque, open_image, square
 from fewstep.data.digits import Digits
 from fewstep.data.files import image_files, read_images
 from fewstep.data.images import Images
 from fewstep.data.order import epochs, indices
 from fewstep.data.prompts import Prompts
 from fewstep.data.shards import Shards
+from fewstep.data.text import read_prompts, read_text
 from fewstep.errors import DataError, did_you_mean
 
 DATASETS: dict[str, Callable[[str], Dataset]] = {"digits": Digits}
@@ -61,6 +63,7 @@ def _is_path(name: str) -> bool:
 
 __all__ = [
     "DATASETS",
+    "MAX_PIXELS",
     "SPLITS",
     "Ahead",
     "DataConfig",
@@ -75,8 +78,13 @@ __all__ = [
     "epochs",
     "image_files",
     "indices",
+    "opaque",
     "open_dataset",
+    "open_image",
     "read_images",
+    "read_prompts",
+    "read_text",
+    "square",
     "uniform",
     "walk",
 ]

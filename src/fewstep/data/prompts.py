@@ -1,4 +1,4 @@
-"""Prompts without images: what to draw is known, and states come from the teacher itself."""
+"""Prompts without images: conditions are known, and states come from the teacher itself."""
 
 from __future__ import annotations
 
@@ -8,24 +8,23 @@ from pathlib import Path
 from torch import Tensor
 
 from fewstep.data.dataset import check_index
-from fewstep.errors import DataError
+from fewstep.data.text import read_prompts
 
 
 class Prompts:
-    """A file of prompts, one a line; empty lines do not count."""
+    """A file of prompts, one per line; empty lines are left out.
+
+    Attributes:
+        summary: what was found in the file, in one line.
+    """
 
     SUFFIX = ".txt"
 
     def __init__(self, path: Path | str) -> None:
-        """Read the file. Raises DataError: no such file, not UTF-8, or no prompt in it."""
-        path = Path(path)
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} cannot be read as text ({type(error).__name__}).") from None
-        self._texts = [line.strip() for line in lines if line.strip()]
-        if not self._texts:
-            raise DataError(f"{path} is empty; give a file with a prompt a line.")
+        """Read the file. Raises DataError as `fewstep.data.read_prompts` does."""
+        self._texts = read_prompts(path)
+        unique = len(set(self._texts))
+        self.summary = f"{path}: {len(self._texts)} prompts, {unique} of them distinct"
 
     def __len__(self) -> int:
         """Return the number of prompts."""

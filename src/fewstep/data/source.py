@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
+from fewstep.data.decode import Record, decode
 from fewstep.errors import DataError
-
-
-class Record(NamedTuple):
-    """One example before decoding. where: how to name it to a person."""
-
-    where: str
-    data: bytes | str
-    label: int | str | None
 
 
 @dataclass(frozen=True)
@@ -124,31 +114,4 @@ def _open(path: Path) -> Any:
     return loaded
 
 
-def decode(record: Record, size: int | None, channels: int) -> np.ndarray:
-    """Return the image of a record, (C, H, W) uint8; cropped and shrunk where size is given.
-
-    Shrinking averages over boxes of pixels where the ratio is whole, as downsampled ImageNet is
-    made. Raises DataError, naming the record: not an image, or smaller than size.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        opened = Image.open(
-            io.BytesIO(record.data) if isinstance(record.data, bytes) else record.data
-        )
-        with opened as image:
-            pixels = image.convert("RGB" if channels == 3 else "L")
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{record.where} is not a whole image ({type(error).__name__}).") from None
-    if size is not None:
-        short = min(pixels.size)
-        if short < size:
-            raise DataError(
-                f"{record.where} is {pixels.width}x{pixels.height}, smaller than size = {size}."
-            )
-        left, top = (pixels.width - short) // 2, (pixels.height - short) // 2
-        box = (left, top, left + short, top + short)
-        if box != (0, 0, size, size):
-            pixels = pixels.resize((size, size), Image.Resampling.BOX, box=box)
-    array = np.asarray(pixels, dtype=np.uint8)
-    return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
+__all__ = ["Record", "Source", "decode", "label_columns", "missing_column", "open_source"]
