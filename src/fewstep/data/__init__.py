@@ -8,13 +8,14 @@ from torch import Tensor
 
 from fewstep.data.ahead import Ahead
 from fewstep.data.augment import augment, uniform
-from fewstep.data.captions import caption, captions_of
-from fewstep.data.config import DataConfig
+from fewstep.data.captions import caption, captions_of, fill
+from fewstep.data.config import DataConfig, check_data
 from fewstep.data.dataset import SPLITS, Dataset
 from fewstep.data.decode import MAX_PIXELS, opaque, open_image, square
 from fewstep.data.digits import Digits
 from fewstep.data.files import image_files, read_images
 from fewstep.data.images import Images
+from fewstep.data.listing import kind_of
 from fewstep.data.order import epochs, indices
 from fewstep.data.prompts import Prompts
 from fewstep.data.shards import Shards
@@ -36,9 +37,15 @@ def open_dataset(data: DataConfig | str, split: str = "train") -> Dataset:
     if not _is_path(config.name):
         raise DataError(
             f"{config.name!r} is not a data set; there is {', '.join(sorted(DATASETS))}, or give "
-            f"the path of your own.{did_you_mean(config.name, DATASETS)}"
+            f"the path of your own images.{did_you_mean(config.name, DATASETS)}"
         )
-    return Shards(config, split) if config.stream else Images(config, split)
+    found: Dataset = Shards(config, split) if config.stream else Images(config, split)
+    if config.crop >= min(found.shape[1:]):
+        raise DataError(
+            f"data.crop must be smaller than the images, got {config.crop} for images of "
+            f"{found.shape[2]}x{found.shape[1]}. Choose a smaller crop."
+        )
+    return found
 
 
 def walk(
@@ -56,9 +63,7 @@ def walk(
 
 
 def _is_path(name: str) -> bool:
-    from pathlib import Path
-
-    return Path(name).exists() or "/" in name or "." in name
+    return kind_of(name) is not None or "/" in name or "." in name
 
 
 __all__ = [
@@ -75,7 +80,9 @@ __all__ = [
     "augment",
     "caption",
     "captions_of",
+    "check_data",
     "epochs",
+    "fill",
     "image_files",
     "indices",
     "opaque",

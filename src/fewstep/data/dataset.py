@@ -32,6 +32,14 @@ class Dataset(Protocol):
         """What the classes are called, in the order of their ids."""
 
     @property
+    def class_texts(self) -> tuple[str, ...]:
+        """What stands in the prompts of each class: its name in words, or the caption it is."""
+
+    @property
+    def summary(self) -> str:
+        """What was seen, used and left out, and why, in one line."""
+
+    @property
     def skipped(self) -> int:
         """Number of images that were left out as bad."""
 

@@ -30,12 +30,14 @@ _UNREAD = {"EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF"}
 class Record(NamedTuple):
     """One example before decoding.
 
-    where: what messages call it. data: the bytes of an image file, or the path of one.
+    where: what messages call it. data: the bytes of an image file, or the path of one. label: as
+    it was found. problem: why there is no image, where there is none.
     """
 
     where: str
     data: bytes | str
-    label: int | str | None
+    label: Any
+    problem: str | None = None
 
 
 @functools.cache
@@ -139,6 +141,8 @@ def decode(
 
     Raises DataError, naming the record, as `open_image`, `opaque` and `square` do.
     """
+    if record.problem is not None:
+        raise DataError(record.problem)
     found = open_image(record.data, record.where, max_pixels=max_pixels)
     try:
         mode = "RGB" if channels == 3 else "L"

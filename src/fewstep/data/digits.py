@@ -30,6 +30,11 @@ class Digits:
     shape = (1, 8, 8)
     num_classes = NUM_CLASSES
     class_names = tuple(str(k) for k in range(NUM_CLASSES))
+    class_texts = class_names
+    summary = (
+        "digits: 1,797 images seen, 1,797 used (1,497 to train on, 300 held out), 10 classes; from "
+        "scikit-learn; left out: nothing"
+    )
     skipped = 0
 
     def __init__(self, split: str = "train") -> None:

@@ -22,7 +22,7 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     out: list[Path] = []
     for path in paths:
         if kind_of(path) == "folder":
-            found = [path / f for f in list_folder(path, deep=False).images()]
+            found = [path / f for f in list_folder(path, deep=False).images]
             if not found:
                 raise DataError(f"{path} has no images in it. Give a folder of PNG or JPEG files.")
             out += found

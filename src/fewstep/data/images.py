@@ -10,21 +10,29 @@ import functools
 import hashlib
 import json
 import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from fewstep.atomic import atomic_folder, atomic_write
 from fewstep.data.augment import uniform
+from fewstep.data.captions import texts_of
 from fewstep.data.config import DataConfig
 from fewstep.data.dataset import check_index, check_split
-from fewstep.data.source import Record, Source, decode, open_source
+from fewstep.data.found import BAD, Account, Source
+from fewstep.data.labels import Classes
+from fewstep.data.source import Record, decode, open_source
 from fewstep.errors import DataError
 
-FORMAT = 1
+FORMAT = 2
+FEW = 10  # bad images that an error names
+MOST = 100  # bad images that are counted before decoding stops
 
 
 class Images:
@@ -33,29 +41,33 @@ class Images:
     Attributes:
         source_index: place of each example among all the images used, increasing: (length,).
         skipped: number of images that were left out as bad.
+        class_texts: of each class id, what stands in a prompt: its name, underscores as spaces, or
+            the caption as it is written.
+        summary: what was seen, used and left out, in one line.
     """
 
     def __init__(self, config: DataConfig, split: str = "train") -> None:
         """Open a split, decoding the images first where that was not done before.
 
-        Raises DataError: nothing there, a bad image (unless skip_bad), a missing label, fewer
-        than two classes, or a split without images.
+        Raises DataError: nothing there, bad images or labels (unless skip_bad), fewer than two
+        classes (one will do for prompts), or a split without images.
         """
         check_split(split)
         cache = _cached(config)
-        self.split, self.skipped = split, cache.skipped
+        self.split, self.skipped = split, cache.account.left_out[BAD]
         held_out = uniform(0, "held-out", torch.arange(len(cache.labels))) < config.held_out
         chosen = held_out if split == "held-out" else ~held_out
         self.source_index = chosen.nonzero().flatten()
-        if not len(self.source_index):
-            raise DataError(
-                f"{config.name} has no {split} images with held_out = {config.held_out:g}."
-            )
+        check_some(config, split, len(self.source_index))
         self._images, self._labels, self._key = cache.images, cache.labels, cache.key
         self._held_out = config.held_out
         self.shape = tuple(cache.images.shape[1:])
         self.class_names = cache.class_names
         self.num_classes = len(cache.class_names)
+        self.class_texts = texts_of(cache.class_names, cache.account.captions)
+        held = int(held_out.sum())
+        account = cache.account._replace(train=len(held_out) - held, held_out=held)
+        self.summary = account.line(config.name)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -78,7 +90,7 @@ class _Cache(NamedTuple):
     images: np.ndarray
     labels: Tensor
     class_names: tuple[str, ...]
-    skipped: int
+    account: Account
 
 
 def cache_root() -> Path:
@@ -89,113 +101,147 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fewstep"
 
 
+def check_some(config: DataConfig, split: str, count: int) -> None:
+    """Raise DataError unless a split has images."""
+    if not count:
+        raise DataError(
+            f"{config.name} has no {split} images with held_out = {config.held_out:g}. "
+            f"{'Raise' if split == 'held-out' else 'Lower'} data.held_out, or give more images."
+        )
+
+
 @functools.lru_cache(maxsize=4)
 def _cached(config: DataConfig) -> _Cache:
-    path = Path(config.name)
-    if not path.exists():
-        open_source(path, config.label)  # says what is wrong
-    told: dict[str, int | str | None] = {
+    source = open_source(Path(config.name), config)
+    told: dict[str, Any] = {
         "format": FORMAT,
-        "size": config.size,
-        "channels": config.channels,
+        **{k: getattr(config, k) for k in ("size", "channels", "skip_bad", "background")},
+        "max_pixels": config.max_pixels if config.skip_bad else None,
+        "files": _content(source.files),
+        "from": [source.columns, source.captions, config.cond],
     }
-    told |= {"skip_bad": config.skip_bad, "files": _content(path)}
-    if config.label is not None:
-        told["label"] = config.label
     key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     folder = cache_root() / "images" / key
     if not (folder / "meta.json").is_file():
-        _build(folder, open_source(path, config.label), config)
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    images = np.memmap(folder / "images.u8", np.uint8, "r", shape=tuple(meta["shape"]))
-    labels = torch.from_numpy(np.fromfile(folder / "labels.i64", np.int64))
-    if len(labels) != len(images):
-        raise DataError(f"{folder} is damaged; remove it, and the images are decoded again.")
-    return _Cache(key, images, labels, tuple(meta["class_names"]), int(meta["skipped"]))
+        _build(folder, source, config)
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        images = np.memmap(folder / "images.u8", np.uint8, "r", shape=tuple(meta["shape"]))
+        labels = torch.from_numpy(np.fromfile(folder / "labels.i64", np.int64))
+        names, bad = tuple(map(str, meta["class_names"])), Counter({BAD: int(meta["skipped"])})
+        whole = len(labels) == len(images) and int(labels.max()) < len(names)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
+        whole = False
+    if not whole:
+        raise DataError(f"{folder} is damaged. Remove it, and the images are decoded again.")
+    account = Account(
+        source.unit, source.seen, len(labels), 0, 0, len(names), source.captions,
+        source.columns, source.left_out + bad,
+    )  # fmt: skip
+    return _Cache(key, images, labels, names, account)
 
 
-def _content(path: Path) -> str:
-    """Return a hash of the bytes of all files; kept under their names, sizes and times."""
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    stats = [(str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
-    seen = hashlib.sha256(json.dumps([str(path.absolute()), stats]).encode()).hexdigest()
-    stamp = cache_root() / "stamps" / seen
-    if stamp.is_file():
-        return stamp.read_text(encoding="utf-8")
+def _content(files: Sequence[tuple[str, Path]]) -> str:
+    """Return a hash of the files' bytes; stored under their names, sizes and times."""
     digest = hashlib.sha256()
-    for file, (name, size, _) in zip(files, stats, strict=True):
-        digest.update(f"{name}\0{size}\0".encode())
-        with file.open("rb") as opened:
-            while block := opened.read(1 << 20):
-                digest.update(block)
+    stats = []
+    try:
+        for name, file in files:
+            stat = file.stat()
+            stats.append((name, str(file.absolute()), stat.st_size, stat.st_mtime_ns))
+        seen = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
+        stamp = cache_root() / "stamps" / seen
+        if stamp.is_file():
+            return stamp.read_text(encoding="utf-8")
+        for name, file in files:
+            digest.update(os.fsencode(f"{name}\0{file.stat().st_size}\0"))
+            with file.open("rb") as opened:
+                while block := opened.read(1 << 20):
+                    digest.update(block)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename} cannot be read: {error.strerror}. Make it readable, or remove it."
+        ) from None
     atomic_write(stamp, digest.hexdigest().encode())
     return digest.hexdigest()
 
 
 def _build(folder: Path, source: Source, config: DataConfig) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    from tqdm.auto import tqdm
-
     labels: list[int | str] = []
     shape: tuple[int, ...] | None = None
-    skipped: list[str] = []
+    bad: list[str] = []
     with atomic_folder(folder) as partial:
         with (partial / "images.u8").open("wb") as out:
             records = tqdm(source, desc=f"decode {config.name}", unit="image", disable=None)
-            for record in records:
+            for number, record in enumerate(records):
                 try:
-                    label = _label(record, len(source.class_names))
-                    pixels = decode(record, config.size, config.channels)
-                    shape = shape or pixels.shape
-                    _check_shape(record, pixels.shape, shape)
+                    label = source.label(record, number)
+                    pixels = _pixels(record, config, shape)
                 except DataError as error:
-                    if not config.skip_bad:
-                        raise DataError(
-                            f"{error} Mend it, or leave bad images out with "
-                            "--skip-bad (data.skip_bad=true)."
-                        ) from None
-                    skipped.append(str(error))
+                    bad.append(str(error))
+                    if len(bad) == MOST and not config.skip_bad:
+                        break
                     continue
+                shape = pixels.shape
                 out.write(pixels.tobytes())
                 labels.append(label)
-        names, ids = _classes(source, labels, config.name)
-        ids.tofile(partial / "labels.i64")
+        if bad and not config.skip_bad:
+            raise DataError(refusal(bad))
+        found = check_classes(source.classes(labels), len(labels), config, bad)
+        found.ids.tofile(partial / "labels.i64")
         meta = {
             "shape": [len(labels), *(shape or ())],
-            "class_names": names,
-            "skipped": len(skipped),
-            "bad": skipped[:100],
-        }  # fmt: skip
+            "class_names": found.names,
+            "skipped": len(bad),
+            "bad": bad[:MOST],
+        }
         (partial / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
 
 
-def _label(record: Record, known: int) -> int | str:
-    label = record.label
-    if label is None or (isinstance(label, int) and label < 0) or label == "":
-        raise DataError(f"{record.where} has no label.")
-    if known and isinstance(label, int) and label >= known:
-        raise DataError(f"{record.where} has label {label}; there are {known} classes.")
-    return label
+def decode_for(record: Record, config: DataConfig) -> np.ndarray:
+    """Return the image of a record (C, H, W) uint8, as a recipe wants it."""
+    return decode(
+        record,
+        config.size,
+        config.channels,
+        background=config.background,
+        max_pixels=config.max_pixels,
+    )
 
 
-def _check_shape(record: Record, found: tuple[int, ...], first: tuple[int, ...]) -> None:
-    if found != first:
+def _pixels(record: Record, config: DataConfig, first: tuple[int, ...] | None) -> np.ndarray:
+    pixels = decode_for(record, config)
+    if first is not None and pixels.shape != first:
         raise DataError(
-            f"{record.where} is {found[2]}x{found[1]}; the first image is {first[2]}x{first[1]}. "
-            "Give data.size to bring all to one size."
+            f"{record.where} is {pixels.shape[2]}x{pixels.shape[1]}; the first image is "
+            f"{first[2]}x{first[1]}. Give data.size to bring all to one size."
         )
+    return pixels
 
 
-def _classes(source: Source, labels: list[int | str], name: str) -> tuple[list[str], np.ndarray]:
-    found = set(labels)
-    if len(found) < 2:
+def refusal(bad: list[str]) -> str:
+    """Return one line that names the bad images, and what to do."""
+    few = " ".join(bad[:FEW])
+    if len(bad) > FEW:
+        at_least = "at least " if len(bad) == MOST else ""
+        few = f"{at_least}{len(bad)} images cannot be used. {few} (and {len(bad) - FEW} more.)"
+    return (
+        f"{few} Mend {'it' if len(bad) == 1 else 'them'}, or leave bad images out with "
+        "data.skip_bad=true (--set data.skip_bad=true; for `fewstep features train`, --skip-bad)."
+    )
+
+
+def check_classes(found: Classes, count: int, config: DataConfig, bad: Sequence[str]) -> Classes:
+    """Return the classes. Raises DataError where there are too few of them, or of images."""
+    if not count:
         raise DataError(
-            f"{name} has {len(labels)} usable images of {len(found)} class"
-            f"{'' if len(found) == 1 else 'es'}; guidance is between classes and needs at least 2."
+            f"{config.name} has no image that can be used{f': {bad[0]}' if bad else '.'}"
         )
-    if all(isinstance(v, int) for v in found):
-        names = list(source.class_names) or [str(k) for k in range(max(map(int, found)) + 1)]
-        return names, np.array(labels, np.int64)
-    names = sorted(map(str, found))
-    ids = {n: i for i, n in enumerate(names)}
-    return names, np.array([ids[str(v)] for v in labels], np.int64)
+    if config.cond == "class" and len(found.names) < 2:
+        raise DataError(
+            f"{config.name} has {count} images of 1 class; guidance is between classes and needs "
+            "two or more. Give images of other classes too; for a model of prompts, set "
+            "latents.cond=prompt."
+        )
+    return found

@@ -180,10 +180,12 @@ class Latents:
     Attributes:
         folder: of the cache.
         shape: of one latent.
+        summary: how many there are, in one line.
     """
 
     num_classes = 0
     class_names: tuple[str, ...] = ()
+    class_texts: tuple[str, ...] = ()
     skipped = 0
 
     def __init__(self, folder: Path | str) -> None:
@@ -197,6 +199,7 @@ class Latents:
                 f"{self.folder} has {len(_shards(self._told))} of {expected} shards; run the same "
                 "command again to encode the rest."
             )
+        self.summary = f"{self.folder}: {self._count:,} encoded examples"
         self._open: dict[int, Any] = {}
         self.shape: tuple[int, ...] = tuple(self._rows(0, [0])["x"].shape[1:])
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -45,18 +46,21 @@ class Listing:
     files: list[Path]
     left_out: Counter[str] = field(default_factory=Counter)
 
+    @cached_property
     def images(self) -> list[Path]:
-        """Return the image files."""
+        """The image files."""
         return [f for f in self.files if f.suffix.lower() in suffixes()]
 
+    @cached_property
     def tables(self) -> list[Path]:
-        """Return the parquet files, without the metadata of image folders."""
+        """The parquet files, without the metadata of image folders."""
         return [
             f for f in self.files if f.suffix.lower() in TABLES and f.name.lower() not in METADATA
         ]
 
+    @cached_property
     def archives(self) -> list[Path]:
-        """Return the archives, which are not opened."""
+        """The archives, which are not opened."""
         return [f for f in self.files if f.suffix.lower() in ARCHIVES]
 
 
@@ -146,27 +150,28 @@ def training_images(listing: Listing) -> tuple[Path, list[Path]]:
 
     Raises DataError: splits without train among them, or beside folders that are no splits.
     """
-    images = listing.images()
+    images = listing.images
+    folders = Counter(f.parent for f in images)
     base = Path()
     while True:
-        direct = [f for f in images if f.parent == base]
-        children = sorted({f.relative_to(base).parts[0] for f in images if f.parent != base})
+        children = sorted({f.relative_to(base).parts[0] for f in folders if f != base})
         splits = [c for c in children if is_split(c)]
-        deep = [c for c in splits if not any(f.parent == base / c for f in images)]
+        deep = [c for c in splits if base / c not in folders]
         if splits and splits == children and (len(splits) > 1 or deep):
-            chosen = _train_of(splits, listing.root / base)
-            inside = [f for f in images if f.is_relative_to(base / chosen)]
-            outside = len(images) - len(inside)
-            listing.left_out[f"outside of {base / chosen}, which is the training split"] += outside
-            return base / chosen, inside
-        if len(splits) > 1 and deep == splits and not direct:
+            chosen = base / _train_of(splits, listing.root / base)
+            inside = {f for f in folders if f.is_relative_to(chosen)}
+            kept = [f for f in images if f.parent in inside]
+            reason = f"outside of {chosen}, the training split"
+            listing.left_out[reason] += len(images) - len(kept)
+            return chosen, kept
+        if len(splits) > 1 and deep == splits and base not in folders:
             others = ", ".join(c for c in children if c not in splits)
             raise DataError(
                 f"{listing.root / base} has the splits {', '.join(splits)} beside other folders "
                 f"({others}). Give the folder of the training images, "
                 f"{listing.root / base / splits[0]} for example."
             )
-        if direct or len(children) != 1:
+        if base in folders or len(children) != 1:
             return base, images
         base = base / children[0]
 
@@ -180,7 +185,7 @@ def training_tables(listing: Listing) -> list[Path]:
 
     Raises DataError: several splits without train among them, or beside files of none.
     """
-    tables = listing.tables()
+    tables = listing.tables
     split_of = {f: _split_of(f) for f in tables}
     splits = sorted({s for s in split_of.values() if s})
     if len(splits) < 2:
@@ -213,15 +218,10 @@ def _train_of(splits: Sequence[str], where: Path) -> str:
     )
 
 
-def tally(left_out: Iterable[tuple[str, int]]) -> str:
-    """Return counts by reason as text: 5 (not in metadata.jsonl), 1 (a broken link)."""
-    return ", ".join(f"{count} ({reason})" for reason, count in left_out if count)
-
-
 def count_others(listing: Listing, used: Callable[[Path], bool]) -> None:
     """Count the files that are not used, by their suffix."""
     kinds = Counter(f.suffix.lower() or f.name for f in listing.files if not used(f))
     if kinds:
         few = ", ".join(k for k, _ in kinds.most_common(3))
         more = " and more" if len(kinds) > 3 else ""
-        listing.left_out[f"no images: {few}{more}"] += sum(kinds.values())
+        listing.left_out[f"other kinds of files: {few}{more}"] += sum(kinds.values())

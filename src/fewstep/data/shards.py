@@ -11,7 +11,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,9 +23,22 @@ from torch import Tensor
 
 from fewstep.core.seed import generator
 from fewstep.data.augment import uniform
+from fewstep.data.captions import texts_of
 from fewstep.data.config import DataConfig
 from fewstep.data.dataset import check_index, check_split
-from fewstep.data.source import Record, decode, label_columns, missing_column
+from fewstep.data.found import BAD, Account, label_of
+from fewstep.data.images import check_classes, check_some, decode_for, refusal
+from fewstep.data.labels import number_classes
+from fewstep.data.listing import kind_of
+from fewstep.data.source import open_source, table_files
+from fewstep.data.tables import (
+    choose_columns,
+    image_record,
+    inside,
+    is_arrow,
+    open_table,
+    rows_of,
+)
 from fewstep.errors import DataError, RangeError
 
 WINDOW = 8  # blocks among whose images an order is drawn
@@ -33,48 +47,57 @@ LARGEST = 1 << 29  # bytes of a block; more would not be bounded memory
 
 
 class Block(NamedTuple):
-    """A row group: its file, its number there, and the places of its rows among all."""
+    """A row group of a file.
+
+    group: its number there. first: place of its first row among all files. rows: how many it has.
+    row: place of its first row in the file.
+    """
 
     file: Path
     group: int
     first: int
     rows: int
+    row: int
 
 
 class Shards:
     """A split of parquet shards; `fewstep.data.Dataset`, with an order of its own.
 
     Attributes:
-        skipped: number of bad images that another stood in for, so far.
+        skipped: number of rows without a label, and of bad images that another replaced so far.
+        class_texts: of each class id, what stands in a prompt: its name, underscores as spaces, or
+            the caption as it is written.
+        summary: what was seen, used and left out, in one line; images are not looked at yet.
     """
 
     def __init__(self, config: DataConfig, split: str = "train") -> None:
         """Read the files' footers and labels; no image yet.
 
-        Raises DataError: no parquet files, no column of images or labels, a missing label, fewer
-        than two classes, a block of more than half a gibibyte, no size given.
+        Raises DataError: no parquet files, no column of images or labels, missing labels (unless
+        skip_bad), fewer than two classes (one will do for prompts), a block of more than half a
+        gibibyte, no size given.
         """
         check_split(split)
         if config.size is None:
-            raise DataError("data.stream needs data.size: nothing is known of unread images.")
-        self.split, self._config, self.skipped = split, config, 0
+            raise DataError(
+                "data.stream needs data.size: images are not read beforehand. Set data.size."
+            )
+        self.split, self._config = split, config
         found = _footers(config)
         self._blocks, self._image, self._key = found.blocks, found.image, found.key
         self._labels, self.class_names = found.labels, found.class_names
-        self.num_classes, self.shape = (
-            len(found.class_names),
-            (
-                config.channels,
-                config.size,
-                config.size,
-            ),
-        )
-        held_out = uniform(0, "held-out", torch.arange(len(self._labels))) < config.held_out
-        self._kept = (held_out if split == "held-out" else ~held_out).nonzero().flatten()
-        if not len(self._kept):
-            raise DataError(
-                f"{config.name} has no {split} images with held_out = {config.held_out:g}."
-            )
+        self.num_classes = len(found.class_names)
+        self.shape: tuple[int, ...] = (config.channels, config.size, config.size)
+        used = (found.labels >= 0).nonzero().flatten()
+        # The place among the rows with a label, as in data that is decoded once.
+        held_out = uniform(0, "held-out", torch.arange(len(used))) < config.held_out
+        self._kept = used[held_out if split == "held-out" else ~held_out]
+        check_some(config, split, len(self._kept))
+        held, account = int(held_out.sum()), found.account
+        account = account._replace(train=len(held_out) - held, held_out=held)
+        self.skipped = account.left_out[BAD]
+        self.class_texts = texts_of(found.class_names, account.captions)
+        self.summary = account.line(config.name)
         ends = torch.tensor([b.first + b.rows for b in self._blocks])
         cuts = torch.searchsorted(self._kept, ends)
         self._ends = ends
@@ -91,7 +114,7 @@ class Shards:
 
     def content_hash(self) -> str:
         """Return the sha256, in hex, of names, sizes, footers and labels, not of every pixel."""
-        told = [self._key, self.split, self._config.held_out, *self.shape]
+        told = [self._key, self.split, self._config.held_out, *self.shape, self._config.background]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,7 +146,8 @@ class Shards:
         if parts > len(self._blocks):
             raise RangeError(
                 f"{self._config.name} has {len(self._blocks)} row groups for {parts} parts of a "
-                "batch (processes x accumulate); write it with smaller row groups."
+                "batch (processes x accumulate), and needs one for each. Write it with smaller row "
+                "groups."
             )
         self._parts.add(part)
         start, index, epoch_of = update * size, [], []
@@ -132,12 +156,13 @@ class Shards:
             start, epoch = start - length, epoch + 1
         wanted = size
         while wanted:
+            if start == self._share(seed, epoch, part, parts)[1]:  # at its end, or it is empty
+                start, epoch = 0, epoch + 1
+                continue
             chunk = self._from(seed, epoch, part, parts, start, wanted)
             index.append(chunk)
             epoch_of.append(torch.full((len(chunk),), epoch))
             wanted, start = wanted - len(chunk), start + len(chunk)
-            if start == self._share(seed, epoch, part, parts)[1]:
-                start, epoch = 0, epoch + 1
         return torch.cat(index), torch.cat(epoch_of)
 
     def _from(
@@ -175,7 +200,7 @@ class Shards:
         file, group, *_ = self._blocks[block]
         try:
             column = pq.ParquetFile(file).read_row_group(group, [self._image]).column(0)
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise DataError(f"{file}, row group {group} cannot be read: {error}.") from None
         self._tables[block] = column
         while len(self._tables) > (WINDOW + 1) * max(1, len(self._parts)):
@@ -183,18 +208,18 @@ class Shards:
         return column
 
     def _decode(self, column: Any, block: int, place: int) -> tuple[np.ndarray, int]:
-        """Return the image at a place, and the place it was found at in the end."""
-        at = self._blocks[block]
-        for step in range(at.rows):
-            row = (place - at.first + step) % at.rows
-            value = column[row].as_py()
-            data = value.get("bytes") if isinstance(value, dict) else value
-            where = f"{at.file}, row {at.first + row}"
+        """Return the image at a place, and the place that it was read from in the end."""
+        at, config = self._blocks[block], self._config
+        start, stop = self._spans[block]
+        here = int(torch.searchsorted(self._kept, place))
+        for step in range(stop - start):
+            row = int(self._kept[start + (here - start + step) % (stop - start)])
+            where = f"{at.file}, row {at.row + row - at.first}"
             try:
-                record = Record(where, data or b"", None)
-                return decode(record, self._config.size, self._config.channels), at.first + row
+                record = image_record(column[row - at.first].as_py(), at.file.parent, where)
+                return decode_for(record, config), row
             except DataError as error:
-                if not self._config.skip_bad:
+                if not config.skip_bad:
                     raise DataError(
                         f"{error} Mend it, or leave bad images out with data.skip_bad=true."
                     ) from None
@@ -205,90 +230,76 @@ class Shards:
 class _Footers(NamedTuple):
     blocks: list[Block]
     image: str
-    labels: Tensor
+    labels: Tensor  # -1 where there is none
     class_names: tuple[str, ...]
     key: str
+    account: Account
 
 
 @functools.lru_cache(maxsize=4)
 def _footers(config: DataConfig) -> _Footers:
-    import pyarrow as pa
+    path = Path(config.name)
+    files, left_out = _parquet_files(path)
+    tables = [open_table(f) for f in files]
+    chosen = choose_columns(tables, config, path)
+    blocks: list[Block] = []
+    told: list[list[Any]] = []
+    labels: list[int | str | None] = []
+    bad: list[str] = []
+    known = len(chosen.class_names)
+    for table in tables:
+        for block in _blocks_of(table.file, len(labels)):
+            blocks.append(block)
+            size = table.file.stat().st_size
+            told.append([inside(table.file, path), size, block.group, block.rows])
+        for row, (value,) in enumerate(rows_of(table.file, [chosen.label.name], 10_000)):
+            where = f"{table.file}, row {row}"
+            try:
+                labels.append(label_of(value, where, len(labels), chosen.label.captions, known))
+            except DataError as error:
+                bad.append(str(error))
+                labels.append(None)
+    if bad and not config.skip_bad:
+        raise DataError(refusal(bad))
+    found = number_classes([v for v in labels if v is not None], chosen.class_names)
+    check_classes(found, len(found.ids), config, bad)
+    ids = np.full(len(labels), -1, np.int64)
+    ids[[v is not None for v in labels]] = found.ids
+    digest = hashlib.sha256(json.dumps([told, found.names]).encode())
+    digest.update(ids.tobytes())
+    account = Account(
+        "rows", len(labels), len(found.ids), 0, 0, len(found.names), chosen.label.captions,
+        chosen.words, left_out + Counter({BAD: len(bad)}),
+    )  # fmt: skip
+    key = digest.hexdigest()
+    return _Footers(blocks, chosen.image, torch.from_numpy(ids), found.names, key, account)
+
+
+def _parquet_files(path: Path) -> tuple[list[Path], Counter[str]]:
+    if kind_of(path) is None:
+        open_source(path)  # explains what is wrong
+    files, left_out = table_files(path)
+    if not files or is_arrow(files[0]):
+        raise DataError(
+            f"{path} holds no parquet files, and data.stream reads these alone. Leave data.stream "
+            "out, or give parquet files."
+        )
+    return files, left_out
+
+
+def _blocks_of(file: Path, first: int) -> Iterator[Block]:
+    """Yield the row groups of a file; first: the place of its first row among all."""
     import pyarrow.parquet as pq
 
-    path = Path(config.name)
-    files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
-    if not files:
-        raise DataError(f"{path} holds no parquet files; data.stream reads these alone.")
-    blocks, labels, told = [], [], []
-    image = label = None
-    names: tuple[str, ...] = ()
-    first = 0
-    for file in files:
-        try:
-            opened = pq.ParquetFile(file)
-            image, label, names = _columns(opened.schema_arrow, file, config.label)
-            values = opened.read([label]).column(0)
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{file} is no whole parquet file: {error}.") from None
-        labels.append(_label_array(values, file))
-        for group in range(opened.metadata.num_row_groups):
-            meta = opened.metadata.row_group(group)
-            if meta.total_byte_size > LARGEST:
-                raise DataError(
-                    f"{file}, row group {group} has {meta.total_byte_size >> 20} MiB; a block must "
-                    "fit in memory many times over. Write it with row_group_size=1000, say."
-                )
-            blocks.append(Block(file, group, first, meta.num_rows))
-            told.append([str(file.relative_to(path)), file.stat().st_size, group, meta.num_rows])
-            first += meta.num_rows
-    assert image is not None
-    together = np.concatenate(labels)
-    ids, class_names = _ids(together, names, path)
-    digest = hashlib.sha256(json.dumps([told, list(class_names)]).encode())
-    digest.update(ids.tobytes())
-    return _Footers(blocks, image, torch.from_numpy(ids), class_names, digest.hexdigest())
-
-
-def _columns(schema: Any, file: Path, label: str | None) -> tuple[str, str, tuple[str, ...]]:
-    import datasets
-    import pyarrow as pa
-
-    features = datasets.Features.from_arrow_schema(schema)
-    images = [k for k, v in features.items() if isinstance(v, datasets.Image)]
-    for field in schema:
-        struct = pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
-        if field.name not in images and (struct or pa.types.is_binary(field.type)):
-            images.append(field.name)
-    labels = label_columns(features, label)
-    if not images or not labels:
-        what = missing_column(images, label)
-        raise DataError(f"{file} has no column of {what}; its columns are {', '.join(features)}.")
-    return images[0], labels[0], tuple(getattr(features[labels[0]], "names", ()) or ())
-
-
-def _label_array(values: Any, file: Path) -> np.ndarray:
-    if values.null_count:
-        row = values.is_null().to_pylist().index(True)
-        raise DataError(f"{file}, row {row} has no label.")
-    found = values.to_numpy()
-    if found.dtype.kind in "iu" and len(found) and found.min() < 0:
-        raise DataError(f"{file}, row {int((found < 0).argmax())} has no label.")
-    array: np.ndarray = found.astype(np.int64) if found.dtype.kind in "iu" else found.astype(str)
-    return array
-
-
-def _ids(
-    labels: np.ndarray, names: tuple[str, ...], path: Path
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    distinct = np.unique(labels)
-    if len(distinct) < 2:
-        raise DataError(
-            f"{path} has {len(labels)} images of {len(distinct)} class"
-            f"{'' if len(distinct) == 1 else 'es'}; guidance needs at least 2."
-        )
-    if labels.dtype.kind == "i":
-        known = names or tuple(map(str, range(int(distinct[-1]) + 1)))
-        if distinct[-1] >= len(known):
-            raise DataError(f"{path} has label {distinct[-1]}; there are {len(known)} classes.")
-        return labels, known
-    return np.searchsorted(distinct, labels).astype(np.int64), tuple(map(str, distinct))
+    row = 0
+    metadata = pq.ParquetFile(file).metadata
+    for group in range(metadata.num_row_groups):
+        meta = metadata.row_group(group)
+        if meta.total_byte_size > LARGEST:
+            raise DataError(
+                f"{file}, row group {group} has {meta.total_byte_size >> 20} MiB; a block must fit "
+                "in memory many times over. Write it with smaller row groups: row_group_size=1000."
+            )
+        if meta.num_rows:
+            yield Block(file, group, first + row, meta.num_rows, row)
+        row += meta.num_rows

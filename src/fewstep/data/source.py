@@ -2,116 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
 from pathlib import Path
-from typing import Any
 
+from fewstep.data.config import DataConfig
 from fewstep.data.decode import Record, decode
+from fewstep.data.folders import open_images
+from fewstep.data.found import Source
+from fewstep.data.listing import (
+    ARCHIVES,
+    TABLES,
+    Listing,
+    count_others,
+    kind_of,
+    list_folder,
+    training_tables,
+)
+from fewstep.data.tables import open_tables, saved_tables
 from fewstep.errors import DataError
 
-
-@dataclass(frozen=True)
-class Source:
-    """A readable set of records. class_names: () where the labels have no names of their own."""
-
-    path: Path
-    table: Any
-    image_key: str
-    label_key: str
-    class_names: tuple[str, ...]
-
-    def __iter__(self) -> Iterator[Record]:
-        """Yield the records in the order of the files."""
-        for row, example in enumerate(self.table):
-            image = example[self.image_key] or {}
-            inside = image.get("path")
-            where = str(inside) if inside and Path(inside).is_file() else f"{self.path}, row {row}"
-            yield Record(where, image.get("bytes") or inside or b"", example[self.label_key])
+WANTED = (
+    "Give a parquet file, a folder with a folder of images for each class, or a folder of images "
+    "with captions"
+)
 
 
-LABELS = ("label", "labels", "class", "text", "caption")
+def open_source(path: Path, config: DataConfig | None = None) -> Source:
+    """Open a parquet file, a folder of images or of parquet files, or one that `datasets` saved.
 
-
-def open_source(path: Path, label: str | None = None) -> Source:
-    """Open a parquet file, an image folder, or a folder that `datasets` loads; read nothing yet.
-
-    Nothing is fetched: the path must be on the disk. Of several splits, "train" is taken.
-    label: column of the classes or captions; by default one of classes, or the first of LABELS.
+    No image is read yet, and nothing is fetched: the path must be on the disk. config: which
+    columns are read.
 
     Raises DataError: no such path, nothing to read in it, or no column of images or of labels.
     """
-    if not path.exists():
+    config = config or DataConfig(name=str(path))
+    kind = kind_of(path)
+    if kind is None:
         raise DataError(
-            f"{path} is neither a data set that comes with fewstep nor a file or folder here. "
-            "Give a parquet file, or a folder with a folder of images for each class."
+            f"{path} is neither a data set that comes with fewstep nor a file or folder here; "
+            f"nothing is fetched. {WANTED}."
         )
-    import datasets
-    from datasets.exceptions import DatasetsError
-
-    datasets.disable_progress_bars()
-    try:
-        table = _open(path)
-    except (DatasetsError, FileNotFoundError, ValueError, OSError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
-            f"{path} holds nothing that can be read as images with labels ({first}). Give a "
-            "parquet file, or a folder with a folder of images for each class."
-        ) from None
-    features = table.features or {}
-    images = [k for k, v in features.items() if isinstance(v, datasets.Image)]
-    images = images or [k for k, v in features.items() if _encoded(v)]
-    labels = label_columns(features, label)
-    if not images or not labels:
-        what = missing_column(images, label)
-        raise DataError(
-            f"{path} has no column of {what}; its columns are {', '.join(features) or 'none'}. An "
-            "image folder needs a folder a class, two or more, or a metadata.jsonl with `text`; a "
-            "table an image column and `label` or `text`."
-        )
-    names = tuple(getattr(features[labels[0]], "names", ()) or ())
-    plain = table.cast_column(images[0], datasets.Image(decode=False))
-    return Source(path, plain, images[0], labels[0], names)
+    files, left_out = table_files(path)
+    if files:
+        return open_tables(path, files, config, left_out)
+    listing = list_folder(path)
+    if not listing.images:
+        raise _nothing(path, listing)
+    return open_images(listing, config)
 
 
-def label_columns(features: Any, label: str | None) -> list[str]:
-    """Return the columns that can be the label, the best first; only `label` where it is given."""
-    import datasets
+def table_files(path: Path) -> tuple[list[Path], Counter[str]]:
+    """Return the table files of a path and what was left out; none for a folder of images.
 
-    if label is not None:
-        return [label] if label in features else []
-    classes = [k for k, v in features.items() if isinstance(v, datasets.ClassLabel)]
-    return classes or [k for k in LABELS if k in features]
-
-
-def missing_column(images: Sequence[str], label: str | None) -> str:
-    """Return in words which column there is none of: images, or else what was to be the label."""
-    if not images:
-        return "images"
-    return "labels" if label is None else f"the name {label!r}"
-
-
-def _encoded(feature: Any) -> bool:
-    """Whether a column that does not say so holds image files: bytes, or {bytes, path}."""
-    if isinstance(feature, dict):
-        return "bytes" in feature
-    return getattr(feature, "dtype", "") in ("binary", "large_binary")
-
-
-def _open(path: Path) -> Any:
-    import datasets
-
-    if path.is_file():
-        if path.suffix != ".parquet":
-            raise ValueError(f"a file must be parquet, not {path.suffix or path.name}")
-        return datasets.load_dataset("parquet", data_files=str(path), split="train", streaming=True)
+    Raises DataError for a file that is no table, and as `training_tables` and `saved_tables` do.
+    """
+    if kind_of(path) == "file":
+        if path.suffix.lower() not in TABLES:
+            raise DataError(_no_table(path))
+        return [path], Counter()
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-        loaded = datasets.load_from_disk(str(path))
-    else:
-        loaded = datasets.load_dataset(str(path), streaming=True)
-    if isinstance(loaded, dict):
-        loaded = loaded["train"] if "train" in loaded else next(iter(loaded.values()))
-    return loaded
+        return saved_tables(path), Counter()
+    listing = list_folder(path)
+    if listing.tables:
+        chosen = set(training_tables(listing))
+        known = set(listing.tables)
+        count_others(listing, lambda f: f in known)
+        return [path / f for f in listing.tables if f in chosen], listing.left_out
+    return [], Counter()
 
 
-__all__ = ["Record", "Source", "decode", "label_columns", "missing_column", "open_source"]
+def _no_table(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix in ARCHIVES:
+        return f"{path} is an archive. {_unpack(path)}"
+    if suffix == ".txt":
+        return (
+            f"{path}: a file must be parquet, not .txt. A file of prompts is for recipes with "
+            f"`latents:` and cond: prompt. {WANTED}."
+        )
+    return f"{path}: a file must be parquet, not {suffix or path.name}. {WANTED}."
+
+
+def _nothing(path: Path, listing: Listing) -> DataError:
+    if listing.archives:
+        first = listing.archives[0]
+        return DataError(
+            f"{path} holds archives ({first}, {len(listing.archives)} in all), and archives are "
+            f"not opened. {_unpack(path / first)}"
+        )
+    kinds = Counter(f.suffix.lower() or f.name for f in listing.files)
+    there = ", ".join(k for k, _ in kinds.most_common(5)) or "nothing"
+    return DataError(f"{path} holds nothing that can be read as images ({there}). {WANTED}.")
+
+
+def _unpack(archive: Path) -> str:
+    if ".tar" in archive.suffixes or archive.suffix.lower() in (".tar", ".tgz"):
+        return (
+            f"Unpack it (mkdir images; tar -xf {archive.name} -C images) and give the folder: of "
+            "WebDataset's tar files, images with a .txt beside each are read as they are."
+        )
+    return f"Unpack it (unzip {archive.name} -d images) and give the folder."
+
+
+__all__ = ["Record", "Source", "decode", "open_source", "table_files"]

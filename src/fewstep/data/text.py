@@ -19,18 +19,21 @@ _MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
 )
 
 
-def read_text(path: Path | str) -> str:
+def read_text(path: Path | str, largest: int = LARGEST) -> str:
     """Return the text of a file, without its byte order mark.
 
-    Raises DataError: no such file, larger than 256 MiB, or in another encoding, naming the byte.
+    Raises DataError: no such file, more than `largest` bytes, or in another encoding, naming the
+    byte.
     """
     path = Path(path)
     try:
         if not path.is_file():
             reason = "it is not a file" if path.exists() else "there is no such file"
             raise DataError(f"{path} cannot be read as text: {reason}.")
-        if os.path.getsize(path) > LARGEST:
-            raise DataError(f"{path} cannot be read as text: it is larger than 256 MiB.")
+        if os.path.getsize(path) > largest:
+            raise DataError(
+                f"{path} cannot be read as text: it is larger than {largest >> 20} MiB."
+            )
         data = path.read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
