@@ -17,14 +17,17 @@ def cache_command(
     set_: Set = None,
     device: Device = None,
 ) -> None:
-    """Encode the images and captions of a recipe, or go on where that was stopped.
+    """Encode the images and captions of a recipe; a stopped run continues where it was.
 
-    `train`, `distill` and `report` do the same when they need it; this says beforehand how large
-    it becomes, and needs no model but the folder that encodes.
+    `train`, `distill` and `report` do the same when they need it. This command prints beforehand
+    how large the cache becomes, and needs only the folder of the encoders.
     """
     checked = load_run_recipe(recipe, set_)
     if checked.latents is None:
-        raise RecipeError(f"{checked.name} works on images; only a recipe with `latents:` encodes.")
+        raise RecipeError(
+            f"only a recipe with `latents:` has something to encode, and {checked.name} has none. "
+            "Run `fewstep train` at once."
+        )
     from fewstep.recipes.run import Run
 
     if teacher:

@@ -1,4 +1,4 @@
-"""`fewstep features train`: a classifier on one's own images, for the metrics to look through."""
+"""`fewstep features train`: a classifier of one's own images, as the metrics' feature extractor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from fewstep.cli.options import Device, say
 
 app = typer.Typer(
-    help="Feature modules, which the metrics look through.",
+    help="Feature extractors of the metrics.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -18,7 +18,7 @@ app = typer.Typer(
 
 @app.callback()
 def features() -> None:
-    """Feature modules, which the metrics look through."""
+    """Feature extractors of the metrics."""
 
 
 @app.command("train")
@@ -28,40 +28,45 @@ def train_command(
     name: Annotated[
         str, typer.Option(help="Metrics are called fd_<name>; by default the folder's.")
     ] = "",
-    size: Annotated[int | None, typer.Option(min=1, help="Height and width in pixels.")] = None,
+    size: Annotated[
+        int | None, typer.Option(min=1, max=16_384, help="Height and width in pixels.")
+    ] = None,
     channels: Annotated[int, typer.Option(min=1, max=3, help="3 for RGB, 1 for grey.")] = 3,
     held_out: Annotated[
-        float, typer.Option(min=0.0, max=0.9, help="Share kept to measure the accuracy on.")
+        float, typer.Option(min=0.0, max=0.9, help="Share held out to measure the accuracy on.")
     ] = 0.05,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out bad images.")] = False,
+    label: Annotated[
+        str | None, typer.Option(help="Column of the classes, where it has another name.")
+    ] = None,
+    background: Annotated[
+        str, typer.Option(help="Colour that transparent images are composed on.")
+    ] = "white",
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out images that cannot be used.")
+    ] = False,
     flip: Annotated[bool, typer.Option(help="Mirror images are of the same class.")] = True,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes through the images.")] = 8,
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, order and shifts.")] = 0,
+    epochs: Annotated[int, typer.Option(min=1, max=10_000, help="Epochs of training.")] = 8,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**63 - 1, help="Seed of weights, order and shifts.")
+    ] = 0,
     device: Device = None,
 ) -> None:
-    """Train a classifier, say its accuracy on the held-out images, and keep it as a folder.
+    """Train a classifier on images, print its held-out accuracy, and write it to a folder.
 
-    The folder is one of the transformers library; `fewstep evaluate --features` takes it, and
+    The folder is a model of the transformers library. `fewstep evaluate --features` takes it, and
     any other vision model of that library.
     """
-    from fewstep.data import open_dataset
-    from fewstep.data.config import DataConfig
+    from fewstep.data import check_data, open_dataset
     from fewstep.errors import DataError
     from fewstep.metrics import train_features
     from fewstep.recipes.run import default_device
 
     if channels not in (1, 3):
-        raise DataError(f"--channels {channels}; images have 3 (RGB) or 1 (grey).")
-    config = DataConfig(
-        name=data,
-        size=size,
-        channels=1 if channels == 1 else 3,
-        held_out=held_out,
-        skip_bad=skip_bad,
-    )
+        raise DataError(f"--channels must be 3 (RGB) or 1 (grey), got {channels}.")
+    told = {"size": size, "channels": channels, "held_out": held_out, "skip_bad": skip_bad}
+    config = check_data({**told, "name": data, "label": label, "background": background})
     train = open_dataset(config, "train")
-    if train.skipped:
-        say(f"{data}: left out {train.skipped} images that cannot be used")
+    say(train.summary)
     found = train_features(
         out,
         train,

@@ -42,8 +42,8 @@ def image_column(kinds: Mapping[str, Kind], config: DataConfig, where: str) -> s
             raise _no_column(f"the name {config.image!r}", kinds, where)
         if kind not in (Kind.IMAGE, Kind.TEXT):
             raise DataError(
-                f"{where}: column {config.image!r} (data.image) holds neither image files nor their "
-                "paths. Name another column."
+                f"{where}: column {config.image!r} (data.image) holds neither image files nor "
+                "their paths. Name another column."
             )
         return config.image
     images = [name for name, kind in kinds.items() if kind is Kind.IMAGE]

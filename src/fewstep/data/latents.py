@@ -26,7 +26,7 @@ from fewstep.atomic import atomic_write, sha256
 from fewstep.core import cond as conds
 from fewstep.core.cond import Cond
 from fewstep.data.dataset import check_index
-from fewstep.errors import DataError, RangeError
+from fewstep.errors import DataError, NonFiniteError, RangeError
 
 FORMAT = 1
 MANIFEST = "cache.json"
@@ -63,6 +63,7 @@ def cache_latents(
         RangeError: count or shard_size below 1.
         DataError: a shard that is there is damaged; the disk has no room for the rest; encode
             gives another number of examples than it was asked for.
+        NonFiniteError: a value that is NaN or infinite, or becomes so in dtype.
         FolderError: the disk cannot be written.
     """
     if count < 1 or shard_size < 1:
@@ -105,10 +106,25 @@ def _tensors(encode: Encode, part: range, dtype: torch.dtype) -> dict[str, Tenso
             f"{part.stop - 1}; it must give x and condition of each."
         )
     named = {f"cond.{k}": t for k, t in cond.items()} if isinstance(cond, dict) else {"cond": cond}
-    return {
+    out = {
         name: (t.to(dtype) if t.is_floating_point() else t).cpu().contiguous()
         for name, t in {"x": x, **named}.items()
     }
+    for name, t in out.items():
+        _check_finite(name, t, part, dtype)
+    return out
+
+
+def _check_finite(name: str, t: Tensor, part: range, dtype: torch.dtype) -> None:
+    if not t.is_floating_point() or bool(torch.isfinite(t).all()):
+        return
+    row = int((~torch.isfinite(t.flatten(1))).any(1).nonzero()[0]) if t.ndim > 1 else 0
+    advice = "" if dtype == torch.float32 else " Store floats as float32 (latents.dtype=float32)."
+    raise NonFiniteError(
+        f"example {part.start + row} has values of {name} that are NaN or infinite as "
+        f"{str(dtype).removeprefix('torch.')}; the cache must be finite. Look at the encoders."
+        f"{advice}"
+    )
 
 
 def _size(encode: Encode, dtype: torch.dtype) -> int:

@@ -173,8 +173,25 @@ class Recipe(Part):
     distill: DistillConfig = DistillConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _conditions(cls, given: Any) -> Any:
+        """Set data.cond from latents.cond: for prompts, a column of captions is preferred."""
+        latents = given.get("latents") if isinstance(given, dict) else None
+        cond = getattr(latents, "cond", None)
+        if isinstance(latents, dict):
+            cond = latents.get("cond", "prompt")
+        if cond not in ("prompt", "class"):
+            return given
+        data = given.get("data", {})
+        if isinstance(data, DataConfig):
+            return {**given, "data": data.model_copy(update={"cond": cond})}
+        return {**given, "data": {**data, "cond": cond}} if isinstance(data, dict) else given
+
     @model_validator(mode="after")
     def _inside(self) -> Recipe:
+        if self.latents is None and self.data.cond == "prompt":
+            raise ValueError("data.cond=prompt needs `latents:`; models of images take classes")
         low, high = self.distill.w
         outside = [w for w in self.evaluate.w if not low <= w <= high]
         if outside:

@@ -16,7 +16,7 @@ from fewstep.core.cond import Cond, take
 from fewstep.data import DataConfig, Dataset, Prompts, captions_of
 from fewstep.data.images import cache_root
 from fewstep.data.latents import Latents, cache_latents
-from fewstep.errors import FolderError, RecipeError
+from fewstep.errors import FolderError, NonFiniteError, RecipeError
 from fewstep.models import (
     encode_images,
     encode_prompts,
@@ -48,8 +48,8 @@ def encoded(
     """
     if config.cond == "prompt" and not is_pipeline(folder):
         raise FolderError(
-            f"{folder} is no stock pipeline and has no text encoder; give one, or say "
-            "latents.cond=class."
+            f"prompts need a text encoder, and {folder} is not the folder of a stock pipeline. "
+            "Give one that is, or set latents.cond=class."
         )
     encoder = _Encoder(images, data, config, folder, device)
     root = cache_root() / "latents" if config.root is None else Path(config.root)
@@ -81,9 +81,13 @@ class _Encoder:
         self.folder, self.device = folder, device
         alone = isinstance(images, Prompts)
         if alone and config.flip:
-            raise RecipeError("latents.flip: prompts alone have no mirror images. Leave it out.")
+            raise RecipeError(
+                "latents.flip=true needs images, and the data are prompts alone. Leave it out."
+            )
         if alone and config.cond == "class":
-            raise RecipeError("latents.cond=class: prompts alone have no classes.")
+            raise RecipeError(
+                "latents.cond=class needs images, and the data are prompts alone. Set prompt."
+            )
         self.count = len(images) * (2 if config.flip else 1)
 
     @cached_property
@@ -111,13 +115,25 @@ class _Encoder:
         mirrored = (numbers >= len(self.images))[:, None, None, None]
         x = torch.where(mirrored, x.flip(-1), x)
         z = encode_images(self.vae, x.to(self.device)).cpu()
+        _check_finite(z, f"the autoencoder of {self.folder}")
         if self.config.cond == "class":
             return z, label
-        names = [self.images.class_names[k] for k in label.tolist()]
-        return z, self._prompts(captions_of(self.data.captions, names, index))
+        texts = [self.images.class_texts[k] for k in label.tolist()]
+        return z, self._prompts(captions_of(self.data.captions, texts, index))
 
     def _prompts(self, texts: list[str]) -> Cond:
         said = sorted(set(texts))
         places = {text: k for k, text in enumerate(said)}
         cond = encode_prompts(self.folder, said, device=self.device)
+        for t in cond.values() if isinstance(cond, dict) else [cond]:
+            _check_finite(t, f"a text encoder of {self.folder}")
         return take(cond, torch.tensor([places[t] for t in texts]))
+
+
+def _check_finite(made: Tensor, by: str) -> None:
+    """Raise NonFiniteError where a part of the model makes NaN or infinity of good inputs."""
+    if not bool(torch.isfinite(made).all()):
+        raise NonFiniteError(
+            f"{by} makes values that are NaN or infinite. Its weights are damaged, or overflow in "
+            "half precision: give a folder with weights in float32."
+        )

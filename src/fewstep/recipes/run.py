@@ -136,10 +136,14 @@ class Run:
     def images(self) -> Dataset | Prompts:
         """The training images, or prompts alone; one process decodes them, the others wait."""
         config = self.recipe.data
+        images: Dataset | Prompts
         if self.recipe.latents is not None and Path(config.name).suffix == Prompts.SUFFIX:
-            return Prompts(config.name)
-        with lost_processes_are_said(), processes(self.device).main_process_first():
-            return open_dataset(config, "train")
+            images = Prompts(config.name)
+        else:
+            with lost_processes_are_said(), processes(self.device).main_process_first():
+                images = open_dataset(config, "train")
+        self.tell(images.summary)
+        return images
 
     @cached_property
     def data(self) -> Dataset:
@@ -214,11 +218,6 @@ class Run:
             raise DataError(
                 f"{self.recipe.data.name} has prompts alone; a teacher is trained on images. Give "
                 "a finished one, with --teacher."
-            )
-        if self.images.skipped:
-            self.tell(
-                f"{self.recipe.data.name}: left out {self.images.skipped} images that cannot be "
-                "used"
             )
         model = self._fresh_teacher(self.images)
         problem = Pretrain(
