@@ -201,7 +201,7 @@ def test_sample_refuses_what_the_denoiser_was_not_made_for() -> None:
     ):
         with pytest.raises(error, match=says):
             sample(student, cond, **wrong)  # type: ignore[arg-type]
-    with pytest.raises(RangeError, match="steps is not given"):
+    with pytest.raises(RangeError, match="any number of steps: pass one"):
         sample(MIXTURE, cond, shape=(2,))
     with pytest.raises(ShapeError, match="shape of one example"):
         sample(MIXTURE, cond, steps=4)

@@ -6,8 +6,8 @@ null condition ("draw anything") is a condition batch of one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,7 +15,47 @@ from torch import Tensor
 from fewstep.errors import ShapeError
 
 Cond: TypeAlias = "Tensor | dict[str, Tensor]"
+# What `as_cond` makes a condition batch of; Any stands for NumPy arrays, which are not imported.
+Given: TypeAlias = "Cond | Sequence[int] | int | Any"
 Copies: TypeAlias = "dict[torch.device, Cond]"
+
+
+def as_cond(given: object) -> Cond:
+    """Return a condition batch made of class ids, or the condition batch that is given.
+
+    Args:
+        given: one class id; a list, range or NumPy array of them; or a condition batch. Integers
+            of any width become int64; a dict of tensors and floating-point tensors stay as they
+            are.
+
+    Raises:
+        ShapeError: text, true/false, None, or numbers that make no tensor.
+    """
+    if isinstance(given, dict):
+        wrong = [key for key, value in given.items() if not isinstance(value, Tensor)]
+        if not given or wrong:
+            raise ShapeError(
+                f"a dict of conditions must hold tensors, got {'no entry' if not given else wrong}."
+                " Pass what fewstep.models.encode_prompts returns."
+            )
+        return given
+    try:
+        out = given if isinstance(given, Tensor) else torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        out = None
+    if out is None or out.dtype == torch.bool:
+        raise ShapeError(
+            f"cond must be class ids or encoded prompts, got {_shown(given)}. Pass ids, for example "
+            "cond=[3, 7]; for text-to-image models pass fewstep.models.encode_prompts(folder, "
+            "prompts)."
+        )
+    out = out.reshape(1) if out.ndim == 0 else out
+    return out if out.is_floating_point() else out.long()
+
+
+def _shown(given: object) -> str:
+    text = repr(given)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _map(function: Callable[[Tensor], Tensor], cond: Cond) -> Cond:
@@ -28,26 +68,26 @@ def _zip(function: Callable[[Tensor, Tensor], Tensor], a: Cond, b: Cond) -> Cond
     if isinstance(a, dict) and isinstance(b, dict):
         if a.keys() != b.keys():
             raise ShapeError(
-                f"two conditions have the keys {sorted(a)} and {sorted(b)}; "
-                "they must be the same. Give both every key."
+                f"two condition batches must have the same keys, got {sorted(a)} and {sorted(b)}. "
+                "Give every key to both."
             )
         return {key: function(a[key], b[key]) for key in a}
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return function(a, b)
     raise ShapeError(
-        f"one condition is a {type(a).__name__}, the other a {type(b).__name__}; "
-        "both must be tensors or both dicts of tensors."
+        "of two condition batches, both must be tensors or both must be dicts of tensors, got a "
+        f"{type(a).__name__} and a {type(b).__name__}. Encode both in the same way."
     )
 
 
 def batch_size(cond: Cond) -> int:
-    """Return B. Raises ShapeError where the tensors of a dict disagree or there is none."""
+    """Return B, the number of examples. Raises ShapeError where tensors differ in B, or B is 0."""
     tensors = list(cond.values()) if isinstance(cond, dict) else [cond]
     sizes = {t.shape[0] if t.ndim else 0 for t in tensors}
     if len(sizes) != 1 or 0 in sizes:
         raise ShapeError(
-            f"the condition's tensors have the first dimensions {sorted(sizes)}; "
-            "there must be one batch size, at least 1."
+            "the tensors of a condition must have one batch size, at least 1, got first dimensions "
+            f"{sorted(sizes)}. Pass one condition per image."
         )
     return sizes.pop()
 
@@ -66,7 +106,7 @@ def repeat_null(null_cond: Cond, n: int) -> Cond:
     """Return the null condition n times, as a view. Raises ShapeError unless its batch is 1."""
     if batch_size(null_cond) != 1:
         raise ShapeError(
-            f"the null condition is a batch of {batch_size(null_cond)}; it must be a batch of 1. "
+            f"the null condition must be a batch of 1, got a batch of {batch_size(null_cond)}. "
             "Keep its first dimension: torch.tensor([10]), not torch.tensor(10)."
         )
     return _map(lambda t: t.expand(n, *t.shape[1:]), null_cond)
@@ -89,7 +129,8 @@ def to(cond: Cond, device: torch.device | str) -> Cond:
 def once(cond: Cond, device: torch.device, copies: Copies) -> Cond:
     """Return the condition on `device`, copied at the first call and kept in `copies`.
 
-    For what is the same in every update: a copy from the host would wait for the device each time.
+    For conditions that are the same in every update: copying from the host each time would wait
+    for the device.
     """
     if device not in copies:
         copies[device] = to(cond, device)
@@ -97,9 +138,9 @@ def once(cond: Cond, device: torch.device, copies: Copies) -> Cond:
 
 
 def send(cond: Cond, device: torch.device) -> Cond:
-    """Return the condition on `device`; to a GPU by pinned memory, so that the host need not wait.
+    """Return the condition on `device`, sent to a GPU through pinned memory without waiting.
 
-    What was sent must not be written to until the device has come to it.
+    Do not write to the sent tensors before the device has read them.
     """
     if device.type != "cuda":
         return to(cond, device)

@@ -20,10 +20,16 @@ Clock: TypeAlias = Callable[[int], Grid]
 Split: TypeAlias = Callable[[float, float, int], Grid]
 
 
+MAX_STEPS = 10_000  # ten times the timesteps that networks are trained at
+
+
 def check_steps(steps: int) -> int:
-    """Return steps. Raises GridError unless it is at least 1."""
-    if steps < 1:
-        raise GridError(f"steps = {steps}; a grid needs at least 1 step. Ask for 1 or more.")
+    """Return steps. Raises GridError unless it lies in [1, MAX_STEPS]."""
+    if not 1 <= steps <= MAX_STEPS:
+        raise GridError(
+            f"steps must be at least 1 step and at most {MAX_STEPS}, got {steps}. Choose a number "
+            "in between, for example 4."
+        )
     return steps
 
 

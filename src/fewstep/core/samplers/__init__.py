@@ -1,4 +1,4 @@
-"""Samplers, one file each. A new one is a new file and one line in SAMPLERS."""
+"""Samplers, one per file. A new sampler is a new file and one line in SAMPLERS."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ SAMPLERS: dict[str, Sampler] = {s.name: s for s in (deterministic, stochastic, e
 
 
 def get_sampler(name: str) -> Sampler:
-    """Return the sampler of that name. Raises RangeError that lists the names."""
-    if name not in SAMPLERS:
+    """Return the sampler of that name. Raises RangeError, which lists the names."""
+    if not isinstance(name, str) or name not in SAMPLERS:
         raise RangeError(
-            f"sampler {name!r} is unknown; there are {', '.join(SAMPLERS)}."
-            + did_you_mean(name, SAMPLERS)
+            f"sampler must be one of {', '.join(SAMPLERS)}, got {name!r}."
+            + (did_you_mean(name, SAMPLERS) if isinstance(name, str) else "")
         )
     return SAMPLERS[name]
 

@@ -8,7 +8,7 @@ from fewstep.core.samplers.loop import Move, Sampler
 
 
 def moves(grid: Grid) -> list[Move]:
-    """Return the deterministic sampler's moves, walked from clean to noise."""
+    """Return the deterministic sampler's moves in reverse, from clean to noise."""
     return [Move(phi, to, to) for to, phi, _ in reversed(down(grid))]
 
 

@@ -1,4 +1,4 @@
-"""Heun's method on the rotation: second order, two evaluations a step but for a last one of one."""
+"""Heun's method on the rotation: second order, two evaluations per step and one in the last."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from fewstep.core.samplers.loop import Move, Sampler, Velocity, ddim_step
 
 
 def step(velocity: Velocity, z: Tensor, move: Move) -> Tensor:
-    """Return z at move.to: a DDIM step by the mean of v here and v there, turned back to here.
+    """Return z at move.to: a DDIM step with the average of the velocities at its two ends.
 
-    The velocity met at the end is turned back by h before the mean is taken (`cos h v2 - sin h
-    z2`), so a constant x is still followed without error, as by DDIM. Expanding in h, the step
-    is z - h v + h^2/2 dv/dphi + O(h^3). Source: Karras et al. 2022, on the angle.
+    The velocity at the end is rotated back by h before averaging (`cos h v2 - sin h z2`), so a
+    constant x is followed without error, as with DDIM. Expanding in h, the step is z - h v +
+    h^2/2 dv/dphi + O(h^3). Source: Karras et al. 2022, in terms of the angle.
 
-    Into phi = 0 it is a DDIM step: there a state is its own x, and no network can tell the noise
-    that it never had, so the mean would take away half of what is left. One such step costs
-    O(h^2), which leaves the order at 2.
+    The last step uses DDIM: at phi = 0 there is no noise left to predict, and averaging would
+    leave half of it in the image. One such step costs O(h^2), so the order stays 2.
     """
     if calls(move) == 1:
         return ddim_step(velocity, z, move)
@@ -32,7 +31,7 @@ def step(velocity: Velocity, z: Tensor, move: Move) -> Tensor:
 
 
 def calls(move: Move) -> int:
-    """Return 2, or 1 into phi = 0."""
+    """Return the denoiser calls of a move: 2, or 1 where it ends at phi = 0."""
     return 1 if move.to == 0.0 else 2
 
 

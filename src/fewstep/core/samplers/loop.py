@@ -26,7 +26,7 @@ class Move(NamedTuple):
 
 @dataclass(frozen=True)
 class Progress:
-    """What a callback is told after each move: `z` (B, *D) now stands at angle `phi`."""
+    """Argument of a callback after each move: the state `z` (B, *D) at angle `phi`."""
 
     index: int
     count: int
@@ -40,7 +40,7 @@ StepFunction: TypeAlias = Callable[[Velocity, Tensor, Move], Tensor]
 
 
 def ddim_step(velocity: Velocity, z: Tensor, move: Move) -> Tensor:
-    """Return the rotation of z (B, *D) from move.phi to move.to. Source: math.md 2. One call."""
+    """Return z (B, *D) rotated from move.phi to move.to, by one call. Source: math.md 2."""
     return rotate(z, velocity(z, move.phi), move.phi - move.to)
 
 
@@ -86,9 +86,9 @@ def run(
     noise: Noise | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
-    """Carry z (B, *D) along the grid; return the state at its end, x for a decoding sampler.
+    """Return the state at the end of the grid, which is x for a decoding sampler.
 
-    The bare loop: no check of the denoiser's ranges, so that one can look outside them.
+    This bare loop does not check what the denoiser was made for; `sample` does.
 
     Args:
         sampler: one of `fewstep.core.samplers.SAMPLERS`, or your own.
@@ -98,7 +98,7 @@ def run(
         w: (B,) guidance weights.
         grid: decreasing angles. Raises GridError where they are not.
         noise: fresh noise, needed where the sampler adds some.
-        callback: told of every move.
+        callback: called with a `Progress` after every move.
     """
     moves = sampler.moves(check_grid(grid))
     kept = coefficient_dtype(z)
