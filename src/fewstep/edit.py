@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import NamedTuple
 
 import torch
@@ -316,7 +317,7 @@ def _decoding(
 
 def _from(walk: Walk, strength: float) -> tuple[float, ...]:
     total = len(walk.grid) - 1
-    number = isinstance(strength, int | float) and 0.0 < strength <= 1.0
+    number = isinstance(strength, Real) and 0.0 < strength <= 1.0
     # In binary, 0.3 times 10 steps is slightly less than 3.
     moves = int(strength * total + 1e-9) if number else 0
     if moves < 1:

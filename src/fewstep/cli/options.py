@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fewstep.errors import RangeError, did_you_mean
+from fewstep.errors import RangeError
 
 if TYPE_CHECKING:
     from fewstep.recipes.config import Recipe
@@ -23,14 +24,32 @@ RecipeName = Annotated[str, typer.Argument(help="Name of a built-in recipe, or a
 GuidanceScale = Annotated[float | None, typer.Option("--guidance-scale", hidden=True)]
 Image = Annotated[
     list[Path],
-    typer.Option(help="An image, or a folder of images; may be given several times."),
+    typer.Option(help="An image, or a folder of images. May be given several times."),
 ]
 Cond = Annotated[
-    str | None, typer.Option(help="Class: cat or 3, or with commas one an image; or any.")
+    str | None,
+    typer.Option(
+        help="What the images show or become: one class for all (cat, or 3), one per image "
+        "(cat,dog,3-5), or any for no particular class."
+    ),
 ]
-Prompt = Annotated[str | None, typer.Option(help="In place of a class, for text-to-image models.")]
-W = Annotated[float, typer.Option(help="Guidance weight; 0 is none.")]
-Steps = Annotated[int | None, typer.Option(help="Steps; by default what the model was made for.")]
+Prompt = Annotated[str | None, typer.Option(help="Prompt, for text-to-image models.")]
+W = Annotated[float, typer.Option(help="Guidance weight w; 0 is no guidance.")]
+Steps = Annotated[
+    int | None,
+    typer.Option(min=1, max=10_000, help="Sampling steps; the student's own number by default."),
+]
+OutSheet = Annotated[
+    Path, typer.Option(help="A PNG file for one sheet, or a folder for the images as well.")
+]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace files at --out that fewstep did not draw. Without it, only pictures that "
+        "fewstep drew before are replaced.",
+    ),
+]
 Teachers = Annotated[
     list[Path] | None,
     typer.Option(
@@ -39,8 +58,20 @@ Teachers = Annotated[
         "run's own. May be given for both.",
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Of the noise.")]
-Scale = Annotated[int, typer.Option(min=1, help="Pixels of the sheet a pixel.")]
+Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
+Scale = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=64,
+        help="Enlarge each pixel of the sheet by this factor; by default up to 8, as long as an "
+        "image stays within 512 pixels.",
+    ),
+]
+
+
+MOST_NUMBERS = 10_000
+RANGE = re.compile(r"([0-9]{1,18})(?:\s*-\s*([0-9]{1,18}))?")
 
 
 def say(line: str) -> None:
@@ -57,22 +88,48 @@ def refuse_guidance_scale(value: float | None) -> None:
 
 
 def numbers(text: str, option: str) -> list[float]:
-    """Return the numbers of "0,1,2.5". Raises RangeError for anything else."""
+    """Return the numbers of "0,1,2.5". Raises RangeError for anything else, NaN and infinity."""
     try:
-        return [float(part) for part in text.split(",")]
+        found = [float(part) for part in text.split(",")]
     except ValueError:
-        raise RangeError(f"{option} {text!r}; give numbers with commas between: 0,1,2.5.") from None
+        found = []
+    if not found or not all(map(math.isfinite, found)):
+        raise RangeError(
+            f"{option} must be finite numbers with commas between them, got {text!r}. Pass, for "
+            f"example, {option} 0,1,2.5."
+        )
+    return found
+
+
+def bounds(found: re.Match[str], option: str) -> tuple[int, int]:
+    """Return the ends of a range such as 5-9. Raises RangeError where it falls."""
+    first, last = int(found[1]), int(found[2] or found[1])
+    if last < first:
+        raise RangeError(
+            f"{option}: a range must go up, got {found[0]!r}. Use {last}-{first} instead."
+        )
+    return first, last
 
 
 def whole(text: str, option: str) -> list[int]:
-    """Return the whole numbers of "0,1,5-9". Raises RangeError for anything else."""
+    """Return the whole numbers of "0,1,5-9". Raises RangeError for anything else.
+
+    A range must not fall, and all together must be at most MOST_NUMBERS numbers.
+    """
     out: list[int] = []
-    try:
-        for part in text.split(","):
-            first, dash, last = part.partition("-")
-            out.extend(range(int(first), int(last) + 1) if dash else [int(part)])
-    except ValueError:
-        raise RangeError(f"{option} {text!r}; give whole numbers: 0,1,5-9.") from None
+    for part in text.split(","):
+        found = RANGE.fullmatch(part.strip())
+        if found is None:
+            raise RangeError(
+                f"{option} must be whole numbers and ranges with commas between them, got "
+                f"{text!r}. Pass, for example, {option} 0,1,5-9."
+            )
+        first, last = bounds(found, option)
+        if last - first >= MOST_NUMBERS - len(out):
+            raise RangeError(
+                f"{option} must be at most {MOST_NUMBERS} numbers, got {text!r}. Use smaller ranges."
+            )
+        out.extend(range(first, last + 1))
     return out
 
 
@@ -81,20 +138,3 @@ def load_run_recipe(name: str, overrides: list[str] | None) -> Recipe:
     from fewstep.recipes.config import load_recipe
 
     return load_recipe(name, overrides or ())
-
-
-def class_ids(text: str, names: Sequence[str], option: str = "--cond") -> list[int]:
-    """Return the ids of "cat,dog" or "0,5-9". Raises RangeError for a name that is not there."""
-    parts = [part.strip() for part in text.split(",")]
-    if all(part in names for part in parts):
-        return [names.index(part) for part in parts]
-    words = [part for part in parts if not part.replace("-", "").isdigit()]
-    unknown = [word for word in words if word not in names]
-    if not unknown:
-        return whole(text, option)
-    hint = did_you_mean(unknown[0], names)
-    raise RangeError(
-        f"{option} {text!r}: {unknown[0]!r} is no class of this model.{hint}"
-        f" Its classes are {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}; or give "
-        "whole numbers: 0,1,5-9."
-    )
