@@ -38,18 +38,18 @@ def save_model(model: UNetModel, folder: Path | str) -> Card:
 
     The folder holds `unet/`, `scheduler/`, `model_index.json` and `fewstep.json`, and for a
     text-to-image model all else that its stock pipelines need; weights are safetensors. The card
-    gains the hash of the weights. An older folder of that name is replaced.
+    gains the hash of the weights. A folder that fewstep wrote before is replaced; any other is not.
 
     The adapter of a LoRA student is merged into its weights, in `model` too, which then answers as
     the folder does; one that is to be kept apart is saved alone, and the folder names its base.
-    Raises FolderError where it cannot be written.
+    Raises FolderError: the folder holds files that fewstep did not write, or cannot be written.
     """
     folder = Path(folder)
     if has_adapter(model.unet) and model.card.lora is not None and not model.card.lora.merged:
         assert isinstance(model, PipelineModel)
         return _save_apart(model, folder)
     network = merged(model.unet)
-    with atomic_folder(folder) as partial:
+    with atomic_folder(folder, CARD) as partial:
         # One file, whatever its size: its hash is the model's name.
         network.save_pretrained(partial / model.part, safe_serialization=True, max_shard_size="1TB")
         card = model.card.model_copy(
@@ -76,7 +76,7 @@ def _save_apart(model: PipelineModel, folder: Path) -> Card:
             f"{folder} is the base of this adapter, which needs it. Give another folder."
         )
     lora = model.card.lora.model_copy(update={"base": place_of(model.source, folder)})
-    with atomic_folder(folder) as partial:
+    with atomic_folder(folder, CARD) as partial:
         weights = write_adapter(model.unet, lora, partial / ADAPTER)
         card = model.card.model_copy(update={"lora": lora, "weights_sha256": sha256(weights)})
         write_own(model, partial, card)

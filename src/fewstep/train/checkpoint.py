@@ -42,7 +42,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, run: dict[str, Any], k
     Raises FolderError where the disk is full: nothing half-written is left.
     """
     path = folder / f"{checkpoint.update:08d}"
-    with atomic_folder(path) as partial:
+    with atomic_folder(path, STATE) as partial:
         save_file(_plain(checkpoint.weights), partial / "weights.safetensors")
         save_file(_plain(checkpoint.ema), partial / "ema.safetensors")
         torch.save(checkpoint.optimizer, partial / "optimizer.pt")
