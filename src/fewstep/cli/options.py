@@ -37,7 +37,7 @@ Prompt = Annotated[str | None, typer.Option(help="Prompt, for text-to-image mode
 W = Annotated[float, typer.Option(help="Guidance weight w; 0 is no guidance.")]
 Steps = Annotated[
     int | None,
-    typer.Option(min=1, max=10_000, help="Sampling steps; the student's own number by default."),
+    typer.Option(min=1, max=100_000, help="Sampling steps; the student's own number by default."),
 ]
 OutSheet = Annotated[
     Path, typer.Option(help="A PNG file for one sheet, or a folder for the images as well.")

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +18,12 @@ from fewstep.errors import FolderError, RangeError
 KEY = "fewstep"  # of the settings in a picture, and of the metadata of a noise file
 METADATA = "metadata.jsonl"
 SHEET = "sheet.png"
-_HIDDEN = (".partial-", ".fewstep.lock")  # of a write that is going on, or was killed
-_NUMBERED = re.compile(r"[0-9]{4,}(-.*)?\.png")
+_PASSING = (".partial-", ".fewstep.lock")  # of a write that is going on, or was killed
 _MOST_BYTES = 150  # of a file name that is made of a prompt or of another file's name
 
 
 class Drawn(NamedTuple):
-    """One image of a folder: its name, its PNG file, and its line in metadata.jsonl."""
+    """One image of a folder: its name, its PNG file, and what metadata.jsonl says of it."""
 
     name: str
     png: bytes
@@ -115,28 +113,37 @@ def _check_inputs(out: Path, inputs: Iterable[Path]) -> None:
 
 def _check_contents(out: Path) -> None:
     if out.is_dir():
-        own = is_drawn_folder(out)
+        name = foreign(out)
+        found = f"the folder {out} with {name} in it" if name else None
     else:
-        own = not out.exists() or is_drawn(out)
-    if own is True:
-        return
-    what = f"the folder {out}, which holds {own}" if own else f"{out}, which it did not draw"
-    raise FolderError(
-        f"--out must be new, or hold only what fewstep drew, got {what}. Choose another name, or "
-        "pass --overwrite to replace files of the same name."
-    )
+        found = None if not out.exists() or is_drawn(out) else f"the file {out}"
+    if found:
+        raise FolderError(
+            f"--out must not hold files that fewstep did not draw, got {found}. Choose another "
+            "name, or pass --overwrite to replace files of the same name."
+        )
 
 
-def is_drawn_folder(folder: Path) -> bool | str:
-    """Return True, or the name of a file that fewstep did not draw into this folder."""
+def foreign(folder: Path) -> str | None:
+    """Return the name of a file in a folder that no drawing command wrote there; None for none."""
+    own = _listed(folder)
     for path in sorted(folder.iterdir()):
-        if not path.name.startswith(_HIDDEN) and not is_drawn(path):
+        if not path.name.startswith(_PASSING) and not (path.name in own and is_drawn(path)):
             return path.name
-    return True
+    return None
+
+
+def _listed(folder: Path) -> set[str]:
+    """Return the names of the files that a drawing command wrote into a folder."""
+    if not is_drawn(folder / METADATA):
+        return set()
+    lines = (folder / METADATA).read_text(encoding="utf-8").splitlines()
+    names = (json.loads(line).get("file_name") for line in lines)
+    return {METADATA, SHEET, *(n for n in names if isinstance(n, str) and n == Path(n).name)}
 
 
 def is_drawn(path: Path) -> bool:
-    """Whether a file is a drawing command's own: a picture, a noise file, or a metadata.jsonl."""
+    """Whether a drawing command wrote a file: a picture, a noise file, or a metadata.jsonl."""
     if not path.is_file() or path.is_symlink():
         return False
     try:
@@ -144,8 +151,7 @@ def is_drawn(path: Path) -> bool:
             found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         else:
             found = [json.loads(_settings_text(path))]
-    # What cannot be read is not ours, whatever the reason.
-    except Exception:  # noqa: BLE001
+    except Exception:  # noqa: BLE001  a file that cannot be read, for whatever reason, is not ours
         return False
     return bool(found) and all(isinstance(f, dict) and "command" in f for f in found)
 
@@ -170,17 +176,24 @@ def short_name(text: str) -> str:
     return text.encode()[:_MOST_BYTES].decode(errors="ignore")
 
 
-def write_folder(out: Path, drawn: Iterator[Drawn], sheet: bytes) -> None:
-    """Write images, then sheet.png, then metadata.jsonl. Pictures drawn earlier are removed."""
-    from fewstep.atomic import atomic_write
+def write_folder(out: Path, drawn: Sequence[Drawn], sheet: bytes) -> None:
+    """Write metadata.jsonl, the images and sheet.png; images drawn there before are removed.
 
-    for old in out.iterdir() if out.is_dir() else ():
-        if (_NUMBERED.fullmatch(old.name) or old.name == METADATA) and is_drawn(old):
-            old.unlink()
-    lines = []
-    for k, (name, png, line) in enumerate(drawn):
-        file = f"{k:04d}{'-' if name else ''}{short_name(name)}.png"
-        atomic_write(out / file, png)
-        lines.append(json.dumps({"file_name": file, **line}))
-    atomic_write(out / SHEET, sheet)
-    atomic_write(out / METADATA, ("\n".join(lines) + "\n").encode())
+    Raises FolderError where another process writes to the folder, or the disk is full.
+    """
+    from fewstep.atomic import atomic_write
+    from fewstep.lock import writer_of
+
+    lines, files = [], []
+    for k, (name, _, line) in enumerate(drawn):
+        files.append(f"{k:04d}{'-' if name else ''}{short_name(name)}.png")
+        lines.append(json.dumps({"file_name": files[-1], **line}))
+    with writer_of(out):
+        for old in _listed(out) - {METADATA}:
+            if is_drawn(out / old):
+                (out / old).unlink()
+        # First, so that a run that is killed leaves a folder that fewstep still knows as its own.
+        atomic_write(out / METADATA, ("\n".join(lines) + "\n").encode())
+        for file, (_, png, _) in zip(files, drawn, strict=True):
+            atomic_write(out / file, png)
+        atomic_write(out / SHEET, sheet)

@@ -1,16 +1,17 @@
-"""What the commands that edit images share: reading them, their classes, and what is left."""
+"""What the drawing commands share: open a model, read images and classes, write pictures."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fewstep.cli.options import class_ids
-from fewstep.errors import FolderError, RangeError
+from fewstep.cli.bounds import check_images
+from fewstep.cli.classes import Classes
+from fewstep.cli.out import SHEET, Drawn, is_folder, write_folder
+from fewstep.errors import RangeError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,16 +20,17 @@ if TYPE_CHECKING:
     from fewstep.core.denoiser import Guided
     from fewstep.models import Card, Model
 
-ANY = "any"
 BATCH = 256
 COLUMNS = 10
+LARGEST_SCALE = 8
+LARGEST_IMAGE = 512  # pixels of an image on a sheet, where no scale is given
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A model, what its card says, its folder, and where it runs.
+    """A model with its card, its folder and its device.
 
-    States are what the model works on: images, or the latents of an autoencoder.
+    The states of a model are images, or the latents of an autoencoder.
     """
 
     model: Model | Guided
@@ -38,16 +40,22 @@ class Opened:
 
     @property
     def takes_text(self) -> bool:
-        """Whether conditions are prompts, and not classes."""
+        """Whether conditions are prompts instead of classes."""
         return self.card.num_classes == 0
 
+    @property
+    def classes(self) -> Classes:
+        """The classes of the model, as a user may name them."""
+        card = self.card
+        return Classes(card.class_names, card.num_classes, card.null_class)
+
     def steps(self, asked: int | None) -> int | None:
-        """Return the steps to ask for: none where the model was made for one number of them."""
+        """Return the steps to pass on: None where the model was made for one number of them."""
         return None if self.card.steps else asked
 
     @cached_property
     def vae(self) -> Any | None:
-        """The autoencoder of a model of latents."""
+        """The autoencoder of a latent model; None for a pixel model."""
         from fewstep.models import load_vae, network_of
 
         source = network_of(self.model).source
@@ -61,52 +69,72 @@ class Opened:
         return image_shape(self.folder, self.card)
 
     def states(self, images: Tensor) -> Tensor:
-        """Return the states of images (B, C, H, W) in [-1, 1]."""
-        if self.vae is None:
-            return images.to(self.device)
+        """Return the states of images (B, C, H, W) in [-1, 1]. Raises NonFiniteError."""
+        from fewstep.core.finite import check_finite
         from fewstep.models import encode_images
 
-        return encode_images(self.vae, images.to(self.device))
+        if self.vae is None:
+            return images.to(self.device)
+        latents = encode_images(self.vae, images.to(self.device))
+        return check_finite(latents, "the latents of the autoencoder", _VAE_ADVICE)
 
     def images(self, states: Tensor) -> Tensor:
-        """Return the images of states, on the CPU."""
-        if self.vae is None:
-            return states.cpu()
+        """Return the images of states, on the CPU. Raises NonFiniteError for NaN and infinity."""
+        from fewstep.core.finite import check_finite
         from fewstep.models import decode_latents
 
-        return decode_latents(self.vae, states.float()).cpu()
+        if self.vae is None:
+            return states.cpu()
+        images = decode_latents(self.vae, states.float())
+        return check_finite(images, "the images of the autoencoder", _VAE_ADVICE).cpu()
 
     def cond(self, classes: str | None, prompt: str | None, count: int, option: str) -> Cond:
-        """Return the condition batch of `count`: classes, or one prompt for all.
+        """Return the condition batch of `count` images: classes, or one prompt for all.
 
-        Raises RangeError where the model takes the other, or neither is given.
+        Raises RangeError: a prompt for a class model or the reverse, both, or neither.
         """
         from fewstep.core.cond import repeat_null
         from fewstep.models import encode_prompts
 
-        given, wanted = (prompt, "prompt") if self.takes_text else (classes, "class")
+        given = prompt if self.takes_text else classes
         if given is None or (classes is not None and prompt is not None):
-            raise RangeError(
-                f"{self.card.name} draws by {wanted}{'s' if self.takes_text else 'es'}: give a "
-                f"{wanted}, with {self._option(option)}."
-            )
+            raise self.wrong_kind(option)
         if not self.takes_text:
-            return class_of_each(given, option, self.card, count)
+            return self.class_of_each(given, count, option)
         return repeat_null(encode_prompts(self.folder, [given], device=self.device), count)
 
-    def _option(self, option: str) -> str:
-        if not self.takes_text:
-            return option
-        return "--prompt" if option == "--cond" else f"{option}-prompt"
+    def class_of_each(self, text: str, count: int, option: str) -> Tensor:
+        """Return class ids (count,) of one class for all images, or of one class per image."""
+        import torch
+
+        ids = self.classes.ids(text, option)
+        if len(ids) not in (1, count):
+            raise RangeError(
+                f"{option} must name one class, or one per image, got {len(ids)} classes for "
+                f"{count} images. Pass {option} with 1 or {count} of them."
+            )
+        return torch.tensor(ids if len(ids) == count else ids * count)
+
+    def wrong_kind(self, option: str) -> RangeError:
+        """Return the error for a condition of the other kind, both kinds or none."""
+        if self.takes_text:
+            name = "--prompt" if option == "--cond" else f"{option}-prompt"
+            return RangeError(f"{self.card.name} draws by prompts: pass {name}, and no class.")
+        return RangeError(f"{self.card.name} draws by classes: pass {option}, and no prompt.")
+
+
+_VAE_ADVICE = (
+    "Check the weights in its vae folder; some autoencoders overflow in float16 and need a version "
+    "that was made for it."
+)
 
 
 def open_model(folder: Path, device: str | None) -> Opened:
-    """Return the model of a folder, on the GPU where there is one."""
-    import torch
-
+    """Return the model of a folder on a device; by default on the GPU where there is one."""
+    from fewstep.core.device import choose_device
     from fewstep.models import card_of, load, local
 
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = choose_device(device)
     folder = local(folder)
     loaded = load(folder, place)
     return Opened(loaded, card_of(loaded), folder, place)
@@ -122,96 +150,115 @@ class Pictures:
 
 
 def open_pictures(paths: Sequence[Path], opened: Opened) -> Pictures:
-    """Return the images as the model's training images were read."""
+    """Return images, read in the same way as the model's training images."""
     from fewstep.data import image_files, read_images
 
-    files = image_files(paths)
-    images = read_images(files, opened.image_shape)
+    files, shape = image_files(paths), opened.image_shape
+    check_images(len(files), shape)
+    images = read_images(files, shape)
     return Pictures(files, images, opened.states(images))
 
 
-def class_of_each(text: str, option: str, card: Card, count: int) -> Tensor:
-    """Return class ids (count,) of "cat", or of a list with one an image; "any" is the null."""
-    import torch
-
-    if text.strip() == ANY:
-        return torch.full((count,), card.null_class)
-    ids = class_ids(text, card.class_names, option)
-    if len(ids) not in (1, count):
-        raise RangeError(
-            f"{option} {text!r} names {len(ids)} classes for {count} images; give one, or one an "
-            "image."
-        )
-    return torch.tensor(ids if len(ids) == count else ids * count)
-
-
-def settings_of(command: str, models: Sequence[Opened], **told: Any) -> dict[str, Any]:
-    """Return what a picture carries: the command, the models' names and weights, the rest."""
-    names = [o.card.name for o in models]
+def settings_of(command: str, models: Sequence[Opened], **more: Any) -> dict[str, Any]:
+    """Return the settings that a picture carries: the command, the models, and the arguments."""
     return {
         "command": command,
-        "models": names,
+        "models": [o.card.name for o in models],
         "weights": [o.card.weights_sha256 for o in models],
-    } | told
+    } | more
 
 
-def check_out(out: Path) -> None:
-    """Raise RangeError unless `out` is a PNG file or a folder."""
-    if out.suffix.lower() not in ("", ".png"):
-        raise RangeError(
-            f"--out {out}; name a PNG file for a sheet alone, or a folder for the images as well: "
-            f"{out.with_suffix('.png')} or {out.with_suffix('')}."
-        )
-    if out.suffix and out.is_dir():
-        raise FolderError(f"{out} is a folder. Name a file that is not there.")
+def sheet_scale(scale: int | None, shape: Sequence[int]) -> int:
+    """Return the factor by which a sheet enlarges images of shape (C, H, W)."""
+    return scale or max(1, min(LARGEST_SCALE, LARGEST_IMAGE // max(shape[-2:])))
 
 
-def save_pictures(
-    out: Path,
-    above: Sequence[Tensor],
-    results: Sequence[Tensor],
-    files: Sequence[Path],
-    settings: dict[str, Any],
-    scale: int,
-) -> Path:
-    """Write rows of images (n, C, H, W), one above the other, as a sheet; return its path.
+@dataclass(frozen=True)
+class Sheet:
+    """The sheet of a command, laid out before anything is drawn.
 
-    above: sources, for the sheet alone. results: where `out` is a folder, every image of theirs
-    is a file in it, named after its source `files`, with a line in metadata.jsonl.
+    Attributes:
+        out: a PNG file, or a folder that gets the images as well.
+        scale: factor by which each pixel is enlarged.
+        columns: images side by side.
+        shown: number of images per row that the sheet shows; all, except where a folder has more
+            than the largest sheet holds.
     """
-    from fewstep.recipes.sheet import rows_of, save_sheet
 
-    sheet = rows_of([row.cpu() for row in (*above, *results)], COLUMNS, scale)
-    if out.suffix:
-        save_sheet(sheet, out, settings)
-        return out
-    named = [
-        (
-            f"{file.stem}{f'-{j}' if len(results) > 1 else ''}",
+    out: Path
+    scale: int
+    columns: int
+    shown: int
+
+    @classmethod
+    def planned(
+        cls,
+        out: Path,
+        shape: Sequence[int],
+        count: int,
+        *,
+        scale: int | None,
+        columns: int = COLUMNS,
+        rows: int = 1,
+    ) -> Sheet:
+        """Return the sheet of `rows` rows of `count` images of shape (C, H, W).
+
+        Raises RangeError where a PNG file would be too large to open, or the images do not fit
+        into memory.
+        """
+        from fewstep.recipes.sheet import check_sheet, most_shown
+
+        check_images(count * rows, shape)
+        factor, columns = sheet_scale(scale, shape), min(columns, count)
+        shown = count
+        if is_folder(out):
+            shown = max(columns, most_shown(count, columns, shape, factor, rows))
+        groups = -(-shown // columns)
+        check_sheet(rows * groups * columns, columns, shape, factor)
+        return cls(out, factor, columns, shown)
+
+    @property
+    def path(self) -> Path:
+        """The PNG file of the sheet."""
+        return self.out / SHEET if is_folder(self.out) else self.out
+
+    def save(self, rows: Sequence[Tensor], drawn: Sequence[Drawn], settings: Any) -> str:
+        """Write the sheet of rows (n, C, H, W), in a folder the images too; say what was written.
+
+        drawn: the images, for a folder.
+        """
+        from fewstep.recipes.sheet import png, rows_of, save_sheet
+
+        sheet = rows_of([row[: self.shown].cpu() for row in rows], self.columns, self.scale)
+        if not is_folder(self.out):
+            save_sheet(sheet, self.out, settings)
+            return str(self.out)
+        write_folder(self.out, drawn, png(sheet, settings))
+        if self.shown < len(rows[0]):
+            return f"{self.path} (with the first {self.shown})"
+        return str(self.path)
+
+
+def drawn_of(
+    results: Sequence[Tensor], files: Sequence[Path], settings: dict[str, Any]
+) -> list[Drawn]:
+    """Return the images of rows (n, C, H, W) as files, named after their source files."""
+    from fewstep.cli.out import short_name
+
+    several = len(results) > 1
+    return [
+        draw(
+            f"{short_name(file.stem)}{f'-{j}' if several else ''}",
             row[k],
-            {"source": file.name, "row": j},
+            settings | {"source": file.name, "row": j},
         )
         for k, file in enumerate(files)
         for j, row in enumerate(results)
     ]
-    save_each(out, named, settings)
-    save_sheet(sheet, out / "sheet.png", settings)
-    return out / "sheet.png"
 
 
-def save_each(
-    out: Path, named: Sequence[tuple[str, Tensor, dict[str, Any]]], settings: dict[str, Any]
-) -> None:
-    """Write images (C, H, W) into a folder, a file each, and a line each in metadata.jsonl.
-
-    named: (name, image, what is told of it beside the settings); names get a number in front.
-    """
-    from fewstep.atomic import atomic_write
+def draw(name: str, image: Tensor, settings: dict[str, Any]) -> Drawn:
+    """Return an image (C, H, W) in [-1, 1] as a PNG file that carries its settings."""
     from fewstep.recipes.sheet import contact_sheet, png
 
-    lines = []
-    for k, (name, image, told) in enumerate(named):
-        file, own = f"{k:04d}-{name}.png", {**settings, **told}
-        atomic_write(out / file, png(contact_sheet(image[None].cpu(), 1), own))
-        lines.append(json.dumps({"file_name": file, **own}))
-    atomic_write(out / "metadata.jsonl", ("\n".join(lines) + "\n").encode())
+    return Drawn(name, png(contact_sheet(image[None].cpu(), 1), settings), settings)

@@ -8,51 +8,77 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from fewstep.cli.options import Device, GuidanceScale, class_ids, refuse_guidance_scale, say
-from fewstep.errors import DataError, RangeError
+from fewstep.cli.classes import class_ids
+from fewstep.cli.options import (
+    Device,
+    GuidanceScale,
+    OutSheet,
+    Overwrite,
+    Scale,
+    Seed,
+    Steps,
+    W,
+    refuse_guidance_scale,
+    say,
+)
+from fewstep.cli.out import check_out, is_folder
 
 if TYPE_CHECKING:
     from fewstep.cli.pictures import Opened
     from fewstep.core.cond import Cond
 
+__all__ = ["class_ids", "command", "sample_command"]
+
 
 def sample_command(
     model: Annotated[Path, typer.Argument(help="Folder of a model.")],
     cond: Annotated[
-        str | None, typer.Option(help="Classes: 0,1,5-9 or cat,dog; by default one of each.")
+        str | None,
+        typer.Option(
+            help="Classes to draw: cat,dog or 0,5-9, or any for no particular class; by default "
+            "each class once."
+        ),
     ] = None,
     prompt: Annotated[
         list[str] | None,
-        typer.Option(help="What to draw, for text-to-image models; may be given several times."),
+        typer.Option(help="Prompt, for text-to-image models. May be given several times."),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="File of prompts, one a line, in place of --prompt.")
+        Path | None, typer.Option(help="Text file with one prompt per line, in place of --prompt.")
     ] = None,
-    w: Annotated[float, typer.Option(help="Guidance weight; 0 is none.")] = 1.0,
-    steps: Annotated[
-        int | None, typer.Option(help="Steps; by default what the model was made for.")
+    w: W = 1.0,
+    steps: Steps = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="deterministic, stochastic or heun; the student's own by default."),
     ] = None,
-    sampler: Annotated[str | None, typer.Option(help="deterministic, stochastic or heun.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
-    count: Annotated[int, typer.Option(min=1, help="Images of each class or prompt.")] = 1,
-    out: Annotated[Path, typer.Option(help="PNG sheet, or a folder.")] = Path("sample.png"),
-    columns: Annotated[int, typer.Option(min=1, help="Images in a row of the sheet.")] = 10,
-    scale: Annotated[int, typer.Option(min=1, help="Pixels a pixel.")] = 8,
+    seed: Seed = 0,
+    count: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Images per class or prompt.")
+    ] = 1,
+    out: OutSheet = Path("sample.png"),
+    columns: Annotated[
+        int, typer.Option(min=1, max=1000, help="Images per row of the sheet.")
+    ] = 10,
+    scale: Scale = None,
+    overwrite: Overwrite = False,
     device: Device = None,
     guidance_scale: GuidanceScale = None,
 ) -> None:
     """Draw images of classes or prompts: a PNG sheet that carries its settings, or a folder."""
     refuse_guidance_scale(guidance_scale)
+    check_out(out, overwrite)
+    texts = _texts(prompt, prompts)
     import torch
 
-    from fewstep.cli.pictures import BATCH, check_out, open_model, save_each, settings_of
+    from fewstep.cli.pictures import BATCH, Sheet, draw, open_model, settings_of
     from fewstep.core.cond import take
     from fewstep.core.sample import sample
-    from fewstep.recipes.sheet import contact_sheet, save_sheet
 
-    check_out(out)
     opened = open_model(model, device)
-    wanted = _wanted(opened, cond, _texts(prompt, prompts))
+    wanted = _wanted(opened, cond, texts)
+    total = count * len(wanted.names)
+    sheet = Sheet.planned(out, opened.image_shape, total, scale=scale, columns=columns)
     index = torch.arange(len(wanted.names)).repeat(count)
     x = sample(
         opened.model,
@@ -65,20 +91,19 @@ def sample_command(
     )
     images = opened.images(x)
     settings = settings_of("sample", [opened], w=w, steps=steps or opened.card.steps, seed=seed)
-    told = settings | {wanted.key: wanted.names}
-    sheet = contact_sheet(images, min(columns, len(images)), scale)
-    if out.suffix:
-        save_sheet(sheet, out, told)
-    else:
+    drawn = []
+    if is_folder(out):
         names = [wanted.names[k] for k in index.tolist()]
-        own = [{wanted.key: name, "image": k} for k, name in enumerate(names)]
-        save_each(out, list(zip(map(_slug, names), images, own, strict=True)), settings)
-        save_sheet(sheet, out / "sheet.png", told)
-    say(f"{len(images)} images: {out}")
+        drawn = [
+            draw(_slug(name), image, settings | {wanted.key: name, "image": k})
+            for k, (name, image) in enumerate(zip(names, images, strict=True))
+        ]
+    written = sheet.save([images], drawn, settings | {wanted.key: wanted.names})
+    say(f"{total} images: {written}")
 
 
 class _Wanted(NamedTuple):
-    """A condition of each kind of image, what they are called, and what such names are."""
+    """A condition per kind of image, their names, and whether these are classes or prompts."""
 
     cond: Cond
     names: list[str]
@@ -91,32 +116,24 @@ def _wanted(opened: Opened, cond: str | None, texts: list[str]) -> _Wanted:
     from fewstep.models import encode_prompts
 
     card = opened.card
-    if not opened.takes_text and not texts:
-        ids = list(range(card.num_classes)) if cond is None else class_ids(cond, card.class_names)
-        return _Wanted(torch.tensor(ids), [str(k) for k in ids], "cond")
-    if opened.takes_text and texts and cond is None:
+    if opened.takes_text != bool(texts) or (opened.takes_text and cond is not None):
+        raise opened.wrong_kind("--cond")
+    if opened.takes_text:
         return _Wanted(encode_prompts(opened.folder, texts, device=opened.device), texts, "prompt")
-    what = "prompts: give --prompt, or --prompts" if opened.takes_text else "classes: give --cond"
-    raise RangeError(f"{card.name} draws by {what}, and nothing else.")
+    ids = list(range(card.num_classes)) if cond is None else opened.classes.ids(cond, "--cond")
+    return _Wanted(torch.tensor(ids), [str(k) for k in ids], "cond")
 
 
 def _texts(prompt: list[str] | None, prompts: Path | None) -> list[str]:
-    texts = list(prompt or ())
     if prompts is None:
-        return texts
-    if not prompts.is_file():
-        raise DataError(
-            f"--prompts {prompts}: there is no such file. Give one with a prompt a line."
-        )
-    lines = [line.strip() for line in prompts.read_text(encoding="utf-8").splitlines()]
-    texts += [line for line in lines if line]
-    if not texts:
-        raise DataError(f"--prompts {prompts} is empty. Give a file with a prompt a line.")
-    return texts
+        return list(prompt or ())
+    from fewstep.data import read_prompts
+
+    return [*(prompt or ()), *read_prompts(prompts)]
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60]
+    return re.sub(r"[\W_]+", "-", name.lower()).strip("-")[:60]
 
 
 command = sample_command

@@ -20,15 +20,18 @@ Clock: TypeAlias = Callable[[int], Grid]
 Split: TypeAlias = Callable[[float, float, int], Grid]
 
 
-MAX_STEPS = 10_000  # ten times the timesteps that networks are trained at
+MAX_STEPS = 100_000  # far beyond what changes a picture; more would only hang
 
 
 def check_steps(steps: int) -> int:
-    """Return steps. Raises GridError unless it lies in [1, MAX_STEPS]."""
-    if not 1 <= steps <= MAX_STEPS:
+    """Return steps. Raises GridError unless it is a whole number from 1 to MAX_STEPS."""
+    if isinstance(steps, bool) or not hasattr(steps, "__index__"):
+        raise GridError(f"steps must be a whole number, got {steps!r}. Pass steps=8, for example.")
+    if steps < 1:
+        raise GridError(f"steps = {steps}; a grid needs at least 1 step. Ask for 1 or more.")
+    if steps > MAX_STEPS:
         raise GridError(
-            f"steps must be at least 1 step and at most {MAX_STEPS}, got {steps}. Choose a number "
-            "in between, for example 4."
+            f"steps must be at most {MAX_STEPS}, got {str(steps)[:40]}. Use fewer steps."
         )
     return steps
 

@@ -44,7 +44,7 @@ def sample(
         w: guidance weight, one number or (B,), within [-1000, 1000] and the range that the model
             was trained for. 0 is no guidance, -1 is unconditional. The guidance scale of other
             libraries is 1 + w.
-        steps: number of sampling steps, 1 to 10,000; None uses the number that the model was made
+        steps: number of sampling steps, 1 to 100,000; None uses the number that the model was made
             for.
         seed: of the noise, an integer. Each image has its own random stream.
         sampler: a name in `SAMPLERS`; None uses the sampler that the model was made for.

@@ -52,6 +52,13 @@ def check_sheet(count: int, columns: int, shape: Sequence[int], scale: int = 1) 
         )
 
 
+def most_shown(count: int, columns: int, shape: Sequence[int], scale: int, rows: int = 1) -> int:
+    """Return how many of `count` images a sheet of `rows_of` so many rows can show."""
+    width, height = sheet_size(columns * rows, columns, shape, scale)
+    groups = MOST_PIXELS // ((width + GAP) * (height + GAP))
+    return min(count, columns * groups)
+
+
 def contact_sheet(images: Tensor, columns: int, scale: int = 1) -> Image.Image:
     """Return images (B, C, H, W) in [-1, 1] in rows of `columns`, each pixel enlarged by `scale`.
 
