@@ -1,4 +1,4 @@
-"""`fewstep encode`: images to their noise."""
+"""`fewstep encode`: the noise that images are decoded from."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from fewstep.cli.options import (
     Device,
     GuidanceScale,
     Image,
+    Overwrite,
     Prompt,
     Steps,
     refuse_guidance_scale,
     say,
 )
-from fewstep.errors import RangeError
+from fewstep.cli.out import KEY, check_out
 
 SUFFIX = ".safetensors"
 
@@ -28,18 +29,16 @@ def encode_command(
     image: Image,
     cond: Cond = None,
     prompt: Prompt = None,
-    w: Annotated[float, typer.Option(help="Guidance weight; 0 is usual here.")] = 0.0,
+    w: Annotated[float, typer.Option(help="Guidance weight w; usually 0 for encoding.")] = 0.0,
     steps: Steps = None,
-    out: Annotated[Path, typer.Option(help="File to write.")] = Path("noise.safetensors"),
+    out: Annotated[Path, typer.Option(help="A .safetensors file.")] = Path("noise.safetensors"),
+    overwrite: Overwrite = False,
     device: Device = None,
     guidance_scale: GuidanceScale = None,
 ) -> None:
-    """Carry images to the noise that they come from; `fewstep decode` draws them again."""
+    """Encode images to the noise that `fewstep decode` draws them from again."""
     refuse_guidance_scale(guidance_scale)
-    if out.suffix != SUFFIX:
-        raise RangeError(
-            f"--out {out}; noise is kept as safetensors. Name it {out.with_suffix(SUFFIX)}."
-        )
+    check_out(out, overwrite, image, (SUFFIX,), folder=False)
     from safetensors.torch import save
 
     from fewstep.atomic import atomic_write
@@ -50,10 +49,10 @@ def encode_command(
     read = open_pictures(image, opened)
     shown = opened.cond(cond, prompt, len(read.x), "--cond")
     z = encode(opened.model, read.x, shown, w=w, steps=steps, batch_size=BATCH)
-    told = settings_of("encode", [opened], w=w, steps=steps or opened.card.steps, cond=cond)
-    told |= {"prompt": prompt, "files": [f.name for f in read.files]}
-    kept = {"z": z.cpu().contiguous()}
-    atomic_write(out, save(kept, metadata={"fewstep": json.dumps(told)}))
+    settings = settings_of("encode", [opened], w=w, steps=steps or opened.card.steps, cond=cond)
+    settings |= {"prompt": prompt, "files": [f.name for f in read.files]}
+    data = save({"z": z.cpu().contiguous()}, metadata={KEY: json.dumps(settings)})
+    atomic_write(out, data)
     say(f"noise of {len(z)} images: {out}")
 
 

@@ -1,4 +1,4 @@
-"""`fewstep img2img`: images drawn anew from half way to noise."""
+"""`fewstep img2img`: images redrawn after noise was added to them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from fewstep.cli.options import (
     Device,
     GuidanceScale,
     Image,
+    OutSheet,
+    Overwrite,
     Prompt,
     Scale,
     Seed,
@@ -20,6 +22,7 @@ from fewstep.cli.options import (
     refuse_guidance_scale,
     say,
 )
+from fewstep.cli.out import check_out
 
 
 def img2img_command(
@@ -28,33 +31,38 @@ def img2img_command(
     cond: Cond = None,
     prompt: Prompt = None,
     strength: Annotated[
-        float, typer.Option(help="Share of the steps that are made, up to 1: all of them.")
+        float,
+        typer.Option(
+            help="Share of the steps to run, above 0 to 1; at 1 nothing of the image is left."
+        ),
     ] = 0.5,
     w: W = 1.0,
     steps: Steps = None,
     seed: Seed = 0,
-    out: Annotated[Path, typer.Option(help="PNG sheet, or a folder.")] = Path("img2img.png"),
-    scale: Scale = 8,
+    out: OutSheet = Path("img2img.png"),
+    scale: Scale = None,
+    overwrite: Overwrite = False,
     device: Device = None,
     guidance_scale: GuidanceScale = None,
 ) -> None:
-    """Draw images anew under a class; at strength 1 nothing of them is left."""
+    """Redraw images as a class or prompt (image-to-image)."""
     refuse_guidance_scale(guidance_scale)
+    check_out(out, overwrite, image)
     from fewstep.cli.pictures import (
         BATCH,
-        check_out,
+        Sheet,
+        drawn_of,
         open_model,
         open_pictures,
-        save_pictures,
         settings_of,
     )
     from fewstep.edit import img2img
 
-    check_out(out)
     opened = open_model(model, device)
     read = open_pictures(image, opened)
+    sheet = Sheet.planned(out, opened.image_shape, len(read.x), scale=scale, rows=2)
     wanted = opened.cond(cond, prompt, len(read.x), "--cond")
-    told = {"prompt": prompt, "strength": strength, "w": w, "seed": seed}
+    arguments = {"prompt": prompt, "strength": strength, "w": w, "seed": seed}
     x = img2img(
         opened.model,
         read.x,
@@ -65,9 +73,10 @@ def img2img_command(
         seed=seed,
         batch_size=BATCH,
     )
-    settings = settings_of("img2img", [opened], steps=steps or opened.card.steps, cond=cond, **told)
-    sheet = save_pictures(out, [read.images], [opened.images(x)], read.files, settings, scale)
-    say(f"{len(x)} images: {sheet}")
+    arguments |= {"steps": steps or opened.card.steps, "cond": cond}
+    settings, images = settings_of("img2img", [opened], **arguments), opened.images(x)
+    drawn = drawn_of([images], read.files, settings)
+    say(f"{len(x)} images: {sheet.save([read.images, images], drawn, settings)}")
 
 
 command = img2img_command

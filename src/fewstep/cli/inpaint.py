@@ -1,4 +1,4 @@
-"""`fewstep inpaint`: a part of images drawn anew."""
+"""`fewstep inpaint`: a part of images redrawn."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from fewstep.cli.options import (
     Device,
     GuidanceScale,
     Image,
+    OutSheet,
+    Overwrite,
     Prompt,
     Scale,
     Seed,
@@ -20,7 +22,7 @@ from fewstep.cli.options import (
     refuse_guidance_scale,
     say,
 )
-from fewstep.errors import RangeError
+from fewstep.cli.out import check_out
 
 
 def inpaint_command(
@@ -28,47 +30,54 @@ def inpaint_command(
     image: Image,
     mask: Annotated[
         list[Path],
-        typer.Option(help="Image that is white where to draw; one, or one an image."),
+        typer.Option(
+            help="Opaque image, white where to draw and black where to keep, of the width and "
+            "height of its image. One for all images, or one per image."
+        ),
     ],
     cond: Cond = None,
     prompt: Prompt = None,
     strength: Annotated[
-        float, typer.Option(help="How much of the masked part is forgotten, up to 1: all.")
+        float,
+        typer.Option(
+            help="Share of the steps to run, above 0 to 1; at 1 nothing of the masked part is left."
+        ),
     ] = 1.0,
     w: W = 1.0,
     steps: Steps = None,
     seed: Seed = 0,
-    out: Annotated[Path, typer.Option(help="PNG sheet, or a folder.")] = Path("inpainted.png"),
-    scale: Scale = 8,
+    out: OutSheet = Path("inpainted.png"),
+    scale: Scale = None,
+    overwrite: Overwrite = False,
     device: Device = None,
     guidance_scale: GuidanceScale = None,
 ) -> None:
-    """Draw the white part of a mask anew under a class; the rest stays as it is."""
+    """Redraw the white part of a mask as a class or prompt; the rest stays as it is."""
     refuse_guidance_scale(guidance_scale)
+    check_out(out, overwrite, [*image, *mask])
+    from fewstep.cli.masks import mask_files, read_masks
     from fewstep.cli.pictures import (
         BATCH,
-        check_out,
+        Sheet,
+        drawn_of,
         open_model,
         open_pictures,
-        save_pictures,
         settings_of,
     )
-    from fewstep.data import image_files, read_images
     from fewstep.edit import inpaint
 
-    check_out(out)
     opened = open_model(model, device)
     read = open_pictures(image, opened)
-    masks = image_files(mask)
-    if len(masks) not in (1, len(read.x)):
-        raise RangeError(f"{len(masks)} masks for {len(read.x)} images; give one, or one an image.")
-    drawn = (read_images(masks, (1, *opened.card.shape[1:])) > 0).float().to(opened.device)
-    hidden = (read_images(masks, (1, *opened.image_shape[1:])) > 0).float()
+    shape, count = opened.image_shape, len(read.x)
+    sheet = Sheet.planned(out, shape, count, scale=scale, rows=3)
+    masks = mask_files(mask, read.files, (shape[2], shape[1]))
+    redrawn = read_masks(masks, opened.card.shape, count).to(opened.device)
+    hidden = read_masks(masks, shape, count)
     wanted = opened.cond(cond, prompt, len(read.x), "--cond")
     x = inpaint(
         opened.model,
         read.x,
-        drawn.expand(len(read.x), -1, -1, -1),
+        redrawn,
         wanted,
         strength=strength,
         w=w,
@@ -76,24 +85,25 @@ def inpaint_command(
         seed=seed,
         batch_size=BATCH,
     )
-    told = {
+    arguments = {
+        "steps": steps or opened.card.steps,
+        "cond": cond,
         "prompt": prompt,
         "strength": strength,
         "w": w,
         "seed": seed,
         "masks": [m.name for m in masks],
     }
-    settings = settings_of("inpaint", [opened], steps=steps or opened.card.steps, cond=cond, **told)
-    # Grey where something is drawn, between what was there and what is there now.
+    settings, images = settings_of("inpaint", [opened], **arguments), opened.images(x)
+    # Grey where something is drawn, between the sources and the results.
     hole = read.images * (1 - hidden)
-    images = opened.images(x)
-    sheet = save_pictures(out, [read.images, hole], [images], read.files, settings, scale)
-    say(f"{len(x)} images: {sheet}")
+    drawn = drawn_of([images], read.files, settings)
+    say(f"{count} images: {sheet.save([read.images, hole, images], drawn, settings)}")
     if opened.vae is not None:
         off = ((images.clamp(-1, 1) - read.images).abs() * (1 - hidden)).max() / 2
         say(
-            f"what was kept went through the autoencoder too; it is off by {float(off):.3f} of "
-            "[0, 1] at most"
+            "The autoencoder changes the unmasked part too: by at most "
+            f"{float(off):.3f} of the range [0, 1] here."
         )
 
 

@@ -1,10 +1,11 @@
-"""`fewstep interpolate`: from one image to another, through their noise."""
+"""`fewstep interpolate`: images between two images, through their noise."""
 
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,12 +14,14 @@ from fewstep.cli.options import (
     Device,
     GuidanceScale,
     Image,
+    Overwrite,
     Prompt,
     Scale,
     Steps,
     refuse_guidance_scale,
     say,
 )
+from fewstep.cli.out import KEY, check_out
 from fewstep.errors import RangeError
 
 if TYPE_CHECKING:
@@ -32,57 +35,75 @@ def interpolate_command(
     cond: Cond = None,
     prompt: Prompt = None,
     to: Annotated[
-        str | None, typer.Option(help="Class to draw; by default the first image's.")
+        str | None,
+        typer.Option(help="Class to draw, or any; by default the class of the first image."),
     ] = None,
-    to_prompt: Annotated[str | None, typer.Option(help="Prompt to draw, likewise.")] = None,
-    w: Annotated[float, typer.Option(help="Guidance weight of decoding.")] = 0.0,
-    count: Annotated[int, typer.Option(min=2, help="Images, both ends included.")] = 9,
+    to_prompt: Annotated[
+        str | None,
+        typer.Option(help="Prompt to draw, for text-to-image models; by default --prompt."),
+    ] = None,
+    w: Annotated[float, typer.Option(help="Guidance weight w of decoding.")] = 0.0,
+    count: Annotated[
+        int, typer.Option(min=2, max=10_000, help="Number of images, both ends included.")
+    ] = 9,
     steps: Steps = None,
-    out: Annotated[Path, typer.Option(help="PNG strip, or GIF.")] = Path("interpolation.png"),
-    scale: Scale = 8,
+    out: Annotated[Path, typer.Option(help="A PNG file for a strip, or a GIF.")] = Path(
+        "interpolation.png"
+    ),
+    scale: Scale = None,
+    overwrite: Overwrite = False,
     device: Device = None,
     guidance_scale: GuidanceScale = None,
 ) -> None:
-    """Encode two images, go from one noise to the other on an arc, and decode what lies there."""
+    """Encode two images, interpolate between their noises, and decode the results."""
     refuse_guidance_scale(guidance_scale)
-    if out.suffix.lower() not in (".png", ".gif"):
-        raise RangeError(f"--out {out}; name a PNG file for a strip, or a GIF.")
-    from fewstep.cli.pictures import open_model, open_pictures, settings_of
+    check_out(out, overwrite, image, (".png", ".gif"), folder=False)
+    from fewstep.cli.pictures import BATCH, Sheet, open_model, open_pictures, settings_of
     from fewstep.core.cond import repeat_null, take
     from fewstep.edit import check_together, decode, encode, interpolate
-    from fewstep.recipes.sheet import contact_sheet, save_sheet
 
     one, two = open_model(encoder, device), open_model(decoder, device)
     check_together(one.model, two.model)
     read = open_pictures(image, one)
     if len(read.x) != 2:
-        raise RangeError(f"{len(read.x)} images; an interpolation is between 2. Give two --image.")
+        raise RangeError(
+            f"an interpolation is between 2 images, got {len(read.x)}. Pass --image twice."
+        )
+    sheet = Sheet.planned(out, two.image_shape, count, scale=scale, columns=count)
     shown = one.cond(cond, prompt, 2, "--cond")
     ends = encode(one.model, read.x, shown, steps=one.steps(steps))
     z = interpolate(ends[0], ends[1], count)
     wanted = repeat_null(take(shown, slice(0, 1)), count)
     if to is not None or to_prompt is not None:
         wanted = two.cond(to, to_prompt, count, "--to")
-    x = two.images(decode(two.model, z, wanted, w=w, steps=two.steps(steps)))
+    x = decode(two.model, z, wanted, w=w, steps=two.steps(steps), batch_size=BATCH)
+    images = two.images(x)
+    settings = settings_of("interpolate", [one, two], w=w, cond=cond or prompt)
+    settings |= {"to": to or to_prompt, "files": [f.name for f in read.files]}
     if out.suffix.lower() == ".gif":
-        _save_gif(x, out, scale)
+        _save_gif(images, out, sheet.scale, settings)
     else:
-        settings = settings_of("interpolate", [one, two], w=w, cond=cond or prompt)
-        settings |= {"to": to or to_prompt, "files": [f.name for f in read.files]}
-        save_sheet(contact_sheet(x, count, scale), out, settings)
+        sheet.save([images], [], settings)
     say(f"{count} images from {read.files[0].name} to {read.files[1].name}: {out}")
 
 
-def _save_gif(x: Tensor, out: Path, scale: int) -> None:
-    """Write a GIF that goes there and back for ever."""
+def _save_gif(images: Tensor, out: Path, scale: int, settings: dict[str, Any]) -> None:
+    """Write a GIF that plays forward, then backward, and repeats."""
     from fewstep.atomic import atomic_write
     from fewstep.recipes.sheet import contact_sheet
 
-    frames = [contact_sheet(x[k : k + 1], 1, scale) for k in range(len(x))]
+    frames = [contact_sheet(image[None], 1, scale) for image in images]
     frames += frames[-2:0:-1]
     buffer = io.BytesIO()
     frames[0].save(
-        buffer, "GIF", save_all=True, append_images=frames[1:], duration=120, loop=0, disposal=2
+        buffer,
+        "GIF",
+        save_all=True,
+        append_images=frames[1:],
+        duration=120,
+        loop=0,
+        disposal=2,
+        comment=f"{KEY}{json.dumps(settings)}".encode(),
     )
     atomic_write(out, buffer.getvalue())
 

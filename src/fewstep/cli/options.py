@@ -127,7 +127,7 @@ def whole(text: str, option: str) -> list[int]:
         first, last = bounds(found, option)
         if last - first >= MOST_NUMBERS - len(out):
             raise RangeError(
-                f"{option} must be at most {MOST_NUMBERS} numbers, got {text!r}. Use smaller ranges."
+                f"{option} must be at most {MOST_NUMBERS} numbers, got {text!r}. Use small ranges."
             )
         out.extend(range(first, last + 1))
     return out

@@ -31,7 +31,7 @@ class Drawn(NamedTuple):
 
 
 def is_folder(out: Path) -> bool:
-    """Whether --out names a folder: it is one, or it ends in no suffix (or in a number, as v1.5)."""
+    """Whether --out names a folder: it is one, or ends in no suffix, or in a number as v1.5."""
     return out.is_dir() or not out.suffix or out.suffix[1:].isdigit()
 
 
@@ -93,7 +93,9 @@ def _check_place(out: Path) -> None:
     there = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
     folder = there if there.is_dir() else there.parent
     if there != out.absolute() and not there.is_dir():
-        raise FolderError(f"--out must lie in a folder, got {out}: {there} is a file. Choose another.")
+        raise FolderError(
+            f"--out must lie in a folder, got {out}: {there} is a file. Choose another."
+        )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise FolderError(
             f"--out must lie in a folder that can be written, got {out}: {folder} cannot. Choose "

@@ -1,9 +1,9 @@
-"""`fewstep transfer`: images as another class, through their noise."""
+"""`fewstep transfer`: encode images under one class and decode them under another."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,13 +11,20 @@ from fewstep.cli.options import (
     Device,
     GuidanceScale,
     Image,
+    OutSheet,
+    Overwrite,
     Scale,
     Steps,
     W,
-    class_ids,
     refuse_guidance_scale,
     say,
 )
+from fewstep.cli.out import check_out
+from fewstep.errors import ShapeError
+
+if TYPE_CHECKING:
+    from fewstep.cli.pictures import Opened
+    from fewstep.core.cond import Cond
 
 
 def transfer_command(
@@ -26,62 +33,84 @@ def transfer_command(
     image: Image,
     from_: Annotated[
         str | None,
-        typer.Option("--from", help="Class of the images: cat, or one an image; or any."),
+        typer.Option(
+            "--from",
+            help="Class of the images: one for all (cat, or 3), one per image (cat,dog), or any.",
+        ),
     ] = None,
     to: Annotated[
-        str | None, typer.Option(help="Classes to draw: dog, or several; a row each.")
+        str | None, typer.Option(help="Classes to draw, one row each: dog, or 3,5-9, or any.")
     ] = None,
     from_prompt: Annotated[
-        str | None, typer.Option(help="What the images show, for text-to-image models.")
+        str | None, typer.Option(help="Prompt of the images, for text-to-image models.")
     ] = None,
     to_prompt: Annotated[
-        list[str] | None, typer.Option(help="What to draw; may be given several times.")
+        list[str] | None,
+        typer.Option(help="Prompt to draw, one row each. May be given several times."),
     ] = None,
     w: W = 1.0,
-    w_from: Annotated[float, typer.Option(help="Guidance weight of encoding.")] = 0.0,
+    w_from: Annotated[float, typer.Option(help="Guidance weight w of encoding.")] = 0.0,
     steps: Steps = None,
-    out: Annotated[Path, typer.Option(help="PNG sheet, or a folder.")] = Path("transfer.png"),
-    scale: Scale = 8,
+    out: OutSheet = Path("transfer.png"),
+    scale: Scale = None,
+    overwrite: Overwrite = False,
     device: Device = None,
     guidance_scale: GuidanceScale = None,
 ) -> None:
-    """Encode images under their class and decode them under others; sources above, side by side."""
+    """Encode images under their class and decode them under others, shown below the sources."""
     refuse_guidance_scale(guidance_scale)
+    check_out(out, overwrite, image)
     from fewstep.cli.pictures import (
         BATCH,
-        check_out,
+        Sheet,
+        drawn_of,
         open_model,
         open_pictures,
-        save_pictures,
         settings_of,
     )
     from fewstep.edit import check_together, decode, encode
     from fewstep.models import encoders_kept
 
-    check_out(out)
     one, two = open_model(encoder, device), open_model(decoder, device)
     check_together(one.model, two.model)
+    if one.image_shape != two.image_shape:
+        raise ShapeError(
+            f"encoder and decoder must draw images of one shape, got {one.image_shape} and "
+            f"{two.image_shape}. Use two models with one autoencoder."
+        )
     read = open_pictures(image, one)
     count = len(read.x)
-    # A row for each; where nothing is given, `cond` says what should be.
-    prompts: list[str | None] = [*(to_prompt or [])] or [None]
-    classes: list[int | None] = [None]
-    if to is not None:
-        classes = [*class_ids(to, two.card.class_names, "--to")]
-    targets = [(None if k is None else str(k), p) for k in classes for p in prompts]
     with encoders_kept():
-        cond = one.cond(from_, from_prompt, count, "--from")
-        wanted = [two.cond(*target, count, "--to") for target in targets]
-    z = encode(one.model, read.x, cond, w=w_from, steps=one.steps(steps), batch_size=BATCH)
+        shown = one.cond(from_, from_prompt, count, "--from")
+        targets = _targets(two, to, to_prompt or [], count)
+    sheet = Sheet.planned(out, two.image_shape, count, scale=scale, rows=1 + len(targets))
+    z = encode(one.model, read.x, shown, w=w_from, steps=one.steps(steps), batch_size=BATCH)
     rows = [
         two.images(decode(two.model, z, target, w=w, steps=two.steps(steps), batch_size=BATCH))
-        for target in wanted
+        for _, target in targets
     ]
     settings = settings_of("transfer", [one, two], w=w, w_from=w_from)
-    settings |= {"from": from_ or from_prompt, "to": [k or p for k, p in targets]}
+    settings |= {"from": from_ or from_prompt, "to": [name for name, _ in targets]}
     settings["steps"] = [o.card.steps or steps for o in (one, two)]
-    sheet = save_pictures(out, [read.images], rows, read.files, settings, scale)
-    say(f"{count} images in {len(targets)} other ways: {sheet}")
+    drawn = drawn_of(rows, read.files, settings)
+    written = sheet.save([read.images, *rows], drawn, settings)
+    say(f"{count} images, each drawn in {len(targets)} other ways: {written}")
+
+
+def _targets(
+    decoder: Opened, to: str | None, prompts: list[str], count: int
+) -> list[tuple[str, Cond]]:
+    """Return what to draw in each row: its name, and a condition batch of `count`."""
+    import torch
+
+    if (to is None) == (not prompts):
+        raise decoder.wrong_kind("--to")
+    if to is None:
+        return [(p, decoder.cond(None, p, count, "--to")) for p in prompts]
+    if decoder.takes_text:
+        raise decoder.wrong_kind("--to")
+    ids = decoder.classes.ids(to, "--to")
+    return [(str(k), torch.full((count,), k)) for k in ids]
 
 
 command = transfer_command

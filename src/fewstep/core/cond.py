@@ -45,9 +45,9 @@ def as_cond(given: object) -> Cond:
         out = None
     if out is None or out.dtype == torch.bool:
         raise ShapeError(
-            f"cond must be class ids or encoded prompts, got {_shown(given)}. Pass ids, for example "
-            "cond=[3, 7]; for text-to-image models pass fewstep.models.encode_prompts(folder, "
-            "prompts)."
+            f"cond must be class ids or encoded prompts, got {_shown(given)}. Pass ids such as "
+            "cond=[3, 7], or fewstep.models.encode_prompts(folder, prompts) for a text-to-image "
+            "model."
         )
     out = out.reshape(1) if out.ndim == 0 else out
     return out if out.is_floating_point() else out.long()

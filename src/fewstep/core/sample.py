@@ -18,7 +18,6 @@ from fewstep.core.samplers import Callback, Sampler, get_sampler, run
 from fewstep.core.seed import Noise
 from fewstep.errors import RangeError, ShapeError
 
-
 W_LIMIT = 1000.0  # beyond it, a guided image is saturated or not finite
 DIVERGED = "Choose a smaller w, and check the weights and the inputs for NaN."
 
