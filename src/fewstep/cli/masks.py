@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from fewstep.errors import DataError, RangeError
 
 if TYPE_CHECKING:
@@ -35,8 +37,8 @@ def mask_files(paths: Sequence[Path], images: Sequence[Path], size: tuple[int, i
     for k, file in enumerate(files):
         mask = open_image(file)
         _check_opaque(mask, file)
-        brightest = opaque(mask, str(file)).convert("L").getextrema()[1]
-        if int(brightest) <= WHITE:
+        brightest = int(np.asarray(opaque(mask, str(file)).convert("L")).max())
+        if brightest <= WHITE:
             raise DataError(
                 f"a mask must be white where to draw, that is above {WHITE} of 255, got {file}, "
                 f"whose brightest pixel is {brightest}. Save it with black as 0 and white as 255."
@@ -67,7 +69,7 @@ def read_masks(files: Sequence[Path], shape: tuple[int, ...], count: int) -> Ten
 
 def _check_opaque(mask: Image.Image, file: Path) -> None:
     # Some programs draw where a mask is transparent, others where it is opaque.
-    if mask.has_transparency_data and mask.convert("RGBA").getextrema()[3][0] < 255:
+    if mask.has_transparency_data and np.asarray(mask.convert("RGBA"))[..., 3].min() < 255:
         raise DataError(
             f"a mask must be opaque, white where to draw and black where to keep, got {file} with "
             "transparent pixels. Fill them: with white to draw there, with black to keep."

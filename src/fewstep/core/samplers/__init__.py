@@ -14,10 +14,10 @@ SAMPLERS: dict[str, Sampler] = {s.name: s for s in (deterministic, stochastic, e
 
 def get_sampler(name: str) -> Sampler:
     """Return the sampler of that name. Raises RangeError, which lists the names."""
-    if not isinstance(name, str) or name not in SAMPLERS:
+    if str(name) not in SAMPLERS:
         raise RangeError(
             f"sampler must be one of {', '.join(SAMPLERS)}, got {name!r}."
-            + (did_you_mean(name, SAMPLERS) if isinstance(name, str) else "")
+            + did_you_mean(str(name), SAMPLERS)
         )
     return SAMPLERS[name]
 
