@@ -39,7 +39,9 @@ def test_several_images_per_label_are_drawn_side_by_side(pipe: ClassConditionalP
     assert len(pipe(5, num_images_per_prompt=3).images) == 3
 
 
-@pytest.mark.parametrize("labels", [[3, 7], (3, 7), np.array([3, 7], np.uint8), torch.tensor([3, 7])])
+@pytest.mark.parametrize(
+    "labels", [[3, 7], (3, 7), np.array([3, 7], np.uint8), torch.tensor([3, 7])]
+)
 def test_labels_of_every_kind_of_integer(pipe: ClassConditionalPipeline, labels: Any) -> None:
     expected = drawn(pipe, [3, 7], generator=generators(2))
     assert torch.equal(drawn(pipe, labels, generator=generators(2)), expected)
