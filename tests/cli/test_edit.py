@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from tests.cli.conftest import fewstep
+from tests.cli.inside import fewstep
 from tests.cli.test_cli import one_line_error
 from tests.models.pipelines import sd_folder, told_student
 
