@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fewstep.metrics.cell import Reference, measure
+from fewstep.metrics.cell import Measured, Reference, measure, measure_all, no_figures
 from fewstep.metrics.digits_features import DigitsFeatures, digits_features
 from fewstep.metrics.diversity import nearest_distance, within_class_variance
 from fewstep.metrics.features import (
@@ -41,6 +41,7 @@ __all__ = [
     "FeatureOutput",
     "Features",
     "InceptionFeatures",
+    "Measured",
     "Moments",
     "Reference",
     "VisionFeatures",
@@ -53,8 +54,10 @@ __all__ = [
     "frechet_distance",
     "kernel_distance",
     "measure",
+    "measure_all",
     "moments",
     "nearest_distance",
+    "no_figures",
     "noise_figures",
     "open_features",
     "paired_rms",

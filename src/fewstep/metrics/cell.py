@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fewstep.errors import DataError, NonFiniteError
+from fewstep.errors import DataError, FewstepError, NonFiniteError
 from fewstep.metrics.diversity import nearest_distance, within_class_variance
 from fewstep.metrics.features import Features, distance_names, extract
 from fewstep.metrics.frechet import Moments, frechet_distance, moments
@@ -21,38 +23,66 @@ PAIRED = 10_000
 NEIGHBOURS = 3
 
 
+class Measured(NamedTuple):
+    """Figures of a cell, and why some of them are None.
+
+    figures: as `measure` returns them. missing: the reason of each figure that is None, but of
+    `rms_to_teacher` where there are no teacher samples.
+    """
+
+    figures: dict[str, Any]
+    missing: dict[str, str]
+
+
 @dataclass(frozen=True)
 class Reference:
     """The training images, as the metrics see them; build it once for many cells.
 
     Attributes:
         name: of the features.
-        moments: of the training images' features.
-        images: the training images, (N, *D) in [-1, 1].
+        moments: of the training images' features; None for a single image, which has none.
+        images: the training images, (N, *D) in [-1, 1]; None where they do not fit in memory.
         features: of at most 10,000 of them, evenly chosen, for the metrics that compare pairs.
+        count: N, the number of training images.
     """
 
     name: str
-    moments: Moments
-    images: Tensor
+    moments: Moments | None
+    images: Tensor | None
     features: Tensor
+
+    @property
+    def count(self) -> int:
+        """The number of training images."""
+        return len(self.features) if self.moments is None else self.moments.count
 
     @classmethod
     def build(cls, images: Tensor, features: Features) -> Reference:
-        """Return the reference of training images (N, *D), N at least 2, under the features."""
-        found = extract(features, images).features
-        return cls(features.name, moments(found), images, _evenly(found, PAIRED))
+        """Return the reference of training images (N, *D), N at least 1, under the features."""
+        return cls.of_batches([images], features, images)
+
+    @classmethod
+    def of_batches(
+        cls, batches: Iterable[Tensor], features: Features, images: Tensor | None
+    ) -> Reference:
+        """Return the reference of images that come batch by batch.
+
+        images: all of them, or None where they are too many to keep: `nearest` is None then.
+        """
+        found = torch.cat([extract(features, batch).features for batch in batches])
+        known = moments(found) if len(found) > 1 else None
+        return cls(features.name, known, images, _evenly(found, PAIRED))
 
 
 def measure(
     samples: Tensor,
-    labels: Tensor,
+    labels: Tensor | None,
     *,
     features: Features,
     reference: Reference,
     teacher_samples: Tensor | None = None,
 ) -> dict[str, Any]:
-    """Return the figures of samples: a float each, never NaN, or None where there is no such thing.
+    """Return the figures of samples: a finite float each, or None where it cannot be measured.
 
     `fd_<name>`, the Fréchet distance to the training images in the features of that name;
     `kd_<name>`, the kernel distance to (at most 10,000 of) them; `precision` and `recall` against
@@ -64,16 +94,35 @@ def measure(
     called `fid` and `kid`.
 
     Args:
-        samples: (B, *D) in [-1, 1], at least 2 of each class that occurs.
-        labels: (B,) the class ids they were asked for.
+        samples: (B, *D) in [-1, 1].
+        labels: (B,) the class ids they were asked for; None where the images have no classes.
         features: what the reference was built with.
         reference: of the training images.
         teacher_samples: (B, *D) the many-step teacher's samples from the same noise.
 
     Raises:
-        DataError: too few samples, or a reference of other features.
+        DataError: no samples, or a reference of other features.
         ShapeError: shapes that do not fit.
         NonFiniteError: a sample is infinite or not a number.
+    """
+    measured = measure_all(
+        samples, labels, features=features, reference=reference, teacher_samples=teacher_samples
+    )
+    return measured.figures
+
+
+def measure_all(
+    samples: Tensor,
+    labels: Tensor | None,
+    *,
+    features: Features,
+    reference: Reference,
+    teacher_samples: Tensor | None = None,
+) -> Measured:
+    """Return the figures of samples, and the reason of each one that is None.
+
+    Arguments and errors are those of `measure`. Too few samples, too few training images or a
+    class with a single sample are no errors: the figures that need more are None.
     """
     if reference.name != features.name:
         raise DataError(
@@ -81,32 +130,100 @@ def measure(
             f"{features.name!r}; they must be the same. Build the reference again."
         )
     _check_finite("samples", samples)
-    out = extract(features, samples)
     paired = None
     if teacher_samples is not None:
         _check_finite("teacher samples", teacher_samples)
         paired = paired_rms(samples, teacher_samples)
-    classifies = out.logits is not None and features.num_classes is not None
-    precision, recall = _precision_recall(out.features, reference.features)
+    out = extract(features, samples)
     fd, kd = distance_names(features)
-    return {
-        fd: frechet_distance(moments(out.features), reference.moments),
-        kd: kernel_distance(out.features, reference.features),
-        "precision": precision,
-        "recall": recall,
-        "score": None if out.logits is None else class_score(out.logits),
-        "accuracy": accuracy(out.logits, labels) if classifies and out.logits is not None else None,
-        "variance": within_class_variance(samples, labels),
-        "nearest": nearest_distance(samples, reference.images),
-        "rms_to_teacher": paired,
-    }
+    found: dict[str, Any] = {}
+    missing: dict[str, str] = {}
+
+    def take(names: tuple[str, ...], compute: Callable[[], tuple[float, ...]]) -> None:
+        try:
+            values = compute()
+        except (DataError, NonFiniteError, torch.linalg.LinAlgError) as error:
+            found.update(dict.fromkeys(names))
+            missing.update(dict.fromkeys(names, _reason(error)))
+            return
+        for name, value in zip(names, values, strict=True):
+            found[name] = value if math.isfinite(value) else None
+            if not math.isfinite(value):
+                missing[name] = "The result is infinite or not a number."
+
+    def frechet() -> tuple[float, ...]:
+        if reference.moments is None:
+            raise DataError(
+                f"a Fréchet distance needs at least 2 training images, got {reference.count}."
+            )
+        return (frechet_distance(moments(out.features), reference.moments),)
+
+    take((fd,), frechet)
+    take((kd,), lambda: (kernel_distance(out.features, reference.features),))
+    take(("precision", "recall"), lambda: _precision_recall(out.features, reference.features))
+    take(("score",), lambda: (class_score(_logits(out.logits, features)),))
+    take(("accuracy",), lambda: (_accuracy(out.logits, labels, features),))
+    take(("variance",), lambda: (within_class_variance(samples, _labels(labels)),))
+    take(("nearest",), lambda: (nearest_distance(samples, _images(reference)),))
+    found["rms_to_teacher"] = paired
+    return Measured(found, missing)
 
 
-def _precision_recall(samples: Tensor, real: Tensor) -> tuple[float | None, float | None]:
+def no_figures(features: Features, reason: str) -> Measured:
+    """Return the figures of samples that cannot be measured at all: None each, for one reason."""
+    fd, kd = distance_names(features)
+    names = (fd, kd, "precision", "recall", "score", "accuracy", "variance", "nearest")
+    figures: dict[str, Any] = dict.fromkeys((*names, "rms_to_teacher"))
+    return Measured(figures, dict.fromkeys(names, reason))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FewstepError):
+        text = str(error)
+        return text[:1].upper() + text[1:]
+    return "The covariance of the features could not be decomposed."
+
+
+def _precision_recall(samples: Tensor, real: Tensor) -> tuple[float, float]:
     count = min(len(samples), len(real))
-    if count <= NEIGHBOURS:
-        return None, None
     return precision_recall(_evenly(samples, count), _evenly(real, count), neighbours=NEIGHBOURS)
+
+
+def _logits(logits: Tensor | None, features: Features) -> Tensor:
+    if logits is None:
+        raise DataError(f"the features {features.name!r} have no classifier.")
+    return logits
+
+
+def _accuracy(logits: Tensor | None, labels: Tensor | None, features: Features) -> float:
+    logits, known = _logits(logits, features), features.num_classes
+    if known is None:
+        raise DataError(
+            f"the classifier of the features {features.name!r} was not trained on the classes of "
+            "these images."
+        )
+    labels = _labels(labels)
+    if int(labels.max()) >= known:
+        raise DataError(
+            f"the images have a class {int(labels.max())} and the classifier of the features "
+            f"{features.name!r} knows {known} classes."
+        )
+    return accuracy(logits, labels)
+
+
+def _labels(labels: Tensor | None) -> Tensor:
+    if labels is None:
+        raise DataError("the images have captions and no classes.")
+    return labels
+
+
+def _images(reference: Reference) -> Tensor:
+    if reference.images is None:
+        raise DataError(
+            f"the {reference.count:,} training images do not fit in memory, and this figure "
+            "compares pixels with all of them."
+        )
+    return reference.images
 
 
 def _evenly(x: Tensor, count: int) -> Tensor:

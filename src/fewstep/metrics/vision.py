@@ -36,6 +36,7 @@ WIDTHS, DEPTHS = (32, 64, 128), (1, 1, 1)
 ENLARGED = 4  # the stem of the network halves twice, so small images are shown enlarged by as much
 SHOWN = 64  # but not beyond so many pixels
 SHIFT = 1 / 8  # of the side: how far training moves an image each way
+CLASSES = "classes"  # the task of a classifier of the data's own classes
 
 
 class Source(Protocol):
@@ -62,7 +63,13 @@ class VisionFeatures:
         name: what the metrics are called after.
         sha256: of the weights and the preprocessing.
         num_classes: of the data, where it was trained on that here; else None.
-        held_out_accuracy: where it was trained here.
+        held_out_accuracy: share of held-out images that it classifies correctly; None where it
+            was not trained here, or there were no held-out images.
+        held_out: the number of those images.
+        chance: the accuracy of guessing, where it was trained here.
+        data_sha256: hash of the images that it was trained on here.
+        task: what it was trained to tell apart here: "classes", or another task, whose logits say
+            nothing about the data's classes and are not returned.
     """
 
     def __init__(self, model: Any, shown: dict[str, Any], card: dict[str, Any]) -> None:
@@ -73,8 +80,13 @@ class VisionFeatures:
         self._std = torch.tensor(shown.get("image_std", [0.5])).view(1, -1, 1, 1)
         self.name: str = card["name"]
         self.sha256: str = card["sha256"]
-        self.num_classes: int | None = card.get("num_classes")
+        self.task: str = card.get("task", CLASSES)
+        classes: int | None = card.get("num_classes")
+        self.num_classes = classes if self.task == CLASSES else None
+        self.chance = None if not classes else 1 / classes
         self.held_out_accuracy: float | None = card.get("held_out_accuracy")
+        self.held_out: int | None = card.get("held_out")
+        self.data_sha256: str | None = card.get("data_sha256")
 
     def __call__(self, x: Tensor) -> FeatureOutput:
         """Return the features and logits of x (B, 1 or 3, H, W) in [-1, 1], on the CPU.
@@ -99,7 +111,7 @@ class VisionFeatures:
                 out = self._model(pixel_values=shown)
         finally:
             hook.remove()
-        logits = getattr(out, "logits", None)
+        logits = getattr(out, "logits", None) if self.task == CLASSES else None
         features = (pooled[0] if pooled else _pooled(out)).flatten(1)
         return FeatureOutput(features.cpu(), None if logits is None else logits.cpu())
 
@@ -129,8 +141,11 @@ def vision_features(folder: Path | str, device: str = "cpu") -> VisionFeatures:
     card = _json(folder / CARD) if (folder / CARD).is_file() else {}
     if card and card.get("sha256") != sha:
         raise FolderError(
-            f"{folder} is damaged: its weights are not those that were trained. Train it again."
+            f"{folder} must hold the weights that were trained, and their hash is another one: the "
+            "folder was changed or is damaged. Train the features again."
         )
+    if card:
+        _check_card(card, folder / CARD)
     card = card or {"name": _short(folder.resolve().name), "sha256": sha}
     from transformers import AutoModel, AutoModelForImageClassification
 
@@ -151,9 +166,10 @@ def vision_features(folder: Path | str, device: str = "cpu") -> VisionFeatures:
 def train_features(
     folder: Path,
     train: Source,
-    held_out: Source,
+    held_out: Source | None,
     *,
     name: str,
+    task: str = CLASSES,
     epochs: int = 8,
     flip: bool = True,
     seed: int = 0,
@@ -169,8 +185,10 @@ def train_features(
     Args:
         folder: where it goes; must not exist.
         train: what it learns from.
-        held_out: what its accuracy is measured on, which is stored with it.
+        held_out: what its accuracy is measured on, which is stored with it; None leaves its
+            accuracy unknown.
         name: letters, digits and dashes: metrics are called `fd_<name>`.
+        task: what its classes are: the data's own "classes", or those of another task.
         epochs: through the training images.
         flip: whether mirror images are of the same class.
         seed: of weights, order and shifts.
@@ -178,13 +196,21 @@ def train_features(
         progress: show a bar where stderr is a terminal.
 
     Raises:
-        DataError: no held-out images to measure the accuracy on; a name that is none.
+        DataError: no training images; an empty set of held-out images; a name with other
+            characters.
         FolderError: the folder exists, or the disk is full.
     """
-    if not len(held_out):
-        raise DataError("there are no held-out images to measure the accuracy on; hold some out.")
+    if held_out is not None and not len(held_out):
+        raise DataError(
+            "the accuracy of the features is measured on held-out images, got 0. Please hold some "
+            "out, for example data.held_out=0.05."
+        )
+    if not len(train):
+        raise DataError("a classifier needs at least 1 training image, got 0. Add images.")
     if _short(name) != name:
-        raise DataError(f"name {name!r}; use letters, digits and dashes: {_short(name)!r}.")
+        raise DataError(
+            f"name must consist of letters, digits and dashes, got {name!r}. Use {_short(name)!r}."
+        )
     if folder.exists() and any(folder.iterdir()):
         raise FolderError(f"{folder} is not empty. Give another folder, or remove it.")
     x, _ = _images(train, torch.arange(1))
@@ -194,12 +220,16 @@ def train_features(
     ones = [0.5] * x.shape[1]
     shown = {"size": side, "image_mean": ones, "image_std": ones, "resample": 2}
     card: dict[str, Any] = {"name": name, "sha256": "", "num_classes": train.num_classes}
+    if task != CLASSES:
+        card["task"] = task
     features = VisionFeatures(model, shown, card)
     _fit(model, features._show, train, epochs, flip, seed, device, progress)
-    features = VisionFeatures(model, shown, card)
+    accuracy = None
+    if held_out is not None:
+        accuracy = _accuracy(VisionFeatures(model, shown, card | {"task": CLASSES}), held_out)
     card |= {
-        "held_out_accuracy": _accuracy(features, held_out),
-        "held_out": len(held_out),
+        "held_out_accuracy": accuracy,
+        "held_out": 0 if held_out is None else len(held_out),
         "data_sha256": train.content_hash(),
         "epochs": epochs,
         "flip": flip,
@@ -264,7 +294,7 @@ def _fit(
 
 def _moved(x: Tensor, flip: bool, rng: torch.Generator) -> Tensor:
     """Return x (B, C, H, W), each moved by up to SHIFT of its side, half of them mirrored."""
-    reach = [max(1, round(SHIFT * side)) for side in x.shape[2:]]
+    reach = [min(max(1, round(SHIFT * side)), side - 1) for side in x.shape[2:]]
     padded = F.pad(x, (reach[1], reach[1], reach[0], reach[0]), mode="reflect")
     rows, columns = (
         torch.randint(2 * r + 1, (len(x), 1), generator=rng) + torch.arange(side)
@@ -302,6 +332,25 @@ def _pooled(out: Any) -> Tensor:
         pooled = out.last_hidden_state[:, 0]
     assert isinstance(pooled, Tensor)
     return pooled
+
+
+def _check_card(card: dict[str, Any], path: Path) -> None:
+    """Raise FolderError unless the facts of a features.json have the types that are read."""
+    name, accuracy, classes = (card.get(k) for k in ("name", "held_out_accuracy", "num_classes"))
+    wrong = [
+        key
+        for key, right in (
+            ("name", isinstance(name, str) and _short(name) == name),
+            ("held_out_accuracy", accuracy is None or isinstance(accuracy, float | int)),
+            ("num_classes", classes is None or (isinstance(classes, int) and classes > 0)),
+        )
+        if not right
+    ]
+    if wrong:
+        raise FolderError(
+            f"{path}: {wrong[0]} must be what `fewstep features train` writes, got "
+            f"{card.get(wrong[0])!r}. Train the features again."
+        )
 
 
 def _size(shown: dict[str, Any]) -> tuple[int, int] | None:
