@@ -29,15 +29,15 @@ def within_class_variance(x: Tensor, labels: Tensor) -> float:
     """
     if labels.shape != x.shape[:1]:
         raise ShapeError(
-            f"labels must have the shape ({len(x)},), one class id per sample, got "
-            f"{tuple(labels.shape)}. Pass one class id per sample."
+            f"labels have shape {tuple(labels.shape)} beside {len(x)} samples; they must be "
+            f"({len(x)},). Give one class id a sample."
         )
     classes, sizes = labels.unique(return_counts=True)
     if not len(classes) or int(sizes.min()) < 2:
-        lone = f"class {int(classes[sizes.argmin()])} has 1" if len(classes) else "there are none"
+        lone = f"class {int(classes[sizes.argmin()])} has 1" if len(classes) else "there are no"
         raise DataError(
-            f"the variance within a class needs at least 2 samples of each class, and {lone}. Draw "
-            "more samples."
+            f"{lone} sample{'' if len(classes) else 's'}; the variance within a class takes at "
+            "least 2 of each. Draw more samples."
         )
     rows = x.detach().flatten(1).to(torch.float64)
     return float(torch.stack([rows[labels == k].var(dim=0).sum() for k in classes]).mean())

@@ -202,8 +202,8 @@ def train_features(
     """
     if held_out is not None and not len(held_out):
         raise DataError(
-            "the accuracy of the features is measured on held-out images, got 0. Please hold some "
-            "out, for example data.held_out=0.05."
+            "the accuracy of the features is measured on held-out images, got 0. Increase "
+            "data.held_out to hold some out, for example 0.05."
         )
     if not len(train):
         raise DataError("a classifier needs at least 1 training image, got 0. Add images.")

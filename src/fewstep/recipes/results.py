@@ -1,8 +1,9 @@
-"""The database of results: one row a measured cell, appended to one SQLite file.
+"""The database of results: one row per measured cell, appended to one SQLite file.
 
-A row's key is the hash of everything that its figures depend on: the model's weights, the
-sampler, steps and w, the noise, the data and the features. The same question finds its answer
-there; another question gets a row of its own, so that a file can hold many studies.
+A row's key is the hash of everything that its figures depend on: the model and its weights, clock
+and guidance, the sampler, steps and w, the noise, the conditions, the data and the features. A cell
+that was measured before is found by its key; any other cell gets a row of its own, so that a file
+can hold many studies.
 """
 
 from __future__ import annotations
@@ -36,26 +37,58 @@ COLUMNS = {
     "seconds_per_image": "REAL",
     "images_per_second": "REAL",
     "figures": "TEXT NOT NULL",
+    "missing": "TEXT NOT NULL DEFAULT '{}'",
     "asked": "TEXT NOT NULL",
     "versions": "TEXT NOT NULL",
     "device": "TEXT",
 }
+JSON = ("figures", "missing", "asked", "versions")
+# Parts of a cell's key, in words; the first that changed is the cause of the others.
+WORDS = {
+    "data": "the training images",
+    "features": "the features",
+    "samples": "the number of samples",
+    "seed": "the seed",
+    "weights": "the weights of the model",
+    "base": "the base of the adapter",
+    "encoders": "the autoencoder or the text encoders",
+    "clock": "the clock of the model",
+    "prediction": "the prediction of the model",
+    "guidance": "the unconditional pass",
+    "card": "the card of the model",
+    "condition": "the captions",
+    "teacher": "the teacher",
+}
 
 
 def key_of(asked: Row) -> str:
-    """Return the key of a cell: the sha256, in hex, of what was asked."""
+    """Return the key of a cell: the sha256, in hex, of everything that it depends on."""
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
+def what_changed(before: Row | None, asked: Row) -> str:
+    """Return in words why a cell is measured again, " (measured again: ...)", or "".
+
+    before: what an earlier cell of the same model, sampler, steps and w depended on.
+    """
+    if before is None:
+        return ""
+    plain = json.loads(json.dumps(asked))
+    changed = [words for key, words in WORDS.items() if before.get(key) != plain.get(key)]
+    if len(changed) > 1 and changed[-1] == WORDS["teacher"]:
+        changed.pop()  # its own cell has another key for the same reason
+    return f" (measured again: {', '.join(changed)} changed)" if changed else ""
+
+
 class Results:
-    """The rows of one file, made when the first is written."""
+    """The rows of one file, which is created with the first row."""
 
     def __init__(self, path: Path) -> None:
         """Name the file; nothing is opened yet."""
         self.path = path
 
     def get(self, key: str) -> Row | None:
-        """Return the row of a cell, figures and all, or None where it was not measured.
+        """Return the row of a cell with its figures, or None where it was not measured.
 
         Raises FolderError where the file is no database of results.
         """
@@ -72,16 +105,34 @@ class Results:
         with self._open() as db:
             return [_plain(r) for r in db.execute("SELECT * FROM cells ORDER BY rowid")]
 
-    def put(self, row: Row) -> None:
-        """Write a row, whole; one of the same key is replaced."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        values = [
-            json.dumps(row[c], sort_keys=True) if c in ("figures", "asked", "versions") else row[c]
-            for c in COLUMNS
-        ]
-        marks = ", ".join("?" * len(COLUMNS))
+    def like(self, model: str, asked: Row) -> Row | None:
+        """Return what the newest cell of the same model, sampler, steps and w depended on.
+
+        None where there is none.
+        """
+        if not self.path.is_file():
+            return None
         with self._open() as db:
-            db.execute(f"INSERT OR REPLACE INTO cells VALUES ({marks})", values)
+            found = db.execute(
+                "SELECT asked FROM cells WHERE model = ? AND sampler IS ? AND steps IS ? "
+                "AND w IS ? ORDER BY rowid DESC LIMIT 1",
+                (model, asked["sampler"], asked["steps"], asked["w"]),
+            ).fetchone()
+        return None if found is None else dict(json.loads(found[0]))
+
+    def put(self, row: Row) -> None:
+        """Write a complete row; one of the same key is replaced."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        values = [json.dumps(row[c], sort_keys=True) if c in JSON else row[c] for c in COLUMNS]
+        names, marks = ", ".join(COLUMNS), ", ".join("?" * len(COLUMNS))
+        with self._open() as db:
+            db.execute(f"INSERT OR REPLACE INTO cells ({names}) VALUES ({marks})", values)
+
+    def check(self) -> None:
+        """Raise FolderError where there is a file and it is not a database of results."""
+        if self.path.exists():
+            with self._open() as db:
+                db.execute("SELECT key FROM cells LIMIT 1").fetchone()
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -91,16 +142,19 @@ class Results:
                 db.row_factory = sqlite3.Row
                 columns = ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
                 db.execute(f"CREATE TABLE IF NOT EXISTS cells ({columns})")
+                there = {found[1] for found in db.execute("PRAGMA table_info(cells)")}
+                for name in COLUMNS.keys() - there:  # written by an earlier version
+                    db.execute(f"ALTER TABLE cells ADD COLUMN {name} {COLUMNS[name]}")
                 yield db
         except sqlite3.Error as error:
             raise FolderError(
-                f"{self.path} cannot be used as a database of results ({error}). Give another "
-                "--out, or move the file away."
+                f"{self.path} cannot be used: it must be a database of results ({error}). Use "
+                "another --out, or move the file away."
             ) from None
 
 
 def _plain(found: sqlite3.Row) -> Row:
     row: Row = dict(found)
-    for c in ("figures", "asked", "versions"):
+    for c in JSON:
         row[c] = json.loads(row[c])
     return row

@@ -1,0 +1,112 @@
+"""What the models of a table are asked for: class ids, prompts of classes, or real captions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fewstep.core.cond import Cond, take
+from fewstep.core.denoiser import Guided
+from fewstep.data import DataConfig, Dataset, caption, captions_of
+from fewstep.models import TextUNet, UNetModel, card_of, encode_prompts, network_of
+
+
+def has_classes(data: Dataset) -> bool:
+    """Whether the images of a data set have classes, rather than a caption of their own each.
+
+    Captions that are all different, or nearly, are no classes: a classifier could learn nothing
+    from them, and no class has the two images that a variance takes.
+    """
+    return data.num_classes > 1 and len(data) >= 2 * data.num_classes
+
+
+def evenly(count: int, of: int) -> Tensor:
+    """Return `count` numbers from 0 to of - 1, evenly spread and rising; some twice if need be."""
+    return torch.linspace(0, of - 1, count, dtype=torch.float64).round().long()
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The same conditions for every cell of a table, so that cells compare image by image.
+
+    Attributes:
+        config: of the images; its caption templates turn classes into prompts.
+        data: the training images.
+        samples: images per cell.
+        device: of the text encoders.
+    """
+
+    config: DataConfig
+    data: Dataset
+    samples: int
+    device: str = "cpu"
+
+    @cached_property
+    def labels(self) -> Tensor | None:
+        """The class of each sample (samples,), in turn; None where the images have no classes.
+
+        Of more classes than half the samples, evenly chosen ones come twice each.
+        """
+        return self._turns(self.data.num_classes) if has_classes(self.data) else None
+
+    def _turns(self, classes: int) -> Tensor:
+        asked = max(1, min(classes, self.samples // 2))
+        return evenly(asked, classes)[torch.arange(self.samples) % asked]
+
+    def labels_for(self, model: UNetModel | Guided) -> Tensor | None:
+        """Return the class of each sample of a model; None for prompts that are no classes.
+
+        A class-conditional model on images without classes draws its own classes in turn.
+        """
+        classes = card_of(model).num_classes
+        if not classes:
+            return self.labels
+        return self._turns(classes) if self.labels is None else self.labels
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The prompt of each sample: the first template of its class, or a real image's caption.
+
+        Captions are those of training images that are spread evenly over the data set.
+        """
+        names = self.data.class_names
+        if self.labels is not None:
+            return [caption(self.config.captions[0], names[k]) for k in self.labels.tolist()]
+        index = evenly(self.samples, len(self.data))
+        ids: list[int] = []
+        for part in index.split(64):  # the images come along and are dropped
+            _, labels = self.data.batch(part)
+            assert isinstance(labels, Tensor)
+            ids += labels.tolist()
+        return captions_of(self.config.captions, [names[k] for k in ids], index)
+
+    def kind(self, model: UNetModel | Guided) -> str:
+        """Return what a model's samples are conditioned on, for the key of a cell."""
+        if card_of(model).num_classes:
+            return "classes"
+        if self.labels is not None:
+            return f"template {self.config.captions[0]}"
+        return f"captions {' | '.join(self.config.captions)}"
+
+    def of(self, model: UNetModel | Guided) -> Cond:
+        """Return the condition batch (samples) of a model: class ids, or encoded prompts."""
+        labels = self.labels_for(model)
+        if card_of(model).num_classes and labels is not None:
+            return labels
+        inner = network_of(model)
+        assert isinstance(inner, TextUNet)
+        asked = sorted(set(self.texts))
+        if inner.source not in self._encoded:
+            self._encoded[inner.source] = encode_prompts(inner.source, asked, device=self.device)
+        places = {text: k for k, text in enumerate(asked)}
+        index = torch.tensor([places[text] for text in self.texts])
+        return take(self._encoded[inner.source], index)
+
+    @cached_property
+    def _encoded(self) -> dict[Path, Cond]:
+        """The distinct prompts, as the text encoders of a folder encode them."""
+        return {}

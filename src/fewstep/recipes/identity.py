@@ -1,0 +1,105 @@
+"""What a model's images depend on, as plain values: a part of the key of every measured cell."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from fewstep.core.cond import Cond
+from fewstep.core.denoiser import Guided
+from fewstep.models import TextUNet, UNetModel, card_of, encoders_sha256, network_of
+from fewstep.models.pipeline_folder import weights_sha256
+from fewstep.models.pipeline_model import PipelineModel
+
+Row = dict[str, Any]
+# Facts of a card on which images depend, beside the weights.
+FACTS = (
+    *("family", "stage", "shape", "num_classes", "null_class", "null_prompt", "w_band", "pair"),
+    *("steps", "stride", "direction", "sampler"),
+)
+
+# Hashing gigabytes takes seconds, and a model is measured in many cells.
+_hashes: WeakKeyDictionary[UNetModel, tuple[str, str | None]] = WeakKeyDictionary()
+
+
+def identity_of(model: UNetModel | Guided) -> Row:
+    """Return everything that the model's images depend on, but noise, condition, steps and w.
+
+    "weights", "base" of an adapter that is kept apart, "encoders" (autoencoder and text encoders
+    of a latent model), "clock", "prediction", "guidance" (what the unconditional pass is
+    conditioned on), and the "card" for the rest. Models with equal identities draw equal images.
+    """
+    inner = network_of(model)
+    card = card_of(model)
+    facts = card.model_dump(mode="json", include=set(FACTS))
+    if inner not in _hashes:
+        _hashes[inner] = (_weights(inner), _encoders(inner))
+    weights, encoders = _hashes[inner]
+    return {
+        "weights": weights,
+        "base": None if card.lora is None or card.lora.merged else card.lora.base_sha256,
+        "encoders": encoders,
+        "clock": _clock(inner),
+        "prediction": card.prediction,
+        "guidance": _guidance(model, inner),
+        "card": facts,
+    }
+
+
+def _weights(inner: UNetModel) -> str:
+    if inner.card.weights_sha256:
+        return inner.card.weights_sha256
+    if isinstance(inner, PipelineModel):  # a stock folder without a card
+        return weights_sha256(inner.source, inner.part)
+    digest = hashlib.sha256()
+    for name, tensor in inner.unet.state_dict().items():
+        digest.update(f"{name} {_hash(tensor)}\n".encode())
+    return digest.hexdigest()
+
+
+def _encoders(inner: UNetModel) -> str | None:
+    if inner.source is None:
+        return None
+    return encoders_sha256(inner.source, prompts=isinstance(inner, TextUNet))
+
+
+def _clock(inner: UNetModel) -> list[str]:
+    # Two tables of betas may agree at both ends, which is all that the name of a clock holds.
+    table = [_hash(inner.table.phis)] if isinstance(inner, PipelineModel) else []
+    return [inner.card.clock, *table]
+
+
+def _guidance(model: UNetModel | Guided, inner: UNetModel) -> Row | None:
+    if not isinstance(model, Guided):
+        return None
+    threshold = model.threshold
+    return {
+        "null": None if _equal(model.null_cond, inner.null_cond) else _hash_cond(model.null_cond),
+        "interval": None if model.interval is None else list(model.interval),
+        "threshold": threshold and getattr(threshold, "__qualname__", type(threshold).__name__),
+    }
+
+
+def _equal(a: Cond, b: Cond) -> bool:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_equal(a[k], b[k]) for k in a)
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and bool((a.cpu() == b.cpu()).all())
+    return False
+
+
+def _hash_cond(cond: Cond) -> str:
+    if isinstance(cond, Tensor):
+        return _hash(cond)
+    told = "\n".join(f"{key} {_hash(value)}" for key, value in sorted(cond.items()))
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def _hash(tensor: Tensor) -> str:
+    plain = tensor.detach().cpu().contiguous()
+    shape = f"{plain.dtype} {tuple(plain.shape)}\n".encode()
+    return hashlib.sha256(shape + plain.flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
