@@ -1,16 +1,24 @@
-"""The report's plots, as inline SVG."""
+"""The report's plots, as inline SVG; "" where there is nothing to plot.
+
+A model's role (`TEACHER`, `STAGE_ONE` or a student) decides how it is drawn. Roles come with the
+rows as {name: role}; a name that is not in it is its own role.
+"""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-Row = dict[str, Any]
+from fewstep.distill.plan import STAGE_ONE, TEACHER
+from fewstep.recipes.escape import in_plot
 
-# Okabe and Ito's colours, told apart by colour-blind readers.
+Row = dict[str, Any]
+Roles = Mapping[str, str]
+
+# The colours of Okabe and Ito, which colour-blind readers can tell apart.
 COLOURS = {
     "teacher": "#000000",
     "stage-one": "#56B4E9",
@@ -24,7 +32,7 @@ COLOURS = {
     "unipc": "#B0B0B0",
     "heun": "#F0E442",
 }
-OTHER = "#777777"
+OTHERS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#D55E00")
 
 GROUPS = {
     "teacher": "guided teacher, DDIM",
@@ -47,6 +55,7 @@ def _figure(width: float, height: float) -> Iterator[tuple[Any, Any, Callable[[]
     style: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": "fewstep",
+        "text.parse_math": False,  # a "$" in a name is a "$"
         "font.family": "sans-serif",
         "font.size": 10,
         "axes.spines.top": False,
@@ -75,12 +84,25 @@ def _scalable(svg: str) -> str:
     return re.sub(r' (width|height)="[^"]*"', "", head) + ' role="img">' + rest
 
 
-def against_evaluations(rows: Sequence[Row], key: str, label: str, w: float) -> str:
-    """Return `key` against network evaluations an image, both logarithmic, at one w."""
+def _colour(name: str, roles: Roles) -> str:
+    """Return the colour of a model: that of its role or name, or one by its place."""
+    known = COLOURS.get(roles.get(name, name)) or COLOURS.get(name)
+    if known is not None:
+        return known
+    others = [n for n in roles if n not in COLOURS and roles[n] not in COLOURS]
+    return OTHERS[others.index(name) % len(OTHERS) if name in others else 0]
+
+
+def against_evaluations(
+    rows: Sequence[Row], key: str, label: str, w: float, roles: Roles | None = None
+) -> str:
+    """Return `key` against network evaluations per image, both logarithmic, at one w."""
     groups: dict[str, list[Row]] = {g: [] for g in GROUPS}
     for row in rows:
-        if row["w"] == w and row[key]:
-            groups[_group(row)].append(row)
+        if row["w"] == w and row[key] and row[key] > 0:
+            groups[_group(row, roles or {})].append(row)
+    if not any(groups.values()):
+        return ""
     with _figure(5.6, 3.6) as (_, axes, svg):
         for group, members in groups.items():
             if not members:
@@ -92,18 +114,19 @@ def against_evaluations(rows: Sequence[Row], key: str, label: str, w: float) -> 
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         _plain_ticks(axes)
-        axes.set_xlabel("network evaluations an image")
-        axes.set_ylabel(f"{label}, w = {w:g}")
+        axes.set_xlabel("network evaluations per image")
+        axes.set_ylabel(f"{in_plot(label)}, w = {w:g}")
         axes.legend(fontsize=9)
         return svg()
 
 
-def _group(row: Row) -> str:
+def _group(row: Row, roles: Roles) -> str:
     if row["sampler"] in SOLVER_GROUPS:
         return str(row["sampler"])
     if row["sampler"] == "stochastic":
         return "stochastic"
-    return row["model"] if row["model"] in ("teacher", "stage-one") else "students"
+    role = roles.get(row["model"], row["model"])
+    return role if role in (TEACHER, STAGE_ONE) else "students"
 
 
 def _plain_ticks(axes: Any) -> None:
@@ -117,53 +140,60 @@ def _plain_ticks(axes: Any) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def score_against_distance(rows: Sequence[Row], fd: str) -> str:
+def score_against_distance(rows: Sequence[Row], fd: str, roles: Roles | None = None) -> str:
     """Return the curves over w: class score against Fréchet distance, one for each model."""
+    roles = roles or {}
     curves: dict[tuple[str, str, int], list[Row]] = {}
     for row in rows:
-        if row["w"] is not None and row["score"] is not None:
+        if row["w"] is not None and row["score"] is not None and row[fd] is not None:
             curves.setdefault((row["model"], row["sampler"], row["steps"]), []).append(row)
-    longest = max((n for m, _, n in curves if m == "teacher"), default=0)
+    if not curves:
+        return ""
+    longest = max((n for m, _, n in curves if roles.get(m, m) == TEACHER), default=0)
     with _figure(6.6, 4.2) as (_, axes, svg):
         for (model, sampler, steps), members in curves.items():
-            if model == "teacher" and (steps not in (longest, 4) or sampler in SOLVER_GROUPS):
+            teacher = roles.get(model, model) == TEACHER
+            if teacher and (steps not in (longest, 4) or sampler in SOLVER_GROUPS):
                 continue
             members.sort(key=lambda r: r["w"])
-            dashed = sampler == "stochastic" or (model == "teacher" and steps != longest)
+            dashed = sampler == "stochastic" or (teacher and steps != longest)
             axes.plot(
                 [r[fd] for r in members],
                 [r["score"] for r in members],
                 "s--" if dashed else "o-",
-                color=COLOURS.get(model, OTHER),
-                label=_label(model, sampler, steps),
+                color=_colour(model, roles),
+                label=in_plot(_label(model, sampler, steps, roles)),
                 markersize=4,
             )
-            if model == "teacher" and steps == longest:
+            if teacher and steps == longest:
                 for r in members:
                     at = (r[fd], r["score"])
                     axes.annotate(f"w={r['w']:g}", at, (4, -10), textcoords="offset points")
-        axes.set_xlabel(f"{fd} (lower is nearer to the data)")
-        axes.set_ylabel("class score (higher is surer)")
+        axes.set_xlabel(f"{in_plot(fd)} (lower is nearer to the data)")
+        axes.set_ylabel("class score (higher is more certain)")
         axes.legend(fontsize=8)
         return svg()
 
 
-def _label(model: str, sampler: str, steps: int) -> str:
-    if model in ("teacher", "stage-one"):
+def _label(model: str, sampler: str, steps: int, roles: Roles) -> str:
+    if roles.get(model, model) in (TEACHER, STAGE_ONE):
         return f"{model}, {steps} steps"
     return model + (", stochastic" if sampler == "stochastic" else "")
 
 
-def loss_curves(losses: dict[str, list[tuple[int, float]]]) -> str:
+def loss_curves(losses: dict[str, list[tuple[int, float]]], roles: Roles | None = None) -> str:
     """Return the training losses: as read (faint), and averaged over a twentieth of the run."""
+    if not any(losses.values()):
+        return ""
     with _figure(6.6, 3.8) as (_, axes, svg):
         for name, points in losses.items():
             if not points:
                 continue
             x, y = zip(*points, strict=True)
-            colour = COLOURS.get(name, OTHER)
+            colour = _colour(name, roles or {})
             axes.plot(x, y, color=colour, alpha=0.2, linewidth=0.8)
-            axes.plot(x, _smooth(y, max(1, len(y) // 20)), color=colour, label=name)
+            smooth = _smooth(y, max(1, len(y) // 20))
+            axes.plot(x, smooth, color=colour, label=in_plot(name))
         axes.set_yscale("log")
         axes.set_xlabel("update")
         axes.set_ylabel("loss (weighted squared error of v)")

@@ -5,27 +5,34 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 import fewstep
 from fewstep.atomic import atomic_write
 from fewstep.core.denoiser import Guided
-from fewstep.data import Prompts
-from fewstep.distill.plan import STAGE_ONE, TEACHER
-from fewstep.errors import FolderError, RecipeError
+from fewstep.core.device import choose_device
+from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan, Stage, student_name
+from fewstep.lock import writer_of
 from fewstep.metrics import Features, distance_key, paired_rms
 from fewstep.models import UNetModel, card_of, save_model
 from fewstep.models.solvers import SOLVERS
-from fewstep.recipes.config import Recipe
-from fewstep.recipes.evaluate import KEPT, Cell, Evaluation, device_name
-from fewstep.recipes.figures import write_figures
-from fewstep.recipes.report import KnobCheck, SheetRow, Study, write_report
-from fewstep.recipes.run import Run, Say, default_device
+from fewstep.recipes.check import Checked, check_report
+from fewstep.recipes.config import EvaluateConfig, Recipe
+from fewstep.recipes.evaluate import KEPT, Cell, device_name
+from fewstep.recipes.figures import Remarks, remark_lines, write_figures
+from fewstep.recipes.report import write_report
+from fewstep.recipes.run import Run, Say
+from fewstep.recipes.study_data import KnobCheck, Row, SheetRow, Study
+from fewstep.recipes.weak import reasons_of, table_of, warnings_of
 
 SHEET = 20  # images in a row of the sheets: each class twice
+FEW = 4  # steps of the student that the page is about, or as near as there are
+DDIM = "deterministic"
+STUDENT = "student"  # the role of every model that is neither the teacher nor a stage one
 Key = tuple[str, str, int, float]
 
 
@@ -39,106 +46,139 @@ def run_study(
 ) -> Path:
     """Run a recipe to its report; return the page. What is finished is not made again.
 
-    teachers: folders of a teacher, or of a stage one, that are finished elsewhere; without them
-        the run trains its own.
+    teachers: folders of a finished teacher, or of a finished stage one; without them the run
+        trains its own.
+
+    Raises what `check_report` raises, before anything is trained.
     """
     started = time.perf_counter()
     run = Run(recipe, out, device, say, progress)
+    checked = check_report(run, teachers)
     run.prepare()
-    if isinstance(run.images, Prompts):
-        raise RecipeError(
-            f"{recipe.data.name} has prompts alone, and figures compare with images: use `fewstep "
-            "distill`, then `fewstep evaluate --reference IMAGES`."
-        )
     cost = run.plan.cost(recipe.distill.batch_size)
     run.tell(f"plan: {len(run.plan.stages)} students, {cost.evaluations:,} network evaluations")
+    for note in checked.notes:
+        run.tell(f"note: {note}")
     try:
         for folder in teachers:
             run.use_teacher(folder)
         if not teachers:
             run.train_teacher()
-        elif not run.is_done(TEACHER):
-            raise FolderError(
-                "the figures are measured against a guided teacher, and none was given: give its "
-                "folder with --teacher too."
-            )
         for stage in run.plan:
             run.distill(stage)
         if not run.is_main:  # the others have nothing left to do
             return out / "report.html"
-        evaluation, cells = measure_run(run)
+        with writer_of(checked.evaluation.folder):
+            cells = measure_run(run, checked)
     finally:
-        # What was stopped half way took its time too.
+        # A run that was interrupted took time too.
         if run.is_main:
             seconds = _clock(out, time.perf_counter() - started)
-    study = _study(run, evaluation, cells, seconds)
+    study = _study(run, checked, cells, seconds)
     sheets = {
         w: [cell.images[:SHEET] for (*_, v), cell in cells.items() if v == w]
-        for w in recipe.evaluate.w
+        for w in checked.settings.w
     }
-    write_figures(out, [cell.row for cell in cells.values()], sheets)
+    measured = list(cells.values())
+    write_figures(out, [c.row for c in measured], sheets, _remarks(measured, run, checked))
+    for line in remark_lines(Remarks(study.warnings, study.missing)):
+        run.tell(line)
     return write_report(out, study)
 
 
-def measure_run(run: Run) -> tuple[Evaluation, dict[Key, Cell]]:
+@dataclass(frozen=True)
+class Wanted:
+    """One column of cells: a model at one number of steps, by one sampler, at every w.
+
+    name: of the model's folder. shown: its name in the tables.
+    """
+
+    name: str
+    shown: str
+    steps: int | None
+    sampler: str | None
+
+
+def measure_run(run: Run, checked: Checked) -> dict[Key, Cell]:
     """Measure every cell that the recipe names, and put the students' figures on their cards."""
-    settings = run.recipe.evaluate
-    evaluation = Evaluation(
-        run.recipe.data,
-        run.out / "evaluation",
-        settings.samples,
-        run.recipe.seed,
-        settings.batch_size,
-        None if settings.features is None else Path(settings.features),
-        run.device or default_device(),
-        run.say,
-    )
+    evaluation, settings = checked.evaluation, checked.settings
     teacher = run.load(TEACHER)
     cells: dict[Key, Cell] = {}
     for w in settings.w:
         reference = evaluation.cell(TEACHER, teacher, w=w, steps=settings.reference_steps)
-        # Its distance to itself: the row says 0, and the file need not be measured twice.
-        reference = replace(reference, row={**reference.row, "rms_to_teacher": 0.0})
-        cells[TEACHER, "deterministic", settings.reference_steps, w] = reference
-    for name, steps, sampler in _wanted(run):
+        if reference.row["rms_to_teacher"] is None and len(reference.images):
+            # Its distance to itself: the row says 0, and the file need not be measured twice.
+            missing = {k: v for k, v in reference.missing.items() if k != "rms_to_teacher"}
+            row = {**reference.row, "rms_to_teacher": 0.0}
+            reference = replace(reference, row=row, missing=missing)
+        cells[TEACHER, DDIM, settings.reference_steps, w] = reference
+    for name, columns in _by_name(_wanted(run.plan, settings)).items():
         model = run.load(name)
-        for w in settings.w:
-            reference = cells[TEACHER, "deterministic", settings.reference_steps, w]
-            cell = evaluation.cell(
-                _table_name(name), model, w=w, steps=steps, sampler=sampler, teacher=reference
-            )
-            cells[cell.row["model"], cell.row["sampler"], cell.row["steps"], w] = cell
-        _figures(run, name, model, cells)
-    return evaluation, cells
+        for wanted in columns:
+            for w in settings.w:
+                cell = evaluation.cell(
+                    wanted.shown,
+                    model,
+                    w=w,
+                    steps=wanted.steps,
+                    sampler=wanted.sampler,
+                    teacher=cells[TEACHER, DDIM, settings.reference_steps, w],
+                )
+                cells[wanted.shown, cell.row["sampler"], cell.row["steps"], w] = cell
+        _figures(run, name, columns[0].shown, model, cells)
+    return cells
 
 
-def _wanted(run: Run) -> list[tuple[str, int | None, str | None]]:
-    settings = run.recipe.evaluate
-    out: list[tuple[str, int | None, str | None]] = [
-        (TEACHER, n, None) for n in settings.teacher_steps if n != settings.reference_steps
-    ]
-    out += [(TEACHER, n, solver) for solver in SOLVERS for n in settings.solver_steps]
-    for stage in run.plan:
-        if stage.direction == "encode":
-            continue
-        counts = settings.stage_one_steps if stage.steps is None else (None,)
-        out += [(stage.name, n, None) for n in counts]
+def _by_name(wanted: Sequence[Wanted]) -> dict[str, list[Wanted]]:
+    out: dict[str, list[Wanted]] = {}
+    for column in wanted:
+        out.setdefault(column.name, []).append(column)
     return out
 
 
-def _table_name(name: str) -> str:
-    # The sampler has a column of its own, so a stochastic student is named by its steps.
-    return name.removesuffix("-stochastic")
+def _wanted(plan: Plan, settings: EvaluateConfig) -> list[Wanted]:
+    counts = [n for n in settings.teacher_steps if n != settings.reference_steps]
+    out = [Wanted(TEACHER, TEACHER, n, None) for n in counts]
+    out += [Wanted(TEACHER, TEACHER, n, s) for s in SOLVERS for n in settings.solver_steps]
+    shown = shown_names(plan)
+    for stage in plan:
+        if stage.direction == "encode":
+            continue
+        steps = settings.stage_one_steps if stage.steps is None else (None,)
+        out += [Wanted(stage.name, shown[stage.name], n, None) for n in steps]
+    return list(dict.fromkeys(out))
 
 
-def _figures(run: Run, name: str, model: UNetModel | Guided, cells: dict[Key, Cell]) -> None:
+def shown_names(plan: Plan) -> dict[str, str]:
+    """Return the name of each stage in the tables: {name of the stage: name that is shown}.
+
+    The sampler has a column of its own, so `student-4-stochastic` is shown as `student-4`, unless
+    that would give two stages the same row. Every other name is shown as it is.
+    """
+    taken = {(s.name, s.sampler) for s in plan}
+    plain = {s: _plain_name(s) for s in plan}
+    return {s.name: s.name if (plain[s], s.sampler) in taken else plain[s] for s in plan}
+
+
+def _plain_name(stage: Stage) -> str:
+    """Return a default name without its sampler; any other name as it is."""
+    if stage.steps is None:
+        return stage.name
+    shared = (stage.direction, stage.pair)
+    default = student_name(stage.steps, stage.stride, *shared)
+    return student_name(stage.steps, 1, *shared) if stage.name == default else stage.name
+
+
+def _figures(
+    run: Run, name: str, shown: str, model: UNetModel | Guided, cells: dict[Key, Cell]
+) -> None:
     card = card_of(model)
     if card.stage != "halve" or not isinstance(model, UNetModel):
         return
     figures = {
         f"{key} at w={w:g}": round(float(cell.row[key]), 6)
         for (row_model, sampler, _, w), cell in cells.items()
-        if row_model == _table_name(name) and sampler == card.sampler
+        if row_model == shown and sampler == card.sampler
         for key in (distance_key(cell.row), "rms_to_teacher")
         if cell.row[key] is not None
     }
@@ -147,57 +187,103 @@ def _figures(run: Run, name: str, model: UNetModel | Guided, cells: dict[Key, Ce
         save_model(model.cpu(), run.folder(name))
 
 
-def _study(run: Run, evaluation: Evaluation, cells: dict[Key, Cell], seconds: float) -> Study:
-    rows = [evaluation.held_out_row(), *(cell.row for cell in cells.values())]
+def _roles(plan: Plan) -> dict[str, str]:
+    """Return {name in the tables: role} for the plots."""
+    shown = shown_names(plan)
+    roles = {TEACHER: TEACHER}
+    for stage in plan:
+        roles.setdefault(shown[stage.name], STAGE_ONE if stage.steps is None else STUDENT)
+    return roles
+
+
+def _study(run: Run, checked: Checked, cells: dict[Key, Cell], seconds: float) -> Study:
+    evaluation, settings = checked.evaluation, checked.settings
+    held_out = evaluation.held_out_cell()
+    measured = [*([] if held_out is None else [held_out]), *cells.values()]
+    rows = [cell.row for cell in measured]
+    remarks = _remarks(measured, run, checked)
+    notes = list(checked.notes)
+    if held_out is None:
+        notes.append(
+            "No images are held out (data.held_out), so there is no row of real images to compare "
+            "with."
+        )
     return Study(
         title=f"fewstep: {run.recipe.name}",
         features=evaluation.features.name,
         rows=rows,
-        sheets={w: _sheet(run, cells, w) for w in run.recipe.evaluate.w},
-        knob=_knob(run, cells),
+        sheets={w: _sheet(run, settings, cells, w) for w in settings.w},
+        knob=_knob(run, settings, cells),
         losses={name: _losses(run, name) for name in [TEACHER, *(s.name for s in run.plan)]},
         facts=_facts(run, seconds) | {"features": _features(evaluation.features)},
+        reference_steps=settings.reference_steps,
+        warnings=list(remarks.warnings),
+        missing=list(remarks.missing),
+        notes=notes,
+        roles=remarks.roles,
     )
 
 
-def _sheet(run: Run, cells: dict[Key, Cell], w: float) -> list[SheetRow]:
-    reference = run.recipe.evaluate.reference_steps
-    wanted = [(TEACHER, reference), (TEACHER, 4)]
-    wanted += [(s.name, s.steps) for s in run.plan if s.sampler == "deterministic" and s.steps]
+def _remarks(measured: Sequence[Cell], run: Run, checked: Checked) -> Remarks:
+    evaluation = checked.evaluation
+    rows = [cell.row for cell in measured]
+    reference = (TEACHER, DDIM, checked.settings.reference_steps)
+    teachers = [r for r in rows if (r["model"], r["sampler"], r["steps"]) == reference]
+    table = table_of(rows, teachers, evaluation.samples, evaluation.features, evaluation.reference)
+    missing = reasons_of(rows, [cell.missing for cell in measured])
+    return Remarks(warnings_of(table), missing, _roles(run.plan))
+
+
+def _few_step(plan: Plan) -> Stage | None:
+    """Return the deterministic student whose steps are nearest to FEW; None where there is none."""
+    students = [s for s in plan if s.sampler == DDIM and s.steps]
+    return min(students, key=lambda s: abs((s.steps or 0) - FEW), default=None)
+
+
+def _sheet(run: Run, settings: EvaluateConfig, cells: dict[Key, Cell], w: float) -> list[SheetRow]:
+    chosen, shown = _few_step(run.plan), shown_names(run.plan)
+    few = FEW if chosen is None else chosen.steps or FEW
+    wanted = [(TEACHER, DDIM, n) for n in dict.fromkeys((settings.reference_steps, few))]
+    for stage in run.plan:
+        if stage.steps is None:
+            wanted += [(shown[stage.name], DDIM, n) for n in settings.stage_one_steps[:1]]
+        elif stage.sampler is not None:
+            wanted.append((shown[stage.name], stage.sampler, stage.steps))
     return [
-        SheetRow(_label(name, steps), cells[name, "deterministic", steps, w].images[:SHEET])
-        for name, steps in wanted
-        if (name, "deterministic", steps, w) in cells
+        SheetRow(_label(cells[key].row), cells[key].images[:SHEET])
+        for key in ((*column, w) for column in wanted)
+        if key in cells
     ]
 
 
-def _label(name: str, steps: int) -> str:
-    if name == TEACHER:
-        return f"teacher, {steps} steps ({2 * steps} evaluations)"
-    return f"{name} ({steps} evaluation{'s' if steps > 1 else ''})"
+def _label(row: Row) -> str:
+    many = "s" if row["evaluations"] > 1 else ""
+    sampler = "" if row["sampler"] == DDIM else f", {row['sampler']}"
+    return (
+        f"{row['model']}{sampler}, {row['steps']} step{'s' if row['steps'] > 1 else ''} "
+        f"({row['evaluations']} evaluation{many})"
+    )
 
 
-def _knob(run: Run, cells: dict[Key, Cell]) -> KnobCheck:
-    ws, reference = list(run.recipe.evaluate.w), run.recipe.evaluate.reference_steps
-    students = [s for s in run.plan if s.sampler == "deterministic" and s.steps]
-    chosen = min(students, key=lambda s: abs((s.steps or 0) - 4))
-    steps = chosen.steps or 0
-    matrix = [
-        [
-            paired_rms(
-                cells[chosen.name, "deterministic", steps, a].images[:KEPT],
-                cells[TEACHER, "deterministic", reference, b].images[:KEPT],
-            )
-            for b in ws
-        ]
-        for a in ws
-    ]
-    return KnobCheck(chosen.name, ws, matrix)
+def _knob(run: Run, settings: EvaluateConfig, cells: dict[Key, Cell]) -> KnobCheck | None:
+    chosen = _few_step(run.plan)
+    if chosen is None or chosen.steps is None:
+        return None
+    name, ws = shown_names(run.plan)[chosen.name], list(settings.w)
+    students = {w: cells[name, DDIM, chosen.steps, w].images[:KEPT] for w in ws}
+    teachers = {w: cells[TEACHER, DDIM, settings.reference_steps, w].images[:KEPT] for w in ws}
+    matrix = [[_apart(students[a], teachers[b]) for b in ws] for a in ws]
+    return KnobCheck(name, ws, matrix)
+
+
+def _apart(a: Tensor, b: Tensor) -> float | None:
+    """Return the paired distance; None where the images of one of the two were not finite."""
+    return paired_rms(a, b) if len(a) == len(b) > 0 else None
 
 
 def _losses(run: Run, name: str) -> list[tuple[int, float]]:
     path = run.out / "training" / name / "metrics.jsonl"
-    if not path.is_file():  # a teacher that was brought in from elsewhere
+    if not path.is_file():  # a teacher that was made elsewhere
         return []
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [(int(row["update"]), float(row["loss"])) for row in rows]
@@ -209,7 +295,7 @@ def _facts(run: Run, seconds: float) -> dict[str, str]:
     assert isinstance(network, UNetModel)
     recipe = run.recipe
     updates = [s.updates for s in run.plan]
-    if (run.out / "training" / TEACHER).is_dir():  # and not brought in from elsewhere
+    if (run.out / "training" / TEACHER).is_dir():  # and not made elsewhere
         updates.insert(0, recipe.teacher.updates)
     return {
         "recipe": recipe.name,
@@ -217,9 +303,9 @@ def _facts(run: Run, seconds: float) -> dict[str, str]:
         "network": f"{sum(p.numel() for p in network.parameters()):,} parameters",
         "training": f"{sum(updates):,} updates in {len(updates)} stages",
         "distillation": f"{run.plan.cost(recipe.distill.batch_size).evaluations:,} evaluations",
-        "samples a cell": f"{recipe.evaluate.samples:,}",
-        "time in all": f"{seconds / 60:.1f} minutes",
-        "device": device_name(run.device or default_device()),
+        "samples per cell": f"{recipe.evaluate.samples:,}",
+        "total time": f"{seconds / 60:.1f} minutes",
+        "device": device_name(choose_device(run.device)),
         "versions": f"fewstep {fewstep.__version__}, torch {torch.__version__}",
     }
 

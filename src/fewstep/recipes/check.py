@@ -1,0 +1,222 @@
+"""Everything that could stop a report, checked before the first update of its training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fewstep.core.device import choose_device
+from fewstep.core.grid import Clock, cosine
+from fewstep.data import DATASETS, Prompts
+from fewstep.distill.plan import STAGE_ONE, TEACHER
+from fewstep.errors import FolderError, GridError, RecipeError, ShapeError
+from fewstep.metrics.digits_features import FILE
+from fewstep.models import card_in, is_pipeline, local
+from fewstep.models.native import TIMESTEPS
+from fewstep.models.table import Table, read_table
+from fewstep.recipes.config import EvaluateConfig
+from fewstep.recipes.evaluate import Evaluation
+from fewstep.recipes.own_features import kept_features
+from fewstep.recipes.room import check_samples
+from fewstep.recipes.run import Run
+
+MAX_STEPS = 100_000
+DDIM = ("reference_steps", "teacher_steps", "stage_one_steps")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A report that can be made.
+
+    Attributes:
+        evaluation: what its cells share.
+        settings: `evaluate` of the recipe, with defaults that fit the clock of the models.
+        notes: what was chosen here, for the page.
+    """
+
+    evaluation: Evaluation
+    settings: EvaluateConfig
+    notes: tuple[str, ...]
+
+
+def check_report(run: Run, teachers: Sequence[Path] = ()) -> Checked:
+    """Return how a run will be measured, or raise what would stop its report; nothing is trained.
+
+    Defaults of `evaluate` that do not fit the clock of the models are replaced by the nearest
+    numbers that do, with a note; a number that the recipe gives must fit.
+
+    teachers: folders that the run will start from.
+
+    Raises:
+        RecipeError: prompts without images, steps that the clock does not have, a w outside the
+            range of a given stage one, features that do not take these images.
+        FolderError: no guided teacher, features that cannot be read, a file in the run's
+            `evaluation` folder that is damaged.
+        RangeError: more samples than fit in memory.
+    """
+    images = run.images
+    if isinstance(images, Prompts):
+        raise RecipeError(
+            "a report compares images with the training images, and "
+            f"{Path(run.recipe.data.name).name} holds prompts without images. Use `fewstep "
+            "distill`, then `fewstep evaluate --reference IMAGES`."
+        )
+    _check_teachers(run, teachers)
+    check_samples(run.recipe.evaluate.samples, images.shape, "evaluate.samples")
+    settings, notes = fit_steps(run.recipe.evaluate, _table_of_run(run, teachers))
+    features = settings.features
+    evaluation = Evaluation(
+        run.recipe.data,
+        run.out / "evaluation",
+        settings.samples,
+        run.recipe.seed,
+        settings.batch_size,
+        None if features is None else Path(features),
+        choose_device(run.device),
+        run.tell,
+    )
+    check_evaluation(evaluation, "evaluate.features")
+    return Checked(evaluation, settings, tuple(notes))
+
+
+def check_evaluation(evaluation: Evaluation, option: str) -> None:
+    """Raise FolderError or RecipeError where the features or the kept results cannot be used.
+
+    option: the name of the setting that gives the features, for the message.
+    """
+    evaluation.results.check()
+    if evaluation.features_path is None:
+        _check_kept(evaluation)
+        return
+    if not evaluation.features_path.exists():
+        raise FolderError(
+            f"{option} must be a folder of a vision model or a weights file of the published "
+            f"Inception, and {evaluation.features_path} does not exist. Use `fewstep features "
+            "train`, or leave it out."
+        )
+    x, _ = evaluation.source.batch(torch.zeros(1, dtype=torch.int64))
+    try:
+        evaluation.features(x)
+    except ShapeError as error:
+        raise RecipeError(f"{option}: {error}") from None
+
+
+def _check_kept(evaluation: Evaluation) -> None:
+    if evaluation.data.name not in DATASETS:
+        kept_features(evaluation)
+    elif (evaluation.folder / FILE).exists():
+        _ = evaluation.features  # refuses a file that is damaged or of other data
+
+
+def _check_teachers(run: Run, teachers: Sequence[Path]) -> None:
+    cards = [card_in(folder) for folder in teachers]
+    stages = {card.stage for card in cards}
+    if cards and "teacher" not in stages and not run.is_done(TEACHER):
+        raise FolderError(
+            "a report measures against a guided teacher, and none was given. Add its folder with "
+            "--teacher."
+        )
+    given = STAGE_ONE if "match" in stages or run.is_done(STAGE_ONE) else None
+    for stage in run.plan:
+        if stage.parent == STAGE_ONE != given and all(s.name != STAGE_ONE for s in run.plan):
+            raise FolderError(
+                f"{stage.name} starts from a model of stage one, and this recipe does not make "
+                "one. Add its folder with --teacher, beside that of its teacher."
+            )
+    for card in cards:
+        outside = [w for w in run.recipe.evaluate.w if not _within(w, card.w_range)]
+        if outside and card.w_range is not None:
+            low, high = card.w_range
+            raise RecipeError(
+                f"evaluate.w must lie in [{low:g}, {high:g}], the range of {card.name}, got "
+                f"{outside[0]:g}. Use --set evaluate.w with values in that range."
+            )
+
+
+def _within(w: float, w_range: tuple[float, float] | None) -> bool:
+    return w_range is None or w_range[0] <= w <= w_range[1]
+
+
+def table_in(folder: Path) -> Table | None:
+    """Return the table of timesteps of a model folder; None for the native clock."""
+    folder = local(folder)
+    return read_table(folder) if is_pipeline(folder) else None
+
+
+def _table_of_run(run: Run, teachers: Sequence[Path]) -> Table | None:
+    """Return the table of the models that a run has or will make; None for the native clock."""
+    folders = [Path(f) for f in teachers]
+    folders += [run.folder(name) for name in (TEACHER, STAGE_ONE) if run.is_done(name)]
+    latents = run.recipe.latents
+    if not folders and latents is not None and latents.folder is not None:
+        # A teacher that is trained here starts from the network of such a folder.
+        folder = local(latents.folder)
+        if not is_pipeline(folder):
+            return None
+        takes = "class" if card_in(folder).num_classes else "prompt"
+        return read_table(folder) if takes == latents.cond else None
+    return table_in(folders[0]) if folders else None
+
+
+def fit_steps(settings: EvaluateConfig, table: Table | None) -> tuple[EvaluateConfig, list[str]]:
+    """Return the settings with numbers of steps that the clock has, and what was changed.
+
+    Raises RecipeError for a number that differs from the default and does not fit.
+    """
+    clock: Clock = cosine if table is None else table.clock
+    total = TIMESTEPS if table is None else len(table)
+    changed: dict[str, int | tuple[int, ...]] = {}
+    notes = []
+    for key in DDIM:
+        given = getattr(settings, key)
+        default = EvaluateConfig.model_fields[key].default
+        counts = (given,) if isinstance(given, int) else given
+        fitting = tuple(_fit(n, key, given == default, clock, total) for n in counts)
+        if fitting != counts:
+            changed[key] = fitting[0] if isinstance(given, int) else tuple(dict.fromkeys(fitting))
+            notes.append(
+                f"evaluate.{key} is {_listed(fitting)} instead of the default {_listed(counts)}, "
+                f"which does not divide the {total} timesteps of these models."
+            )
+    for n in settings.solver_steps:
+        if not 1 <= n <= total:
+            raise RecipeError(f"evaluate.solver_steps must be from 1 to {total}, got {n}.")
+    return settings.model_copy(update=changed), notes
+
+
+def _listed(counts: Sequence[int]) -> str:
+    return ", ".join(map(str, counts))
+
+
+def _fit(steps: int, key: str, is_default: bool, clock: Clock, total: int) -> int:
+    try:
+        check_steps(steps, clock, f"evaluate.{key}")
+    except RecipeError:
+        if not is_default:
+            raise
+        return nearest_divisor(steps, total)
+    return steps
+
+
+def check_steps(
+    steps: int,
+    clock: Clock,
+    option: str,
+    error: Callable[[str], Exception] = RecipeError,
+) -> None:
+    """Raise an error that names the option where a clock has no grid of so many steps."""
+    if not 1 <= steps <= MAX_STEPS:
+        raise error(f"{option} must be from 1 to {MAX_STEPS:,}, got {steps:,}.")
+    try:
+        clock(steps)
+    except GridError as found:
+        raise error(f"{option}: {found}") from None
+
+
+def nearest_divisor(steps: int, total: int) -> int:
+    """Return the divisor of total that is nearest to steps, by ratio; the smaller of two."""
+    divisors = (n for n in range(1, total + 1) if total % n == 0)
+    return min(divisors, key=lambda n: (max(n, steps) / min(n, steps), n))
