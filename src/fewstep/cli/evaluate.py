@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,153 +15,178 @@ from fewstep.cli.options import (
     say,
     whole,
 )
-from fewstep.errors import FolderError, RangeError
+from fewstep.errors import DataError, FolderError, RangeError, did_you_mean
 
 if TYPE_CHECKING:
     from fewstep.data import DataConfig
     from fewstep.models import Card
-    from fewstep.recipes.evaluate import Cell, Evaluation
 
-SHEET = 20  # images of each cell that a sheet shows
+MAX_STEPS = 100_000
+MAX_SAMPLES = 10_000_000
 
 
 def evaluate_command(
     models: Annotated[list[Path], typer.Argument(help="Folders of models.")],
     reference: Annotated[
         str | None,
-        typer.Option(help="The images to compare with; by default those of the training."),
+        typer.Option(
+            help="Images to compare with: a folder, a parquet file or digits. By default the "
+            "training images, where the models name them."
+        ),
     ] = None,
     features: Annotated[
         Path | None,
         typer.Option(
-            help="What to look through: a transformers vision folder, or Inception's weights file."
+            help="Feature extractor: a folder of a transformers vision model, or the weights file "
+            "of the published Inception."
         ),
     ] = None,
     w: Annotated[str, typer.Option(help="Guidance weights, e.g. 0,1,2,4.")] = "0,1,2,4",
     steps: Annotated[
         str | None,
-        typer.Option(help="Steps, e.g. 1,2,4, for models that can take any."),
+        typer.Option(
+            help="Sampling steps, e.g. 1,2,4, for models that accept any number. Students are "
+            "measured with the number that they were made for."
+        ),
     ] = None,
     sampler: Annotated[
         str | None,
         typer.Option(
-            help="For models that can take any: deterministic,heun,dpm-solver++,unipc, ..."
+            help="Samplers, e.g. deterministic,heun,dpm-solver++,unipc, for models that accept any."
         ),
     ] = None,
     teacher: Annotated[
-        Path | None, typer.Option(help="Many-step reference of the paired distance.")
+        Path | None,
+        typer.Option(help="Folder of the teacher that the paired distance compares with."),
     ] = None,
-    reference_steps: Annotated[int, typer.Option(min=1, help="Steps of that reference.")] = 256,
-    samples: Annotated[int, typer.Option(min=2, help="Images a cell.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Of the noise, the same in every cell.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder of the cells.")] = Path("evaluation"),
+    reference_steps: Annotated[
+        int, typer.Option(min=1, max=MAX_STEPS, help="Sampling steps of that teacher.")
+    ] = 256,
+    samples: Annotated[
+        int, typer.Option(min=2, max=MAX_SAMPLES, help="Images per cell of the table.")
+    ] = 2000,
+    seed: Annotated[int, typer.Option(help="Seed of the noise, the same in every cell.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("evaluation"),
     device: Device = None,
     guidance_scale: GuidanceScale = None,
 ) -> None:
-    """Measure models; cells that are kept in --out are not measured again."""
+    """Measure models. Cells that are kept in --out are not measured again."""
     refuse_guidance_scale(guidance_scale)
-    weights = numbers(w, "--w")
-    counts = None if steps is None else whole(steps, "--steps")
-    samplers: list[str | None] = [None]
-    if sampler is not None:
-        samplers = [s.strip() for s in sampler.split(",")]
-    from fewstep.models import read_card
+    weights = list(dict.fromkeys(numbers(w, "--w")))
+    counts = None if steps is None else list(dict.fromkeys(whole(steps, "--steps")))
+    samplers = None if sampler is None else _samplers(sampler)
+    from fewstep.core.device import choose_device
+    from fewstep.lock import writer_of
+    from fewstep.models import card_in
+    from fewstep.recipes.check import check_evaluation
+    from fewstep.recipes.compare import Comparison, compare, write_comparison
     from fewstep.recipes.evaluate import Evaluation
-    from fewstep.recipes.run import default_device
+    from fewstep.recipes.room import check_samples
 
-    cards = [read_card(folder) for folder in models]
-    for card in cards:
-        if card.steps is None and counts is None:
-            raise RangeError(f"{card.name} can take any number of steps; say which: --steps 64.")
-    place = device or default_device()
-    data = training_data(cards, reference, models[0])
+    place = choose_device(device)
+    comparison = Comparison(
+        tuple(dict.fromkeys(models)),
+        tuple(weights),
+        None if counts is None else tuple(counts),
+        None if samplers is None else tuple(samplers),
+        teacher,
+        reference_steps,
+        reference_given=_given("reference_steps"),
+    )
+    columns = comparison.columns(say)
+    cards = [card_in(folder) for folder in comparison.models]
+    data = training_data(cards, reference, comparison.models[0])
     evaluation = Evaluation(data, out, samples, seed, min(500, samples), features, place, say)
-    cells = _measure(evaluation, models, weights, counts, samplers, teacher, reference_steps)
-    _write(out, cells)
+    check_samples(samples, evaluation.source.shape, "--samples")
+    check_evaluation(evaluation, "--features")
+    comparison.check_images(evaluation.source)
+    with writer_of(out):
+        table, rows = write_comparison(evaluation, compare(evaluation, comparison, columns))
+    typer.echo(table)
+    say(f"rows: {rows}; table.md, table.csv, plots and sheets beside it")
+
+
+def _given(name: str) -> bool:
+    """Whether an option was given on the command line."""
+    import click
+
+    context = click.get_current_context(silent=True)
+    source = None if context is None else context.get_parameter_source(name)
+    return source is click.core.ParameterSource.COMMANDLINE
+
+
+def _samplers(text: str) -> list[str]:
+    from fewstep.core.samplers import SAMPLERS
+    from fewstep.models.solvers import SOLVERS
+
+    known = [*(name for name, s in SAMPLERS.items() if not s.encodes), *SOLVERS]
+    found = [part.strip() for part in text.split(",")]
+    for name in found:
+        if name not in known:
+            raise RangeError(
+                f"--sampler must be samplers with commas between them, got {name!r}. Use "
+                f"{', '.join(known)}.{did_you_mean(name, known)}"
+            )
+    return list(dict.fromkeys(found))
 
 
 def training_data(cards: list[Card], reference: str | None, folder: Path) -> DataConfig:
     """Return the images of the models' training, from where they are now.
 
-    folder: of the model of the first card.
+    folder: of the model of the first card. Images that are not those of the training are named.
     """
     from fewstep.data import DATASETS, DataConfig, open_dataset
 
-    names = {str(c.training.get("data")) for c in cards}
+    names = {str(c.training["data"]) for c in cards if c.training.get("data") is not None}
     if reference is None and len(names) != 1:
+        made = f"and they name {', '.join(sorted(names))}" if names else "and they name none"
         raise FolderError(
-            f"the models were made on different data: {', '.join(sorted(names))}. Say which to "
-            "compare with: --reference."
+            f"the models must name the same training images, {made}. Say which images to compare "
+            "with, using --reference."
         )
     card, name = cards[0], reference or names.pop()
     if name in DATASETS:
-        return DataConfig(name=name)
-    if reference is None:
+        config = DataConfig(name=name)
+    elif reference is None:
         raise FolderError(
-            f"the models were made on images called {name!r}; say where they are: "
+            f"the models were trained on images called {name!r}, and their place is not known. Use "
             f"--reference path/to/{name}."
         )
-    from fewstep.models import image_shape
-
-    shape = image_shape(folder, card)
-    kept: Any = card.training.get("images")
-    if kept is None:
-        kept = {"size": shape[-1], "channels": shape[0]}
-    config = DataConfig(**{**kept, "name": name})
+    else:
+        config = _with_shape(card, folder, name)
     train = open_dataset(config, "train")
-    if train.shape != shape:
+    if train.shape != _shape(folder, card):
         raise FolderError(
-            f"{name} has images of shape {train.shape} and {card.name} makes {shape}; they "
-            "must be alike. Give images that it could have made."
+            f"{Path(name).name} must have images of the shape of those of {card.name}, "
+            f"{_shape(folder, card)}, got {train.shape}. Use --reference with other images."
         )
-    if train.content_hash() != str(card.training.get("data_sha256")):
-        say(f"{name}: other images than those of the training")
+    trained = card.training.get("data_sha256")
+    if trained is not None and train.content_hash() != str(trained):
+        say(f"{Path(name).name}: other images than those that {card.name} was trained on")
     return config
 
 
-def _measure(
-    evaluation: Evaluation,
-    models: list[Path],
-    weights: list[float],
-    counts: list[int] | None,
-    samplers: list[str | None],
-    teacher: Path | None,
-    reference_steps: int,
-) -> list[Cell]:
-    from fewstep.models import card_of, load
+def _shape(folder: Path, card: Card) -> tuple[int, ...]:
+    from fewstep.models import image_shape, local
 
-    guide = None if teacher is None else load(teacher, evaluation.device)
-    cells = []
-    for folder in models:
-        model = load(folder, evaluation.device)
-        card = card_of(model)
-        for value in weights:
-            reference = None
-            if guide is not None:
-                reference = evaluation.cell("teacher", guide, w=value, steps=reference_steps)
-            for count in [card.steps] if card.steps is not None else counts or []:
-                for sampler in samplers if card.steps is None else samplers[:1]:
-                    cell = evaluation.cell(
-                        card.name, model, w=value, steps=count, sampler=sampler, teacher=reference
-                    )
-                    cells.append(cell)
-    return cells
+    return image_shape(local(folder), card)
 
 
-def _write(out: Path, cells: list[Cell]) -> None:
-    from fewstep.atomic import atomic_write
-    from fewstep.recipes.figures import write_figures
-    from fewstep.recipes.tables import aligned
+def _with_shape(card: Card, folder: Path, name: str) -> DataConfig:
+    from pydantic import ValidationError
 
-    rows: list[dict[str, Any]] = [cell.row for cell in cells]
-    sheets = {
-        w: [cell.images[:SHEET] for cell in cells if cell.row["w"] == w]
-        for w in sorted({row["w"] for row in rows})
-    }
-    write_figures(out, rows, sheets)
-    atomic_write(out / "evaluation.json", (json.dumps(rows, indent=1) + "\n").encode())
-    typer.echo(aligned(rows))
-    say(f"rows: {out / 'evaluation.json'}; table.md, table.csv, plots and sheets beside it")
+    from fewstep.data import DataConfig
+
+    shape = _shape(folder, card)
+    kept = card.training.get("images")
+    told = dict(kept) if isinstance(kept, dict) else {"size": shape[-1], "channels": shape[0]}
+    try:
+        return DataConfig.model_validate({**told, "name": name})
+    except ValidationError as error:
+        raise DataError(
+            f"{card.name} says that its images were read with {told}, which fewstep cannot do: "
+            f"{error.errors()[0]['msg']}. Use a model of this version."
+        ) from None
 
 
 command = evaluate_command

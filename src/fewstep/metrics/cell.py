@@ -19,6 +19,7 @@ from fewstep.metrics.manifold import precision_recall
 from fewstep.metrics.paired import paired_rms
 from fewstep.metrics.score import accuracy, class_score
 
+LinAlgError = torch.linalg.LinAlgError  # type: ignore[attr-defined]  # torch does not export it
 PAIRED = 10_000
 NEIGHBOURS = 3
 
@@ -142,7 +143,7 @@ def measure_all(
     def take(names: tuple[str, ...], compute: Callable[[], tuple[float, ...]]) -> None:
         try:
             values = compute()
-        except (DataError, NonFiniteError, torch.linalg.LinAlgError) as error:
+        except (DataError, NonFiniteError, LinAlgError) as error:
             found.update(dict.fromkeys(names))
             missing.update(dict.fromkeys(names, _reason(error)))
             return

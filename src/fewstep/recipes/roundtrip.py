@@ -22,9 +22,10 @@ from fewstep.core.denoiser import Guided, cheapest
 from fewstep.core.sample import sample
 from fewstep.edit import check_together, decode, encode
 from fewstep.errors import DataError, FolderError
-from fewstep.metrics import accuracy, extract, noise_figures, paired_rms, psnr
+from fewstep.metrics import Measured, accuracy, extract, noise_figures, paired_rms, psnr
 from fewstep.models import Model, card_of, load
 from fewstep.recipes.evaluate import Evaluation
+from fewstep.recipes.identity import identity_of
 from fewstep.recipes.results import key_of
 from fewstep.recipes.sheet import rows_of
 
@@ -43,12 +44,14 @@ class Way:
     steps: int
 
     @property
-    def weights(self) -> str:
-        """What tells the two from others."""
-        return "+".join(_sha256(d) for d in (self.encoder, self.decoder))
+    def identity(self) -> Row:
+        """What the results depend on, as `identity_of` has it for each of the two."""
+        encoder, decoder = identity_of(self.encoder), identity_of(self.decoder)
+        return {"weights": f"{encoder['weights']}+{decoder['weights']}",
+                "encoder": encoder, "decoder": decoder}  # fmt: skip
 
     def evaluations(self, w: float, w_from: float) -> int:
-        """Return the network evaluations an image costs, there and back."""
+        """Return the network evaluations per image, there and back."""
         there, back = (
             cheapest(d, torch.tensor([v])) for d, v in ((self.encoder, w_from), (self.decoder, w))
         )
@@ -65,14 +68,17 @@ def ways(models: Sequence[Loaded], teacher: Loaded) -> list[Way]:
         card = card_of(model)
         if card.steps is None or card.stride != 1:
             raise FolderError(
-                f"{card.name} was not made for a number of deterministic steps. Give encoders "
-                "and decoding students of equal steps."
+                f"a round trip needs encoders and students of a number of deterministic steps, and "
+                f"{card.name} is neither. Give encoders and students of equal steps."
             )
         by[card.direction][card.steps] = model
     alone = sorted(set(by["encode"]) ^ set(by["decode"]))
     if alone or not by["encode"]:
         what = f"there is no partner for {alone[0]} steps" if alone else "there is no encoder"
-        raise FolderError(f"{what}; give an encoder and a student for each number of steps.")
+        raise FolderError(
+            f"a round trip needs an encoder and a student for each number of steps, and {what}. "
+            "Give both."
+        )
     out = []
     counts = sorted(by["encode"], reverse=True)
     for steps in counts:
@@ -99,11 +105,14 @@ class RoundTrip:
     count: int
 
     def __post_init__(self) -> None:
-        """Raise DataError where the features do not classify, so that no transfer is judged."""
-        if self.evaluation.features.num_classes is None:
+        """Raise DataError unless the images have classes that the features' classifier knows."""
+        known = self.evaluation.features.num_classes
+        if known is None or known < 2 or self.evaluation.labels is None:
             raise DataError(
-                f"the features {self.evaluation.features.name!r} do not know the data's classes; "
-                "give a classifier (`fewstep features train`)."
+                "a transfer is judged by a classifier of the images' classes, two or more, and "
+                f"the features {self.evaluation.features.name!r} know "
+                f"{'none' if known is None else known}. Use features of `fewstep features train` "
+                "for images with classes."
             )
 
     @property
@@ -120,8 +129,9 @@ class RoundTrip:
         return (cond + 1 + torch.arange(len(cond)) % (k - 1)) % k
 
     def row(self, way: Way, w: float) -> Row:
-        """Return the figures of a way at w, measured now or kept from before."""
-        asked = self.evaluation.asked(way.weights, "roundtrip", way.steps, w, len(self.images[0]))
+        """Return the figures of a way at w, measured now or kept from an earlier time."""
+        asked = self.evaluation.asked(way.name, way.identity, "roundtrip", way.steps, w)
+        asked["samples"] = len(self.images[0])
         found = self.evaluation.results.get(key_of(asked))
         if found is None:
             begun = time.perf_counter()
@@ -129,7 +139,8 @@ class RoundTrip:
             # There and back twice, and a fresh sample: two and a half round trips.
             seconds = (time.perf_counter() - begun) / len(self.images[0]) / 2.5
             spent = way.evaluations(w, w)
-            found = self.evaluation.keep(way.name, asked, spent, figures, seconds)
+            measured = Measured(figures, {})
+            found = self.evaluation.keep(way.name, asked, spent, measured, seconds)
             self.evaluation.say(
                 f"{way.name} {way.steps} steps, w = {w:g}: {figures['psnr']:.2f} dB"
             )
@@ -193,11 +204,7 @@ def open_ways(folders: Sequence[Any], teacher: Any, device: str) -> list[Way]:
     guide = load(teacher, device)
     if card_of(guide).stage == "halve":
         raise FolderError(
-            f"{teacher} is a student, which takes one number of steps. Give a teacher."
+            f"--teacher must be a model that accepts any number of steps, and {teacher} is a "
+            "student. Give a teacher."
         )
     return ways([load(folder, device) for folder in folders], guide)
-
-
-def _sha256(model: Loaded) -> str:
-    passes = "guided " if isinstance(model, Guided) else ""
-    return passes + card_of(model).weights_sha256
