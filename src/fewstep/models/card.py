@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fewstep.core.grid import MAX_STEPS
 from fewstep.errors import FolderError
+from fewstep.models.foreign import describe
+from fewstep.models.parts import parse_json
 
 CARD = "fewstep.json"
 FORMAT = 1
+MAX_SIZE = 65_536  # of a side or of the channels
+MAX_NAME = 200
+CLOCK = "native-1024"  # of the families that fewstep trains from scratch
+NATIVE = ("unet-class", "latent-class")
+OWN = "own"  # the family of networks that users bring
+STRIDES = {1: "deterministic", 2: "stochastic"}
 
 
 Told: TypeAlias = bool | int | float | str | list[str] | None
@@ -96,7 +106,7 @@ class Card(BaseModel):
 
     @model_validator(mode="after")
     def _has_classes(self) -> Card:
-        if self.family in ("unet-class", "latent-class") and self.num_classes < 1:
+        if self.family in NATIVE and self.num_classes < 1:
             raise ValueError("num_classes must be at least 1 in this family")
         return self
 
@@ -110,24 +120,123 @@ def read_card(folder: Path) -> Card:
             "(owner/name)."
         )
     if not path.is_file():
-        inside = sorted(p.parent.name for p in folder.glob(f"*/{CARD}")) if folder.is_dir() else []
+        told = describe(folder)
+        if told is not None:
+            raise FolderError(told)
+        inside = sorted(p.parent.name for p in folder.glob(f"*/{CARD}"))
         hint = f" There are models in it: {', '.join(inside)}." if inside else ""
         raise FolderError(
             f"{folder} is not a fewstep model: it has no {CARD}. Give a folder that "
             f"`fewstep train`, `distill` or `demo` made, or one of a diffusers pipeline.{hint}"
         )
+    data = parse_json(path)
+    found = data.get("format") if isinstance(data, dict) else None
+    if found != FORMAT:
+        raise FolderError(
+            f"{path} has format {str(found)[:40]!r}; this fewstep reads format {FORMAT}. Use the "
+            "fewstep that wrote it."
+        )
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        found = data.get("format") if isinstance(data, dict) else None
-        if found != FORMAT:
-            raise FolderError(
-                f"{path} has format {found!r}; this fewstep reads format {FORMAT}. Use the "
-                "fewstep that wrote it."
-            )
-        return Card.model_validate(data)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise FolderError(f"{path} is not JSON ({error}); the folder is damaged.") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise FolderError(f"{path}: {key}: {first['msg']}; the folder is damaged.") from None
+        card = Card.model_validate(data)
+    except (ValidationError, RecursionError, OverflowError) as error:
+        raise FolderError(f"{path}: {_first(error)}; the folder is damaged.") from None
+    wrong = contradiction(card)
+    if wrong is not None:
+        raise FolderError(f"{path}: {wrong}. Copy the file again.")
+    return card
+
+
+def _first(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return type(error).__name__
+    first = error.errors(include_input=False)[0]
+    return ".".join(map(str, first["loc"])) + f": {first['msg']}"
+
+
+def contradiction(card: Card) -> str | None:
+    """Return which facts of a card cannot all be true, and why; None where they can."""
+    for name, wrong in _rules(card):
+        if wrong:
+            return name
+    return None
+
+
+def _rules(card: Card) -> Iterator[tuple[str, bool]]:
+    yield from _rules_of_numbers(card)
+    yield from _rules_of_classes(card)
+    student, few = card.stage != "teacher", card.stage == "halve"
+    yield (
+        f"steps must be a whole number from 1 to {MAX_STEPS} for a few-step student and null "
+        f"elsewhere, got {card.steps} with stage {card.stage!r}",
+        few != (card.steps is not None) or not 1 <= (card.steps or 1) <= MAX_STEPS,
+    )
+    if card.family != OWN:
+        yield (
+            "w_range must be two numbers for a student of one pass and null elsewhere, got "
+            f"{card.w_range} with stage {card.stage!r} and pair {card.pair}",
+            (student and not card.pair) != (card.w_range is not None),
+        )
+    yield (
+        f"pair, stride, direction and sampler belong to few-step students, got stage "
+        f"{card.stage!r}",
+        not few
+        and (card.pair, card.stride, card.direction, card.sampler) != (False, 1, "decode", None),
+    )
+    sampler = "encode" if card.direction == "encode" else STRIDES.get(card.stride)
+    yield (
+        f"sampler must be {sampler!r} for direction {card.direction!r} and stride {card.stride}, "
+        f"got {card.sampler!r}",
+        few and card.sampler is not None and card.sampler != sampler,
+    )
+    native = card.family in NATIVE
+    yield (
+        f"clock and prediction must be {CLOCK!r} and null for the family {card.family!r}, got "
+        f"{card.clock!r} and {card.prediction!r}",
+        native and (card.clock, card.prediction) != (CLOCK, None),
+    )
+
+
+def _rules_of_numbers(card: Card) -> Iterator[tuple[str, bool]]:
+    sizes = len(card.shape) == 3 or card.family == OWN
+    yield (
+        f"shape must be channels, height and width from 1 to {MAX_SIZE}, got {card.shape}",
+        not sizes or not all(1 <= n <= MAX_SIZE for n in card.shape),
+    )
+    low, high = card.w_range or (0.0, 0.0)
+    yield (
+        f"w_range must be two finite numbers, the lower one first, got {card.w_range}",
+        not -math.inf < low <= high < math.inf,
+    )
+    yield (
+        f"w_band must be null or a finite number above 0, got {card.w_band}",
+        card.w_band is not None and not 0 < card.w_band < math.inf,
+    )
+    yield (
+        f"substeps and order must be null or 1 or more, and order at most 2, got {card.substeps} "
+        f"and {card.order}",
+        not (1 <= (card.substeps or 1) <= MAX_STEPS and card.order in (None, 1, 2)),
+    )
+    told = [*card.figures.values(), *card.training.values()]
+    yield (
+        "figures and training must hold finite numbers",
+        any(isinstance(x, float) and not math.isfinite(x) for x in told),
+    )
+
+
+def _rules_of_classes(card: Card) -> Iterator[tuple[str, bool]]:
+    yield (
+        f"name must be one line of 1 to {MAX_NAME} characters, got {card.name[:40]!r}",
+        not (0 < len(card.name) <= MAX_NAME and card.name.isprintable()),
+    )
+    if card.family == OWN:
+        return
+    yield (
+        f"null_class must be num_classes, the id after the last class, got {card.null_class} and "
+        f"{card.num_classes} classes",
+        card.null_class != card.num_classes,
+    )
+    yield (
+        f"class_names must hold one name for each of the {card.num_classes} classes, or none, got "
+        f"{len(card.class_names)}",
+        len(card.class_names) not in (0, card.num_classes),
+    )

@@ -7,9 +7,7 @@ input of ours, `w_input`, and loads through fewstep alone.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,16 +15,18 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from fewstep.core.cond import Cond
+from fewstep.core.finite import check_finite
 from fewstep.errors import FolderError, RangeError, ShapeError
 from fewstep.models.card import Card
-from fewstep.models.parts import check_weights, reading
+from fewstep.models.parts import reading
 from fewstep.models.pipeline_model import PipelineModel
 from fewstep.models.table import Table
 from fewstep.models.w_input import w_features
+from fewstep.models.weights import find_weights, load_part
 
 W_INPUT = "w_input"
+W_WEIGHT = f"{W_INPUT}.weight"
 LIVE = "DiTWithW"  # its class in model_index.json, which stock pipelines cannot find
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class AddW:
@@ -36,6 +36,10 @@ class AddW:
     """
 
     embedding: Tensor | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AddW:
+        """Return a hook without an embedding: that of the last call belongs to its graph."""
+        return AddW()
 
     def __call__(self, module: nn.Module, arguments: Any, out: Tensor) -> Tensor:
         """Return the conditioning (B, D) of a block, told w."""
@@ -128,15 +132,12 @@ class DiT(PipelineModel):
         from diffusers import DiTTransformer2DModel
 
         path = folder / "transformer"
-        check_weights(path)
-        with reading(path), _silence():
-            unet = DiTTransformer2DModel.from_pretrained(
-                path, use_safetensors=True, local_files_only=True
-            )
-            told = _w_weight(path)
-            if told is not None:
-                add_w_input(unet, told.shape[1])
-                unet.w_input.weight.data.copy_(told)
+        unet = load_part(DiTTransformer2DModel, path, extra=[W_WEIGHT])
+        with reading(path):
+            weight = _w_weight(path)
+            if weight is not None:
+                add_w_input(unet, weight.shape[1])
+                unet.w_input.weight.data.copy_(check_finite(weight, f"{path}: {W_WEIGHT}"))
         return unet
 
     @classmethod
@@ -149,23 +150,9 @@ class DiT(PipelineModel):
 
 
 def _w_weight(path: Path) -> Tensor | None:
-    file = path / WEIGHTS
-    if not file.is_file():  # in several files: a published network
-        return None
-    with safe_open(file, framework="pt") as opened:
-        name = f"{W_INPUT}.weight"
-        weight: Tensor | None = opened.get_tensor(name) if name in opened.keys() else None  # noqa: SIM118
-    return weight
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Do not warn of a weight that is read just after."""
-    from diffusers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
+    for file in find_weights(path).files:
+        with safe_open(file, framework="pt") as opened:
+            if W_WEIGHT in opened.keys():  # noqa: SIM118
+                weight: Tensor = opened.get_tensor(W_WEIGHT)
+                return weight
+    return None

@@ -149,9 +149,11 @@ def read_adapter(network: Any, adapter: Adapter, folder: Path) -> Any:
 
 
 def place_of(base: Path, folder: Path) -> str:
-    """Return how a folder names its base: from itself where they are side by side, else whole."""
-    beside = base.resolve().is_relative_to(folder.resolve().parent)
-    return os.path.relpath(base.resolve(), folder.resolve()) if beside else str(base.resolve())
+    """Return the path of a base as seen from the folder of its adapter.
+
+    A folder is made to be shared, and an absolute path would name this machine and its user.
+    """
+    return os.path.relpath(base.resolve(), folder.resolve())
 
 
 def _inject(network: Any, lora: Lora, seed: int) -> None:

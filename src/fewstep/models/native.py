@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from fewstep.core.angle import HALF_PI
+from fewstep.models.card import CLOCK as CLOCK
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler
 
 TIMESTEPS = 1024
-CLOCK = "native-1024"
 
 
 def timestep_from_phi(phi: Tensor) -> Tensor:

@@ -1,50 +1,68 @@
-"""The parts of a stock pipeline folder: which are there, whether they are safe to read."""
+"""The files of a stock pipeline folder: read, named, and copied without anything private."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import shutil
+import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
-from fewstep.errors import FolderError
+from fewstep.errors import FewstepError, FolderError
 
 INDEX = "model_index.json"
-WEIGHTS = ("diffusion_pytorch_model", "model")
-_PICKLED = (".bin", ".ckpt", ".pt", ".pth")
-_CONVERT = (
+PICKLED = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+CONVERT = (
     'python -c "from diffusers import DiffusionPipeline as P; P.from_pretrained(OLD, '
     'use_safetensors=False).save_pretrained(NEW)"'
 )
+LONGEST = 200  # characters of a library's message that are shown
+_PLACE = re.compile(r"(path|file|dir|folder)$", re.IGNORECASE)  # keys that may hold a path
+_PRIVATE = re.compile(r"[/\\~.]|[A-Za-z]:[/\\]|file:")  # how a path on this machine starts
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Say in one line, as a FolderError, what a library says of a part that it cannot read."""
+    """Raise what a library raises while it reads a part as a FolderError of one line."""
     try:
         yield
-    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except FewstepError:
+        raise
+    except Exception as error:  # noqa: BLE001  a damaged part makes libraries raise anything
+        reason = (str(error).strip().splitlines() or [""])[0][:LONGEST]
+        kind = "" if reason and isinstance(error, OSError | ValueError) else type(error).__name__
+        told = ": ".join(filter(None, (kind, reason)))
         raise FolderError(
-            f"{path} cannot be read ({reason}); the file is damaged or cut short. Copy it again."
+            f"{path} cannot be read ({told}); the file is damaged or cut short. Copy it again."
         ) from None
+
+
+def parse_json(path: Path) -> Any:
+    """Return what a JSON file holds. Raises FolderError: missing, not JSON, or NaN or infinity."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_not_a_number)
+    except FileNotFoundError:
+        raise FolderError(f"{path} is missing; copy the whole folder again.") from None
+    except RecursionError:
+        raise FolderError(f"{path} is not JSON (nested too deeply); the folder is damaged.") from None
+    except (ValueError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0][:LONGEST]
+        raise FolderError(f"{path} is not JSON ({reason}); the folder is damaged.") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file. Raises FolderError where there is none."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FolderError(f"{path} is missing; copy the whole folder again.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise FolderError(f"{path} is not JSON ({error}); the folder is damaged.") from None
+    found = parse_json(path)
     if not isinstance(found, dict):
         raise FolderError(f"{path} holds no JSON object; the folder is damaged.")
     return found
+
+
+def _not_a_number(constant: str) -> float:
+    raise ValueError(f"numbers must be finite, got {constant}")
 
 
 def components(index: dict[str, Any]) -> dict[str, str]:
@@ -56,48 +74,56 @@ def components(index: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def check_weights(path: Path) -> None:
-    """Raise FolderError unless the part at `path` has its weights as safetensors."""
-    if not (path / "config.json").is_file():
-        raise FolderError(f"{path / 'config.json'} is missing; copy the whole folder again.")
-    for stem in WEIGHTS:
-        if any((path / f"{stem}.safetensors{end}").is_file() for end in ("", ".index.json")):
-            return
-    files = sorted(p.name for p in path.iterdir())
-    variants = [name for name in files if name.endswith(".safetensors")]
-    pickled = [name for name in files if name.endswith(_PICKLED)]
-    if variants:
+def size_of(config: dict[str, Any], path: Path) -> tuple[int, int]:
+    """Return (height, width) of a network's states, from the `sample_size` in its config.
+
+    Raises FolderError unless it is one whole number above 0, or two.
+    """
+    size = config.get("sample_size")
+    pair = size if isinstance(size, list | tuple) else (size, size)
+    if len(pair) != 2 or not all(is_count(n) for n in pair):
         raise FolderError(
-            f"{path} has its weights only as {variants[0]}; fewstep reads the unnamed variant. "
-            f"Rename it to {variants[0].split('.')[0]}.safetensors."
+            f"{path}: sample_size must be one whole number above 0, or two, got {size!r}. The "
+            "folder is damaged: copy it again."
         )
-    if pickled:
+    return pair[0], pair[1]
+
+
+def vae_factor(folder: Path) -> int:
+    """Return how many pixels high and wide one latent is, from `vae/config.json`."""
+    path = folder / "vae" / "config.json"
+    levels = read_json(path).get("block_out_channels")
+    if not isinstance(levels, list) or not 1 <= len(levels) <= 10:
         raise FolderError(
-            f"{path / pickled[0]} is a pickle, which can run any code when it is opened; fewstep "
-            f"reads safetensors alone. If you trust it, convert the folder: {_CONVERT}"
+            f"{path}: block_out_channels must be a list of 1 to 10 numbers, got {levels!r}. The "
+            "folder is damaged: copy it again."
         )
-    names = " or ".join(f"{stem}.safetensors" for stem in WEIGHTS)
-    raise FolderError(f"{path} has no weights ({names}); copy the whole folder again.")
+    return int(2 ** (len(levels) - 1))
 
 
-def copy_part(source: Path, target: Path, part: str) -> None:
-    """Copy a part of a folder into another one, byte for byte. Raises FolderError."""
-    path = source / part
-    if not path.is_dir():
-        raise FolderError(f"{path} is missing; copy the whole folder again.")
-    (target / part).mkdir()
-    for file in stock_files(path):
-        shutil.copyfile(file, target / part / file.name)
+def is_count(number: Any, most: float = 10**6) -> bool:
+    """Whether it is a whole number from 1 to `most`."""
+    return isinstance(number, int) and not isinstance(number, bool) and 1 <= number <= most
 
 
-def stock_files(path: Path) -> list[Path]:
-    """Return the files of a part that a stock pipeline needs: settings, words, safe weights."""
-    return sorted(p for p in path.iterdir() if p.is_file() and _needed(p.name))
+def is_number(number: Any) -> bool:
+    """Whether it is a finite number, and not a boolean."""
+    real = isinstance(number, int | float) and not isinstance(number, bool)
+    return real and abs(number) < 1e300 and math.isfinite(number)
 
 
-def _needed(name: str) -> bool:
-    stem, dot, ending = name.partition(".")
-    if ending.endswith("safetensors") or ".index." in f".{ending}":
-        # A second dot is a variant, such as model.fp16.safetensors.
-        return ending in ("safetensors", "safetensors.index.json")
-    return bool(stem and dot) and ending in ("json", "txt", "model", "jinja")
+def without_paths(data: Any) -> Any:
+    """Return settings without the paths of the machine on which they were written.
+
+    Where a part was loaded from (`_name_or_path`, `tokenizer_file` and others) is left out, unless
+    it is the id of a hub's model.
+    """
+    if isinstance(data, dict):
+        return {k: without_paths(v) for k, v in data.items() if not _is_private(k, v)}
+    return [without_paths(v) for v in data] if isinstance(data, list) else data
+
+
+def _is_private(key: str, value: Any) -> bool:
+    if not isinstance(value, str) or not value or not _PLACE.search(key):
+        return False
+    return bool(_PRIVATE.match(value)) or not _HUB_ID.fullmatch(value)

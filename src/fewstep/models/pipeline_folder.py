@@ -10,27 +10,33 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fewstep.atomic import sha256
 from fewstep.core.cond import Cond
 from fewstep.errors import FolderError, RangeError
 from fewstep.models.card import CARD, Card, read_card
 from fewstep.models.dit import DiT
 from fewstep.models.hub import local
-from fewstep.models.lora import ADAPTER, read_adapter
-from fewstep.models.parts import (
-    INDEX,
-    check_weights,
-    components,
-    copy_part,
-    read_json,
-    stock_files,
+from fewstep.models.copies import copied_index, copy_part, part_files
+from fewstep.models.facts import (
+    MARK,
+    check_network_facts,
+    check_same_shape,
+    check_w_input,
+    network_shape,
+    with_checked_hash,
 )
+from fewstep.models.foreign import saved_again
+from fewstep.models.lora import ADAPTER, read_adapter
+from fewstep.models.lora import WEIGHTS as ADAPTER_WEIGHTS
+from fewstep.models.parts import INDEX, components, read_json
 from fewstep.models.pipeline_model import PipelineModel
 from fewstep.models.readme import README, model_card
 from fewstep.models.stable_diffusion import StableDiffusion
 from fewstep.models.stable_diffusion_xl import StableDiffusionXL
 from fewstep.models.table import CONFIG, Table, read_table
 from fewstep.models.text_unet import TextUNet
+from fewstep.models.weights import file_sha256, find_weights, part_sha256
+
+_WORDS = ("tokenizer.json", "vocab.json")  # one of them is in every tokenizer
 
 FAMILIES: dict[str, type[PipelineModel]] = {
     family.family: family for family in (StableDiffusion, StableDiffusionXL, DiT)
@@ -38,11 +44,11 @@ FAMILIES: dict[str, type[PipelineModel]] = {
 
 
 def weights_sha256(folder: Path, part: str) -> str:
-    """Return the hash of the network's weights in a model folder, in one file or several."""
-    files = sorted((folder / part).glob("diffusion_pytorch_model*.safetensors"))
-    if len(files) == 1:
-        return sha256(files[0])
-    return hashlib.sha256("".join(sha256(file) for file in files).encode()).hexdigest()
+    """Return the hash of the network's weights in a model folder, in one file or several.
+
+    Each file is read once per process. Raises FolderError where the weights are not there.
+    """
+    return part_sha256(folder / part)
 
 
 def is_apart(folder: Path) -> bool:
@@ -63,6 +69,11 @@ def base_of(folder: Path) -> Path:
     lora = read_card(folder).lora
     assert lora is not None
     base = Path(os.path.normpath(folder / (lora.base or "")))
+    if base == Path(os.path.normpath(folder)) or (base.is_dir() and is_apart(base)):
+        raise FolderError(
+            f"{folder / CARD}: lora.base must be the folder of a whole model, got {lora.base!r}. "
+            "Write the place of the base into it."
+        )
     if lora.base is None or not base.is_dir():
         raise FolderError(
             f"{folder} holds an adapter alone; its base, of the weights {lora.base_sha256[:16]}, "
@@ -114,15 +125,24 @@ def load_pipeline(
     RangeError: a negative prompt for a student, whose guidance is in its weights.
     """
     family, table, card = _described(folder, negative_prompt)
-    return family(family.read_network(folder).to(device).eval(), card, table, folder)
+    network = family.read_network(folder)
+    card = with_checked_hash(card, folder, part_sha256(folder / family.part))
+    model = family(network.to(device).eval(), card, table, folder)
+    if (folder / CARD).is_file():
+        check_w_input(card, model.w_dim, folder / CARD)
+    return model
 
 
 def pipeline_card(folder: Path) -> Card:
     """Return the card of a pipeline folder, checked as `load_pipeline` does, without its weights.
 
-    Raises FolderError as `load_pipeline` does.
+    The card of a stock folder has the hash of its network's weights too. Raises FolderError as
+    `load_pipeline` does.
     """
-    return _described(folder, None)[2]
+    family, _, card = _described(folder, None)
+    if not card.weights_sha256:
+        card = card.model_copy(update={"weights_sha256": part_sha256(folder / family.part)})
+    return card
 
 
 def _described(
@@ -137,16 +157,26 @@ def _described(
         raise RangeError(
             f"negative_prompt = {negative_prompt!r}; {folder} draws classes and takes no prompts."
         )
-    for part in components(read_json(folder / INDEX)):
-        if part != "scheduler" and not part.startswith(("tokenizer", "feature_extractor")):
-            check_weights(folder / part)
+    for part in family.parts:
+        _check_part(folder / part)
     if (folder / CARD).is_file():
         card = _own_card(folder, table, negative_prompt)
+        check_network_facts(card, config, folder / CARD, path, table)
     else:
         card = _card(folder, family, config, table)
         if negative_prompt is not None:
             card = card.model_copy(update={"null_prompt": negative_prompt})
     return family, table, card
+
+
+def _check_part(path: Path) -> None:
+    """Raise FolderError unless a part that the family needs is there, without opening it."""
+    if not path.name.startswith("tokenizer"):
+        find_weights(path)
+    elif not any((path / name).is_file() for name in _WORDS):
+        raise FolderError(
+            f"{path} is missing, or has none of {', '.join(_WORDS)}; copy the whole folder again."
+        )
 
 
 def load_apart(
@@ -169,8 +199,12 @@ def load_apart(
     table = read_table(folder)
     card = _own_card(folder, table, negative_prompt)
     assert card.lora is not None
+    check_same_shape(card, model.card, folder / CARD)
     network = read_adapter(model.unet, card.lora, folder / ADAPTER)
-    return type(model)(network.eval(), card, table, base)
+    card = with_checked_hash(card, folder, file_sha256(folder / ADAPTER / ADAPTER_WEIGHTS))
+    adapted = type(model)(network.eval(), card, table, base)
+    check_w_input(card, adapted.w_dim, folder / CARD)
+    return adapted
 
 
 def _own_card(folder: Path, table: Table, negative_prompt: str | None) -> Card:
@@ -191,23 +225,22 @@ def _own_card(folder: Path, table: Table, negative_prompt: str | None) -> Card:
 
 def _card(folder: Path, family: type[PipelineModel], config: dict[str, Any], table: Table) -> Card:
     path = folder / family.part / "config.json"
+    if config.get(MARK, "teacher") != "teacher":
+        raise FolderError(saved_again(folder))
     if config.get("time_cond_proj_dim") is not None:
         raise FolderError(
-            f"{path}: time_cond_proj_dim: {config['time_cond_proj_dim']}: this network was "
-            f"distilled already, and without {CARD} nobody knows for what. Give the model that it "
-            "was distilled from."
+            f"{path}: time_cond_proj_dim must be null in a teacher, got "
+            f"{config['time_cond_proj_dim']}: this network was distilled already, and without "
+            f"{CARD} nobody knows for what. Give the model that it was distilled from, or copy "
+            f"{CARD} back where fewstep made it."
         )
-    size = config.get("sample_size")
-    if size is None:
-        raise FolderError(f"{path}: sample_size is missing; the folder is damaged.")
-    height, width = (size, size) if isinstance(size, int) else size
     return Card(
         fewstep=version("fewstep"),
         family=family.family,
-        name=folder.name,
+        name=folder.resolve().name or "model",
         stage="teacher",
         clock=table.name,
-        shape=(config["in_channels"], height, width),
+        shape=network_shape(config, path),
         prediction=table.prediction,
         **family.conditions(read_json(folder / INDEX), config),
     )
@@ -247,8 +280,8 @@ def encoders_sha256(folder: Path | str, *, prompts: bool = True) -> str:
     for part in sorted(parts):
         if not (folder / part).is_dir():
             raise FolderError(f"{folder / part} is missing; give a folder that has it.")
-        for file in stock_files(folder / part):
-            digest.update(f"{part}/{file.name} {sha256(file)}\n".encode())
+        for file, name in part_files(folder / part).items():
+            digest.update(f"{part}/{name} {file_sha256(file)}\n".encode())
     return digest.hexdigest()
 
 
@@ -267,7 +300,7 @@ def write_parts(model: PipelineModel, partial: Path, card: Card) -> dict[str, An
     The parts that are not trained are copied byte for byte from `model.source`, and so are its
     licence files; the scheduler is DDIM, "trailing", ending at clean; README.md is written anew.
     """
-    index = read_json(model.source / INDEX)
+    index = copied_index(model.source, read_json(model.source / INDEX), model.parts)
     for part in components(index):
         if part in (model.part, "scheduler"):
             continue

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewstep.core.cond import Cond
 from fewstep.errors import FolderError, ShapeError
-from fewstep.models.parts import read_json
+from fewstep.models.parts import read_json, size_of, vae_factor
 from fewstep.models.text import encode
 from fewstep.models.text_unet import TextUNet
 
@@ -100,7 +100,6 @@ class StableDiffusionXL(TextUNet):
 
 def picture_size(folder: Path) -> tuple[int, int]:
     """Return (height, width) in pixels of the pictures that a pipeline folder draws by default."""
-    size = read_json(folder / "unet" / "config.json")["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    levels = len(read_json(folder / "vae" / "config.json")["block_out_channels"])
-    return height * 2 ** (levels - 1), width * 2 ** (levels - 1)
+    path, factor = folder / "unet" / "config.json", vae_factor(folder)
+    height, width = size_of(read_json(path), path)
+    return height * factor, width * factor

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
+
+from torch import nn
 
 from fewstep.core.denoiser import Guided
 from fewstep.core.seed import derive
@@ -11,6 +14,7 @@ from fewstep.errors import RangeError
 from fewstep.models.card import Adapter, Card
 from fewstep.models.folder import lineage
 from fewstep.models.lora import Lora, adapted, has_adapter, merged
+from fewstep.models.own import own_or_known
 from fewstep.models.pipeline_folder import weights_sha256
 from fewstep.models.pipeline_model import PipelineModel
 from fewstep.models.unet_class import UNetModel, network_of
@@ -20,7 +24,7 @@ W_DIM = 256  # features of w: as many as published consistency models have
 
 
 def student_of(
-    parent: UNetModel | Guided,
+    parent: UNetModel | Guided | nn.Module,
     stage: Stage,
     w: tuple[float, float],
     *,
@@ -31,7 +35,8 @@ def student_of(
 ) -> UNetModel:
     """Return the student that a stage trains; it equals its parent bit for bit.
 
-    It is told w by a new input of the network, unless it is a pair, or its family has none.
+    It is told w by a new input of the network, unless it is a pair, or its family has none. A module
+    of your own is copied as it is, and takes w as an argument of its `forward`.
 
     With `lora`, adapter and w input are all that is trained. The other weights are the parent's own
     memory, frozen in both: keep the parent as the teacher, and it goes on answering as it did. A
@@ -49,17 +54,18 @@ def student_of(
         seed: of the adapter's random half.
 
     Raises:
-        ShapeError: the parent does not come from a model folder.
-        RangeError: w is no range, or wider than the parent's, or the family needs one fixed w; an
+        ShapeError: the parent is no module.
+        RangeError: w is no finite range, or wider than the parent's, or the family needs one fixed w; an
             adapter that does not fit the network, or is to be kept apart where that cannot be.
         MissingError: LoRA without peft.
     """
-    inner = network_of(parent)
+    inner = own_or_known(parent.denoiser if isinstance(parent, Guided) else parent)
     known = inner.card.w_range
-    if not w[0] <= w[1] or (known and not known[0] <= w[0] <= w[1] <= known[1]):
+    finite = all(map(math.isfinite, w))
+    if not finite or not w[0] <= w[1] or (known and not known[0] <= w[0] <= w[1] <= known[1]):
         raise RangeError(
             f"w = {w}; it must be (low, high)"
-            + (f" within the parent's range {known}." if known else ", low <= high.")
+            + (f" within the parent's range {known}." if known else ", low <= high, both finite.")
         )
     card = inner.card
     if not card.weights_sha256 and isinstance(inner, PipelineModel):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +25,14 @@ from fewstep.core.angle import (
 )
 from fewstep.core.grid import Grid, discrete
 from fewstep.errors import FolderError, did_you_mean
-from fewstep.models.parts import read_json
+from fewstep.models.parts import is_count, is_number, read_json, reading
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler
 
 CONFIG = Path("scheduler") / "scheduler_config.json"
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+MAX_TIMESTEPS = 100_000
 SMALLEST_ALPHA = 1e-3  # below it, x from eps is rounding noise times 1,000
 # Schedulers whose networks are trained at the timesteps of a table of betas.
 UNDERSTOOD = (
@@ -68,7 +70,7 @@ class Table:
         ends in pure noise, or a table that does not rise.
         """
         self.config: dict[str, Any] = dict(scheduler.config)
-        self.prediction = str(self.config["prediction_type"])
+        self.prediction = str(self.config["prediction_type"])[:40]
         if self.prediction not in PREDICTIONS:
             raise FolderError(
                 f"{source}: prediction_type: {self.prediction!r} is not understood; it must be one "
@@ -90,6 +92,29 @@ class Table:
     def __len__(self) -> int:
         """Return T."""
         return len(self.phis)
+
+    @classmethod
+    def from_betas(cls, betas: Sequence[float] | Tensor, prediction: str = "epsilon") -> Table:
+        """Return the table of a network of your own, from the betas that it was trained with.
+
+        Args:
+            betas: (T,), T >= 2, each in (0, 1): how much noise a timestep adds to the squared signal.
+            prediction: what the network predicts: "epsilon", "v_prediction" or "sample" (x).
+
+        Raises:
+            FolderError: betas or a prediction that are not understood, as for a folder's scheduler.
+        """
+        given = betas.tolist() if isinstance(betas, Tensor) else list(betas)
+        config = {
+            "num_train_timesteps": len(given),
+            "beta_start": 0.0001,
+            "beta_end": 0.02,
+            "beta_schedule": "linear",
+            "trained_betas": given,
+            "prediction_type": prediction,
+        }
+        _check_numbers(config, "betas")
+        return cls(_ddim(config), "betas")
 
     @property
     def name(self) -> str:
@@ -209,7 +234,33 @@ def read_table(folder: Path) -> Table:
             f"{path}: beta_schedule: {config['beta_schedule']!r} is not understood; it must be one "
             f"of {', '.join(BETAS)}.{did_you_mean(str(config['beta_schedule']), BETAS)}"
         )
-    return Table(_ddim(config), str(path))
+    _check_numbers(config, str(path))
+    with reading(path):
+        return Table(_ddim(config), str(path))
+
+
+def _check_numbers(config: dict[str, Any], source: str) -> None:
+    """Raise FolderError unless the numbers that the betas are made of are numbers in range."""
+    total, betas = config["num_train_timesteps"], config["trained_betas"]
+    if not (is_count(total, MAX_TIMESTEPS) and total >= 2):
+        raise FolderError(
+            f"{source}: num_train_timesteps must be a whole number from 2 to {MAX_TIMESTEPS}, got "
+            f"{str(total)[:40]!r}. Write the one that the model was trained with."
+        )
+    if betas is not None:
+        right = isinstance(betas, list | tuple) and len(betas) == total
+        if not right or not all(is_number(b) and 0 <= b <= 1 for b in betas):
+            raise FolderError(
+                f"{source}: trained_betas must be null or {total} numbers from 0 to 1, one for each "
+                f"timestep, got {str(betas)[:60]}. Write those that the model was trained with."
+            )
+        return
+    for key in ("beta_start", "beta_end"):
+        if not (is_number(config[key]) and 0 < config[key] < 1):
+            raise FolderError(
+                f"{source}: {key} must be a number between 0 and 1, got {str(config[key])[:40]!r}. "
+                "Write the one that the model was trained with."
+            )
 
 
 def _with_defaults(name: str, told: dict[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fewstep.core.finite import check_finite
 from fewstep.errors import FolderError
-from fewstep.models.parts import check_weights, reading
+from fewstep.models.parts import is_number, read_json, reading
+from fewstep.models.weights import load_part
+
+
+SHORTEST = 2  # tokens: the start and the end of a prompt
 
 
 class Encoded(NamedTuple):
@@ -58,7 +63,8 @@ def encode(
     pickled or damaged.
     """
     words, network = _tokenizer(folder / tokenizer), _opened(folder / encoder, device)
-    ids, mask = _ids(words, list(prompts))
+    ids, mask = _ids(words, list(prompts), _length(words, network, folder / tokenizer))
+    _check_ids(ids, network, folder, tokenizer, encoder)
     told = mask if getattr(network.config, "use_attention_mask", False) else None
     parts = []
     with torch.no_grad():
@@ -73,11 +79,38 @@ def encode(
             parts.append((out.last_hidden_state, out.hidden_states[-2], pooled))
     last, penultimate, pooled_parts = zip(*parts, strict=True)
     pooled = None if pooled_parts[0] is None else torch.cat(pooled_parts)
-    return Encoded(torch.cat(last), torch.cat(penultimate), pooled)
+    encoded = Encoded(torch.cat(last), torch.cat(penultimate), pooled)
+    for tensor in (encoded.last, encoded.penultimate, encoded.pooled):
+        if tensor is not None:
+            check_finite(tensor, f"the text embeddings of {folder / encoder}")
+    return encoded
 
 
-def _ids(words: Any, prompts: list[str]) -> tuple[Tensor, Tensor]:
-    length = words.model_max_length
+def _length(words: Any, network: Any, path: Path) -> int:
+    """Return to how many tokens prompts are padded: the tokenizer's length, or the encoder's.
+
+    A tokenizer without a length of its own has a huge one.
+    """
+    most = int(network.config.max_position_embeddings)
+    own = words.model_max_length
+    if not is_number(own) or own != int(own) or own < SHORTEST:
+        raise FolderError(
+            f"{path / 'tokenizer_config.json'}: model_max_length must be a whole number from "
+            f"{SHORTEST} to {most}, got {own!r}. Write {most}, or leave it out."
+        )
+    return min(int(own), most)
+
+
+def _check_ids(ids: Tensor, network: Any, folder: Path, tokenizer: str, encoder: str) -> None:
+    known, most = int(network.config.vocab_size), int(ids.max())
+    if most >= known:
+        raise FolderError(
+            f"{folder}: {tokenizer} must have the words of {encoder}, got token {most} and "
+            f"{known} embeddings. They are of different models: copy both from one folder."
+        )
+
+
+def _ids(words: Any, prompts: list[str], length: int) -> tuple[Tensor, Tensor]:
     short = words(
         prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
     )
@@ -97,21 +130,10 @@ def _tokenizer(path: Path) -> Any:
     if not path.is_dir():
         raise FolderError(f"{path} is missing; copy the whole folder again.")
     with reading(path):
-        return CLIPTokenizer.from_pretrained(path, local_files_only=True)
-
-
-@contextlib.contextmanager
-def _without_bars() -> Iterator[None]:
-    """Load in silence: encoders are opened often, and are small beside what they condition."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
+        words = CLIPTokenizer.from_pretrained(path, local_files_only=True)
+        if len(words) < SHORTEST:
+            raise FolderError(f"{path} has no words; copy the whole folder again.")
+        return words
 
 
 def _opened(path: Path, device: str) -> Any:
@@ -128,15 +150,9 @@ def _network(path: Path, device: str) -> Any:
 
     if not path.is_dir():
         raise FolderError(f"{path} is missing; copy the whole folder again.")
-    check_weights(path)
-    with reading(path), _without_bars():
-        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
-        # The class is the caller's to check, from model_index.json; here it is how to read it.
-        name = (config.architectures or ["CLIPTextModel"])[0]
-        kind = transformers.CLIPTextModel
-        if name == "CLIPTextModelWithProjection":
-            kind = transformers.CLIPTextModelWithProjection
-        network = kind.from_pretrained(
-            path, local_files_only=True, use_safetensors=True, dtype=torch.float32
-        )
-    return network.to(device).eval()
+    # The class is the caller's to check, from model_index.json; here it is how to read it.
+    names = read_json(path / "config.json").get("architectures")
+    kind = transformers.CLIPTextModel
+    if isinstance(names, list) and names[:1] == ["CLIPTextModelWithProjection"]:
+        kind = transformers.CLIPTextModelWithProjection
+    return load_part(kind, path).to(device).eval()

@@ -17,10 +17,10 @@ from torch import Tensor
 from fewstep.core.cond import Cond
 from fewstep.errors import FolderError, ShapeError
 from fewstep.models.card import Card
-from fewstep.models.parts import check_weights, reading
 from fewstep.models.pipeline_model import PipelineModel
 from fewstep.models.table import Table
 from fewstep.models.w_input import w_features
+from fewstep.models.weights import load_part
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -133,9 +133,5 @@ def load_unet(folder: Path) -> UNet2DConditionModel:
     """Return the U-Net of a model folder, in float32. Raises FolderError."""
     from diffusers import UNet2DConditionModel
 
-    check_weights(folder / "unet")
-    with reading(folder / "unet"):
-        unet: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(
-            folder / "unet", use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-        )
+    unet: UNet2DConditionModel = load_part(UNet2DConditionModel, folder / "unet")
     return unet

@@ -1,0 +1,120 @@
+"""A card's facts against the folder that it lies in: hash, shape, classes, clock and w input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fewstep.errors import FolderError, GridError, ShapeError
+from fewstep.models.card import CARD, NATIVE, Card
+from fewstep.models.parts import is_count, size_of
+from fewstep.models.table import Table
+
+MARK = "_fewstep_stage"  # in a network's config.json; diffusers keeps it when it saves a model
+
+
+def with_checked_hash(card: Card, folder: Path, found: str) -> Card:
+    """Return the card with the hash of its weights. Raises FolderError where it names others.
+
+    found: the hash of the weights in the folder. A card without a hash takes it over.
+    """
+    if card.weights_sha256 and card.weights_sha256 != found:
+        raise FolderError(
+            f"{folder}: the weights must be those of {CARD}, of sha256 "
+            f"{card.weights_sha256[:16]}, got {found[:16]}. Bring the weights back that it was "
+            f'saved with; if you changed them on purpose, set "weights_sha256": "" in {CARD}.'
+        )
+    return card.model_copy(update={"weights_sha256": found})
+
+
+def network_shape(config: dict[str, Any], path: Path) -> tuple[int, int, int]:
+    """Return (C, H, W) of a network's states, from its config. Raises FolderError."""
+    channels = config.get("in_channels")
+    if not is_count(channels):
+        raise FolderError(
+            f"{path}: in_channels must be a whole number above 0, got {channels!r}. The folder is "
+            "damaged: copy it again."
+        )
+    return (int(channels), *size_of(config, path))
+
+
+def check_network_facts(
+    card: Card, config: dict[str, Any], card_path: Path, path: Path, table: Table | None = None
+) -> None:
+    """Raise FolderError where shape, classes or steps of a card are not those of the network.
+
+    config: of the network, read from `path`. table: the clock; None for the native one.
+    """
+    shape = network_shape(config, path)
+    if card.shape != shape:
+        raise FolderError(
+            f"{card_path}: shape must be that of the network in {path}, {shape}, got {card.shape}. "
+            "Copy both files again."
+        )
+    if card.num_classes:
+        key, extra = ("num_class_embeds", 1) if card.family in NATIVE else ("num_embeds_ada_norm", 0)
+        if config.get(key) != card.num_classes + extra:
+            raise FolderError(
+                f"{card_path}: num_classes must fit the network in {path}, with {key} "
+                f"{config.get(key)}, got {card.num_classes}. Copy both files again."
+            )
+    if table is not None and card.steps is not None:
+        try:
+            table.clock(card.steps)
+        except GridError as error:
+            raise FolderError(f"{card_path}: {error}") from None
+
+
+def check_w_input(card: Card, w_dim: int | None, card_path: Path) -> None:
+    """Raise FolderError where a network takes w as an input and its card says otherwise."""
+    if w_dim is not None and card.w_range is None:
+        raise FolderError(
+            f"{card_path}: stage {card.stage!r} must be that of the weights, got a network with an "
+            "input for w, which a student of one pass has. Copy the file again."
+        )
+    live = card.w_range is not None and card.w_range[0] != card.w_range[1]
+    if w_dim is None and live:
+        raise FolderError(
+            f"{card_path}: w_range {card.w_range} must be null or one number, got a network without "
+            "an input for w. Copy the file again."
+        )
+
+
+def check_same_shape(card: Card, base: Card, card_path: Path) -> None:
+    """Raise FolderError where the card of an adapter is of another model than its base."""
+    for name in ("family", "shape", "num_classes"):
+        ours, theirs = getattr(card, name), getattr(base, name)
+        if ours != theirs:
+            raise FolderError(
+                f"{card_path}: {name} must be that of the base, {theirs}, got {ours}. Bring the "
+                "base back that the adapter was trained over."
+            )
+
+
+def check_size(card: Card, shape: tuple[int, ...], factor: int = 1) -> None:
+    """Raise ShapeError unless data have the shape that a model works on.
+
+    Call it before a student is trained: it would be trained at one size and drawn at another, and
+    an SDXL model is told the size of its folder.
+
+    Args:
+        card: of the teacher.
+        shape: (C, H, W) of one example, in latents for a model of latents.
+        factor: how many pixels high and wide one latent is; 1 for a model of images.
+    """
+    if tuple(shape) == card.shape:
+        return
+    what = "images" if factor == 1 else "latents"
+    pixels = ""
+    if factor > 1 and len(shape) == len(card.shape) == 3:
+        given, right = ([factor * n for n in s[1:]] for s in (shape, card.shape))
+        pixels = (
+            f", which are images of {given[0]}x{given[1]} pixels in place of {right[0]}x{right[1]}"
+        )
+    sizes = card.shape[1:]
+    side = factor * sizes[0] if len(sizes) == 2 and sizes[0] == sizes[1] else None
+    advice = f"Set data.size to {side}" if side else "Give data of that size"
+    raise ShapeError(
+        f"the {what} must have the shape {tuple(card.shape)} that {card.name} works on, got "
+        f"{tuple(shape)}{pixels}. {advice}, or give a teacher of that size."
+    )
