@@ -264,7 +264,6 @@ T5 = ["transformers", "T5EncoderModel"]
 SPOILT: dict[str, Callable[[Path], object]] = {
     "pickled unet": lambda f: rename(f / "unet" / UNET, ".safetensors", ".bin"),
     "pickled encoder": lambda f: rename(f / "text_encoder" / CLIP, ".safetensors", ".bin"),
-    "fp16 only": lambda f: rename(f / "unet" / UNET, ".", ".fp16."),
     "cut": lambda f: cut(f / "unet" / UNET),
     "no vae": lambda f: shutil.rmtree(f / "vae"),
     "no encoder listed": lambda f: edit(f / INDEX, text_encoder=[None, None]),
@@ -282,7 +281,6 @@ SPOILT: dict[str, Callable[[Path], object]] = {
     [
         ("pickled unet", r"unet/diffusion_pytorch_model\.bin is a pickle.*save_pretrained"),
         ("pickled encoder", r"text_encoder/model\.bin is a pickle.*save_pretrained"),
-        ("fp16 only", r"Rename it to diffusion_pytorch_model\.safetensors"),
         ("cut", "unet cannot be read"),
         ("no vae", "vae/config.json is missing"),
         ("no encoder listed", "text_encoder: None; a stable-diffusion folder has 'CLIPTextModel'"),

@@ -113,8 +113,9 @@ def own_or_known(model: object, name: str = "model") -> UNetModel:
         return model
     if not isinstance(model, nn.Module):
         raise ShapeError(
-            f"a model must be a torch.nn.Module to have weights, got a {type(model).__name__}. "
-            "Make it a module with forward(z, phi, cond, w)."
+            f"a model must be a torch.nn.Module to be trained or saved, got a "
+            f"{type(model).__name__}, which has no network. Make it a module with "
+            "forward(z, phi, cond, w)."
         )
     return OwnModel(model, _card(model, name))
 

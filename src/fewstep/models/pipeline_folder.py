@@ -229,10 +229,9 @@ def _card(folder: Path, family: type[PipelineModel], config: dict[str, Any], tab
         raise FolderError(saved_again(folder))
     if config.get("time_cond_proj_dim") is not None:
         raise FolderError(
-            f"{path}: time_cond_proj_dim must be null in a teacher, got "
-            f"{config['time_cond_proj_dim']}: this network was distilled already, and without "
-            f"{CARD} nobody knows for what. Give the model that it was distilled from, or copy "
-            f"{CARD} back where fewstep made it."
+            f"{path}: time_cond_proj_dim: {config['time_cond_proj_dim']}: this network was "
+            f"distilled already, and without {CARD} nobody knows for what. Give the model that it "
+            f"was distilled from; where fewstep made the folder, copy {CARD} back into it."
         )
     return Card(
         fewstep=version("fewstep"),

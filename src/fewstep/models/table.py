@@ -236,7 +236,18 @@ def read_table(folder: Path) -> Table:
         )
     _check_numbers(config, str(path))
     with reading(path):
-        return Table(_ddim(config), str(path))
+        table = Table(_ddim(config), str(path))
+    _check_length(config, len(table), str(path))
+    return table
+
+
+def _check_length(config: dict[str, Any], length: int, source: str) -> None:
+    if config["num_train_timesteps"] != length:
+        raise FolderError(
+            f"{source}: trained_betas must hold one number for each of the "
+            f"{config['num_train_timesteps']} timesteps, got {length}. Write those that the model "
+            "was trained with."
+        )
 
 
 def _check_numbers(config: dict[str, Any], source: str) -> None:
@@ -248,11 +259,12 @@ def _check_numbers(config: dict[str, Any], source: str) -> None:
             f"{str(total)[:40]!r}. Write the one that the model was trained with."
         )
     if betas is not None:
-        right = isinstance(betas, list | tuple) and len(betas) == total
+        right = isinstance(betas, list | tuple) and len(betas) <= MAX_TIMESTEPS
         if not right or not all(is_number(b) and 0 <= b <= 1 for b in betas):
             raise FolderError(
-                f"{source}: trained_betas must be null or {total} numbers from 0 to 1, one for each "
-                f"timestep, got {str(betas)[:60]}. Write those that the model was trained with."
+                f"{source}: trained_betas must be null or one number from 0 to 1 for each of the "
+                f"{total} timesteps, got {str(betas)[:60]}. Write those that the model was trained "
+                "with."
             )
         return
     for key in ("beta_start", "beta_end"):
