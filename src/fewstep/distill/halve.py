@@ -25,11 +25,15 @@ from fewstep.core.angle import HALF_PI, add_noise, expand, renoise, rotate
 from fewstep.core.cond import Cond, Copies
 from fewstep.core.denoiser import Denoiser, Traits, coefficient_dtype, traits_of
 from fewstep.core.grid import Grid, Split, check_grid, check_steps
-from fewstep.core.samplers import Move
+from fewstep.core.samplers import Move, get_sampler
 from fewstep.distill.draw import check_interval, gaussian, uniform
 from fewstep.distill.problem import Regression
 from fewstep.distill.trajectory import States, check_states, owners, visits
 from fewstep.errors import GridError, RangeError
+
+
+SAME_ANGLE = 1e-6  # radians; grids of N and 2N agree to float64's rounding
+MAX_EVALUATIONS = 1_000_000
 
 
 class Collapsed(NamedTuple):
@@ -77,6 +81,62 @@ def collapse(z: Tensor, velocities: Sequence[Tensor], h: Sequence[float]) -> Ten
         d = math.cos(x) * d + math.sin(x) * v
     of_z, of_d = collapse_coefficients(h)
     return of_z * z + of_d * d
+
+
+def moves_on(grid: Grid, stride: int, direction: Literal["decode", "encode"]) -> list[Move]:
+    """Return every move that a student of this grid (N + 1 angles) is trained for, in order."""
+    n = len(grid) - 1
+    if direction == "decode":
+        return [Move(grid[i], grid[j], grid[j]) for i in range(n) for j in [min(i + stride, n)]]
+    return [Move(grid[j], grid[i], grid[i]) for j in range(n, 0, -1) for i in [max(j - stride, 0)]]
+
+
+def first_untrained(
+    asked: Sequence[Grid], trained: Sequence[Move], stride: int
+) -> tuple[float, float] | None:
+    """Return the first sub-step (from, to) that a few-step teacher was not trained for, or None.
+
+    asked: the angles of the sub-steps of each of the student's moves. trained: the teacher's moves.
+    stride: of the student. With 1, each sub-step must be a move of the teacher. With more, it must
+    start where one starts and go the same way: the paper's stochastic students of N steps learn
+    from a teacher of 2N, in sub-steps that are twice as long as its own.
+    """
+    ends: dict[int, list[Move]] = {}
+    for move in trained:
+        ends.setdefault(round(move.phi / SAME_ANGLE), []).append(move)
+    for points in asked:
+        for phi, to in zip(points, points[1:], strict=False):
+            place = round(phi / SAME_ANGLE)
+            near = [m for k in (place - 1, place, place + 1) for m in ends.get(k, [])]
+            if not any(_is_trained(m, phi, to, stride) for m in near):
+                return phi, to
+    return None
+
+
+def _is_trained(move: Move, phi: float, to: float, stride: int) -> bool:
+    if abs(move.phi - phi) >= SAME_ANGLE:
+        return False
+    if stride > 1:
+        return (move.to > move.phi) == (to > phi)
+    return abs(move.to - to) < SAME_ANGLE
+
+
+def check_evaluations(steps: int, substeps: int) -> None:
+    """Raise RangeError where steps times sub-steps are more than a table of them can hold."""
+    if steps * substeps > MAX_EVALUATIONS:
+        raise RangeError(
+            f"steps times substeps must be at most {MAX_EVALUATIONS}, got {str(steps)[:20]} times "
+            f"{str(substeps)[:20]}. Use fewer sub-steps."
+        )
+
+
+def _advice(traits: Traits) -> str:
+    steps = max(traits.steps or (1,))
+    if traits.sampler not in (None, "deterministic"):
+        return "Give a teacher that can take any number of steps, or one of the same direction."
+    if steps % 2 == 0:
+        return f"Use steps={steps // 2} with substeps=2, or a teacher that can take any steps."
+    return "Give a teacher that can take any number of steps."
 
 
 class _Table(NamedTuple):
@@ -137,7 +197,8 @@ class Halve:
         check_steps(self.steps)
         for name, value in (("substeps", self.substeps), ("stride", self.stride)):
             if value < 1:
-                raise RangeError(f"{name} = {value}; it must be at least 1. Use 2, say.")
+                raise RangeError(f"{name} = {value}; it must be at least 1. Use 2, for example.")
+        check_evaluations(self.steps, self.substeps)
         if not 0.0 <= self.dropout <= 1.0:
             raise RangeError(f"dropout = {self.dropout}; it must lie in [0, 1]. Use 0.5, say.")
         if self.direction not in ("decode", "encode"):
@@ -152,7 +213,7 @@ class Halve:
         w = self.w if self.w is not None else traits.w_range
         if w is None:
             raise RangeError(
-                "w is not given and the teacher has no range of its own. Say w=(0, 4)."
+                "w is not given and the teacher has no range of its own. Pass w=(0, 4), for example."
             )
         w = check_interval("w", w)
         if traits.w_range and not traits.w_range[0] <= w[0] <= w[1] <= traits.w_range[1]:
@@ -165,7 +226,30 @@ class Halve:
         object.__setattr__(self, "w", w)
         object.__setattr__(self, "grid", grid)
         object.__setattr__(self, "split", self.split or traits.split)
+        self._check_parent(traits)
         self._table(torch.device("cpu"), torch.float64)
+
+    def _check_parent(self, traits: Traits) -> None:
+        """Raise GridError where a few-step teacher would make moves that it was not trained for."""
+        if traits.steps is None:
+            return
+        assert self.split is not None
+        asked = [self.split(m.phi, m.to, self.substeps) for m in self.moves]
+        off: tuple[float, float] | None = None
+        for steps in traits.steps:
+            made = get_sampler(traits.sampler or "deterministic").moves(traits.clock(steps))
+            off = first_untrained(asked, made, self.stride)
+            if off is None:
+                return
+        if off is not None:
+            counts = " or ".join(map(str, traits.steps))
+            raise GridError(
+                f"the sub-steps of a student must be steps that its teacher was trained for, "
+                f"{counts} of the sampler {traits.sampler or 'deterministic'!r}, got steps = "
+                f"{self.steps}, substeps = {self.substeps}, stride = {self.stride}, direction = "
+                f"{self.direction!r}, which asks for a step from angle {off[0]:.4g} to "
+                f"{off[1]:.4g}. {_advice(traits)}"
+            )
 
     def _check_order(self, traits: Traits) -> None:
         if self.order not in (1, 2):
@@ -189,13 +273,7 @@ class Halve:
     def moves(self) -> list[Move]:
         """Every move that the student is trained for, noisiest start first."""
         assert self.grid is not None
-        n, s = self.steps, self.stride
-        pairs = [(i, min(i + s, n)) for i in range(n)]
-        decode = [Move(self.grid[i], self.grid[j], self.grid[j]) for i, j in pairs]
-        if not self._encodes:
-            return decode
-        reverse = [(j, max(j - s, 0)) for j in range(n, 0, -1)]
-        return [Move(self.grid[j], self.grid[i], self.grid[i]) for j, i in reverse]
+        return moves_on(self.grid, self.stride, self.direction)
 
     def _table(self, device: torch.device, dtype: torch.dtype) -> _Table:
         assert self.split is not None

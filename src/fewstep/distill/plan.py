@@ -12,14 +12,16 @@ from typing import Any, Literal
 
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Denoiser
-from fewstep.distill.halve import Halve
+from fewstep.core.grid import Clock, check_steps, cosine, equal_angles
+from fewstep.distill.halve import Halve, check_evaluations, first_untrained, moves_on
 from fewstep.distill.match import Match
 from fewstep.distill.problem import Problem
 from fewstep.distill.trajectory import States
-from fewstep.errors import RecipeError
+from fewstep.errors import GridError, RangeError, RecipeError
 
 TEACHER = "teacher"
 STAGE_ONE = "stage-one"
+MAX_UPDATES = 1_000_000_000
 Direction = Literal["decode", "encode"]
 
 
@@ -66,6 +68,52 @@ class Stage:
     pair: bool = False
     states: States = "noised"
     order: Literal[1, 2] = 1
+
+    def __post_init__(self) -> None:
+        """Raise RecipeError for numbers out of range, and settings that do not go together."""
+        for name, value in (("updates", self.updates), ("substeps", self.substeps)):
+            if not 1 <= value <= MAX_UPDATES:
+                raise RecipeError(
+                    f"stage {self.name!r}: {name} must be a whole number from 1 to {MAX_UPDATES}, "
+                    f"got {str(value)[:40]}. Change it."
+                )
+        if self.steps is None:
+            self._check_stage_one()
+        else:
+            self._check_few_steps(self.steps)
+
+    def _check_stage_one(self) -> None:
+        default = {"substeps": 2, "stride": 1, "direction": "decode", "pair": False, "order": 1}
+        ignored = [key for key, value in default.items() if getattr(self, key) != value]
+        if ignored:
+            given = ", ".join(f"{key} = {getattr(self, key)}" for key in ignored)
+            raise RecipeError(
+                f"stage {self.name!r}: {', '.join(ignored)} must be left out of a stage without "
+                f"steps (stage one), which has no sub-steps, got {given}. Leave them out, or give "
+                "steps."
+            )
+
+    def _check_few_steps(self, steps: int) -> None:
+        try:
+            check_evaluations(check_steps(steps), self.substeps)
+        except (GridError, RangeError) as error:
+            raise RecipeError(f"stage {self.name!r}: {error}") from None
+        encodes = self.direction == "encode"
+        if self.stride not in (1, 2):
+            raise RecipeError(
+                f"stage {self.name!r}: stride must be 1 (the deterministic sampler) or 2 (the "
+                f"stochastic one), got {self.stride}. Use one of them."
+            )
+        if encodes and self.stride > 1:
+            raise RecipeError(
+                f"stage {self.name!r}: an encoder of stride {self.stride} has no sampler, which "
+                "goes one step of the grid at a time. Use stride 1."
+            )
+        if encodes and self.order == 2:
+            raise RecipeError(
+                f"stage {self.name!r}: order must be 1 for an encoder, which starts at the clean "
+                "image without a velocity to go on from, got 2. Use more sub-steps."
+            )
 
     @property
     def sampler(self) -> str | None:
@@ -132,16 +180,17 @@ class Plan:
 
     The teacher comes from elsewhere, and so may the model of stage one.
 
-    Raises RecipeError for a name twice, or a parent that is not made before.
+    Raises RecipeError for a name twice, a parent that is not made before, and a stage whose parent
+    was not trained for what it is asked.
     """
 
     stages: tuple[Stage, ...]
 
     def __post_init__(self) -> None:
         """Check that the stages can be made in this order."""
-        made = {TEACHER}
+        made: dict[str, Stage | None] = {TEACHER: None}
         if all(stage.name != STAGE_ONE for stage in self.stages):
-            made.add(STAGE_ONE)  # brought from elsewhere
+            made[STAGE_ONE] = Stage(STAGE_ONE, TEACHER, 1)  # brought from elsewhere
         for stage in self.stages:
             if stage.name in made:
                 raise RecipeError(f"two stages are named {stage.name!r}. Name one differently.")
@@ -150,7 +199,22 @@ class Plan:
                     f"stage {stage.name!r} starts from {stage.parent!r}, which is not made before "
                     f"it; there are {', '.join(sorted(made))}. Reorder the stages."
                 )
-            made.add(stage.name)
+            parent = made[stage.parent]
+            if parent is not None:
+                _check_parent(stage, parent)
+            made[stage.name] = stage
+
+    def check_clock(self, clock: Clock) -> None:
+        """Raise RecipeError for a stage whose steps are no grid of the teacher's clock.
+
+        clock: number of steps -> grid, as in the teacher's `traits`.
+        """
+        for stage in self.stages:
+            if stage.steps is not None:
+                try:
+                    clock(stage.steps)
+                except GridError as error:
+                    raise RecipeError(f"stage {stage.name!r}: {error}") from None
 
     def __iter__(self) -> Iterator[Stage]:
         """Iterate over the stages in order."""
@@ -163,6 +227,45 @@ class Plan:
     def cost(self, batch_size: int) -> Cost:
         """Return the whole plan's cost."""
         return sum((s.cost(batch_size) for s in self.stages), Cost(0, 0))
+
+
+def _check_parent(stage: Stage, parent: Stage) -> None:
+    """Raise RecipeError where a stage asks its parent for what that was not trained for."""
+    if stage.pair != parent.pair:
+        raise RecipeError(
+            f"{stage.name} (pair: {stage.pair}) cannot start from {parent.name} (pair: "
+            f"{parent.pair}); a pair starts from the teacher or a pair."
+        )
+    if parent.steps is None:
+        return
+    if stage.steps is None:
+        raise RecipeError(
+            f"stage {stage.name!r}: the parent of a stage without steps (stage one) must take any "
+            f"number of steps, got {parent.name}, made for {parent.steps}. Start it from "
+            f"{TEACHER!r}."
+        )
+    if stage.direction != parent.direction:
+        raise RecipeError(
+            f"stage {stage.name!r}: direction must be that of its parent, {parent.direction!r}, got "
+            f"{stage.direction!r}. Start it from {TEACHER!r} or {STAGE_ONE!r}."
+        )
+    if stage.order == 2:
+        raise RecipeError(
+            f"stage {stage.name!r}: order must be 1 with a parent made for {parent.steps} steps, "
+            f"whose steps are DDIM's, got 2. Use order 1, or start it from {TEACHER!r}."
+        )
+    trained = moves_on(cosine(parent.steps), parent.stride, parent.direction)
+    moves = moves_on(cosine(stage.steps), stage.stride, stage.direction)
+    asked = [equal_angles(m.phi, m.to, stage.substeps) for m in moves]
+    if first_untrained(asked, trained, stage.stride) is not None:
+        half = parent.steps // 2 if parent.steps % 2 == 0 and parent.stride == 1 else None
+        raise RecipeError(
+            f"stage {stage.name!r}: its sub-steps must be steps that {parent.name} was made for "
+            f"({parent.steps} steps, stride {parent.stride}), got {stage.steps} steps of "
+            f"{stage.substeps} sub-steps, stride {stage.stride}. "
+            + (f"Use steps {half} with substeps 2, or s" if half else "S")
+            + f"tart it from {TEACHER!r} or {STAGE_ONE!r}."
+        )
 
 
 def chain(
@@ -180,6 +283,10 @@ def chain(
     updates: of each halving. substeps, order: of the first halving; the later ones have two of
     DDIM. Raises RecipeError unless first is last times a power of two.
     """
+    try:
+        check_steps(first), check_steps(last)
+    except GridError as error:
+        raise RecipeError(str(error)) from None
     ratio, rest = divmod(first, last)
     if rest or ratio < 1 or ratio & (ratio - 1):
         raise RecipeError(f"a chain from {first} to {last} steps does not halve. Use 16 to 1, say.")

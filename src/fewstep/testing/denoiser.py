@@ -12,6 +12,7 @@ from fewstep.core.denoiser import Denoiser, Guided, traits_of
 from fewstep.core.seed import generator
 from fewstep.testing.report import Findings, largest
 
+LARGEST = 1e3  # times the size of v at other angles; a division by cos(pi/2) gives 1e7
 TOLERANCE = 1e-4  # of float32 networks: a batch of another size is summed in another order
 
 
@@ -112,6 +113,29 @@ def _values(found: Findings, denoiser: Denoiser, state: State, v: Tensor, tolera
                 "it is not; a division by cos(phi) or sin(phi) is the usual reason",
             )
     del tolerance
+    _start(found, denoiser, state, v)
+
+
+def _start(found: Findings, denoiser: Denoiser, state: State, v: Tensor) -> None:
+    """Look at the angle where all sampling starts: an eps-network may divide by nearly 0 there."""
+    z, phi, cond, w = state
+    first = traits_of(denoiser).clock(1)[0]
+    start = found.attempt(
+        f"it answers where sampling starts, phi = {first:.4g}",
+        lambda: _ask(denoiser, z, torch.full_like(phi, first), cond, w),
+    )
+    if start is None or start.shape != v.shape:
+        return
+    size = max(1.0, float(v.abs().max()))
+    there = float(start.abs().max())
+    found.note(
+        f"v is no larger where sampling starts, phi = {first:.4g}, than elsewhere",
+        there <= LARGEST * size,
+        f"it reaches {there:.3g}, and {size:.3g} at other angles. An eps-network knows nothing of "
+        "the image at pi/2, and v_from_eps divides by cos(phi) there: give the denoiser "
+        "traits = Traits(clock=..., phi_range=...) of the table that it was trained on, or wrap the "
+        "network in fewstep.models.TableDenoiser",
+    )
 
 
 def _batch(found: Findings, denoiser: Denoiser, state: State, v: Tensor, tolerance: float) -> None:
