@@ -335,7 +335,7 @@ def test_folders_that_are_moved_together_still_find_each_other(base: Path, tmp_p
 
 
 def test_a_base_elsewhere_is_named_from_the_folder(sd: Path, tmp_path: Path) -> None:
-    """An absolute path would name this machine and its user in a folder that is made to be shared."""
+    """An absolute path would name this machine in a folder that is made to be shared."""
     card = save_model(student_of(guided(sd), FOUR, W, lora=APART), tmp_path / "m")
     assert card.lora is not None
     assert card.lora.base is not None

@@ -31,7 +31,6 @@ from fewstep.distill.problem import Regression
 from fewstep.distill.trajectory import States, check_states, owners, visits
 from fewstep.errors import GridError, RangeError
 
-
 SAME_ANGLE = 1e-6  # radians; grids of N and 2N agree to float64's rounding
 MAX_EVALUATIONS = 1_000_000
 
@@ -213,7 +212,7 @@ class Halve:
         w = self.w if self.w is not None else traits.w_range
         if w is None:
             raise RangeError(
-                "w is not given and the teacher has no range of its own. Pass w=(0, 4), for example."
+                "w is not given and the teacher has no range of its own. Pass w, such as (0, 4)."
             )
         w = check_interval("w", w)
         if traits.w_range and not traits.w_range[0] <= w[0] <= w[1] <= traits.w_range[1]:

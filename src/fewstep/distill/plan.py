@@ -246,8 +246,8 @@ def _check_parent(stage: Stage, parent: Stage) -> None:
         )
     if stage.direction != parent.direction:
         raise RecipeError(
-            f"stage {stage.name!r}: direction must be that of its parent, {parent.direction!r}, got "
-            f"{stage.direction!r}. Start it from {TEACHER!r} or {STAGE_ONE!r}."
+            f"stage {stage.name!r}: direction must be that of its parent, {parent.direction!r}, "
+            f"got {stage.direction!r}. Start it from {TEACHER!r} or {STAGE_ONE!r}."
         )
     if stage.order == 2:
         raise RecipeError(

@@ -46,9 +46,9 @@ class Adapter(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid")
-    rank: int
-    alpha: float
-    targets: tuple[str, ...]
+    rank: int = Field(ge=1, le=16_384)
+    alpha: float = Field(gt=0.0, allow_inf_nan=False)
+    targets: tuple[str, ...] = Field(min_length=1)
     merged: bool = True
     base: str | None = None
     base_sha256: str = ""

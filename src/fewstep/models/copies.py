@@ -61,7 +61,7 @@ def copied_index(source: Path, index: dict[str, Any], required: dict[str, Any]) 
     required: the parts that are there in any case. Others are kept only where they are of the
     kinds that stock pipelines know (`NEVER_RUN`), are in the folder, and hold no pickle alone.
     """
-    kept = without_paths(index)
+    kept: dict[str, Any] = without_paths(index)
     for part in components(index):
         if part in (*required, "scheduler"):
             continue

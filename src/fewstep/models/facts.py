@@ -29,7 +29,7 @@ def with_checked_hash(card: Card, folder: Path, found: str) -> Card:
 
 def network_shape(config: dict[str, Any], path: Path) -> tuple[int, int, int]:
     """Return (C, H, W) of a network's states, from its config. Raises FolderError."""
-    channels = config.get("in_channels")
+    channels: Any = config.get("in_channels")
     if not is_count(channels):
         raise FolderError(
             f"{path}: in_channels must be a whole number above 0, got {channels!r}. The folder is "
@@ -52,7 +52,9 @@ def check_network_facts(
             "Copy both files again."
         )
     if card.num_classes:
-        key, extra = ("num_class_embeds", 1) if card.family in NATIVE else ("num_embeds_ada_norm", 0)
+        key, extra = (
+            ("num_class_embeds", 1) if card.family in NATIVE else ("num_embeds_ada_norm", 0)
+        )
         if config.get(key) != card.num_classes + extra:
             raise FolderError(
                 f"{card_path}: num_classes must fit the network in {path}, with {key} "
@@ -75,8 +77,8 @@ def check_w_input(card: Card, w_dim: int | None, card_path: Path) -> None:
     live = card.w_range is not None and card.w_range[0] != card.w_range[1]
     if w_dim is None and live:
         raise FolderError(
-            f"{card_path}: w_range {card.w_range} must be null or one number, got a network without "
-            "an input for w. Copy the file again."
+            f"{card_path}: w_range must be null or one number, got {card.w_range} and a network "
+            "without an input for w. Copy the file again."
         )
 
 

@@ -154,8 +154,8 @@ def load_model(
         return load_own_model(folder, factory, device)
     if factory is not None:
         raise RangeError(
-            f"factory is for a folder of a module of your own, got {folder}, which fewstep loads by "
-            "itself. Leave factory out."
+            f"factory is for a folder of a module of your own, got {folder}, which fewstep loads "
+            "by itself. Leave factory out."
         )
     if is_apart(folder):
         return load_apart(folder, device, negative_prompt)
@@ -234,5 +234,3 @@ def _model_index(card: Card) -> dict[str, Any]:
         "w_range": card.w_range,
         "sampler": card.sampler,
     }
-
-

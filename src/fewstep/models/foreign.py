@@ -45,8 +45,8 @@ def _file(path: Path) -> str:
         return f"{path} is no readable safetensors file; {_SHOULD}. Copy the file again."
     if path.name.lower().endswith(PICKLED):
         return (
-            f"{path} is a single file of pickled weights, which can run any code when it is opened; "
-            f"{_SHOULD}. If you trust it: {_convert(path)}"
+            f"{path} is a single file of pickled weights, which can run any code when it is "
+            f"opened; {_SHOULD}. If you trust it: {_convert(path)}"
         )
     return f"{path} is a file; {_SHOULD}. Give such a folder."
 
@@ -87,8 +87,8 @@ def _bare_part(path: Path) -> str | None:
     whole = path.absolute().parent
     if (whole / INDEX).is_file():
         return (
-            f"{path} is one part{what} of the model in {path.parent}, and has no {INDEX}; {_SHOULD}."
-            f" Give the whole: {path.parent}"
+            f"{path} is one part{what} of the model in {path.parent}, and has no {INDEX}; "
+            f"{_SHOULD}. Give the whole: {path.parent}"
         )
     return f"{path} is one part of a pipeline{what} and has no {INDEX}; {_SHOULD}. {_put(path)}"
 
@@ -99,8 +99,8 @@ def _checkpoint(path: Path) -> str | None:
         return None
     network = next((name for name in _NETWORKS if name in there), there[0])
     return (
-        f"{path} has the part {', '.join(there)} and no {INDEX}: it is a trainer's checkpoint, or a "
-        f"part of a pipeline; {_SHOULD}. {_put(path / network)}"
+        f"{path} has the part {', '.join(there)} and no {INDEX}: it is a trainer's checkpoint, or "
+        f"a part of a pipeline; {_SHOULD}. {_put(path / network)}"
     )
 
 

@@ -9,15 +9,16 @@ from fewstep.errors import FolderError
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WANTED = ["*.json", "*.txt", "*.model", "*/*.safetensors", "README.md", "LICENSE*", "LICENCE*"]
-_VARIANTS = ["*.fp16.safetensors", "*.bf16.safetensors", "*.non_ema.safetensors"]
+_VARIANTS = ["*.fp16*", "*.bf16*", "*.non_ema*"]
 
 
 def local(name: Path | str) -> Path:
     """Return the folder of a model: the path itself, or where the model of a hub id is kept.
 
     A name is a hub id where it looks like one (owner/name) and neither it nor `owner` is here.
-    Settings, safetensors and licences are fetched, pickles and variants are not; with
-    HF_HUB_OFFLINE, or without a network, only what was fetched before is found.
+    Settings, safetensors and licences are fetched, and variants such as fp16 where a part has
+    nothing else; pickles are not. With HF_HUB_OFFLINE, or without a network, only what was fetched
+    before is found.
     Raises FolderError where there is no such model, or it cannot be fetched.
     """
     path = Path(name)
@@ -28,7 +29,9 @@ def local(name: Path | str) -> Path:
 
     try:
         # Its errors are of many classes, of several libraries; all mean the same here.
-        found = snapshot_download(told, allow_patterns=_WANTED, ignore_patterns=_VARIANTS)
+        found = Path(snapshot_download(told, allow_patterns=_WANTED, ignore_patterns=_VARIANTS))
+        if _lacks_weights(found):
+            found = Path(snapshot_download(told, allow_patterns=_WANTED))
     except Exception as error:  # noqa: BLE001
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise FolderError(
@@ -36,4 +39,10 @@ def local(name: Path | str) -> Path:
             f"({type(error).__name__}: {reason}). Check the name, the network and HF_HUB_OFFLINE, "
             "or give a folder."
         ) from None
-    return Path(found)
+    return found
+
+
+def _lacks_weights(folder: Path) -> bool:
+    """Whether a part has settings and no weights: the hub has them as a variant alone, or none."""
+    parts = [config.parent for config in folder.glob("*/config.json")]
+    return any(not any(part.glob("*.safetensors")) for part in parts)

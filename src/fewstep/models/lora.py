@@ -44,8 +44,8 @@ class Lora(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rank: int = Field(16, ge=1)
-    alpha: float = Field(16.0, gt=0.0)
+    rank: int = Field(16, ge=1, le=16_384)
+    alpha: float = Field(16.0, gt=0.0, allow_inf_nan=False)
     targets: tuple[str, ...] = Field(ATTENTION, min_length=1)
     keep_apart: bool = False
 

@@ -178,8 +178,9 @@ def load_own_model(folder: Path, factory: Factory | None, device: str = "cpu") -
     name = str(card.training.get(CLASS, "Net"))
     if factory is None:
         raise FolderError(
-            f"{folder} holds a module of your own, of the class {name}, and fewstep cannot build it "
-            f"by itself. Pass a factory in Python: fewstep.load({str(folder)!r}, factory={name})."
+            f"{folder} holds a module of your own, of the class {name}, and fewstep cannot build "
+            "it by itself. Pass a factory in Python: fewstep.load(FOLDER, factory="
+            f"{name})."
         )
     if not path.is_file():
         raise FolderError(f"{path} is missing; copy the whole folder again.")

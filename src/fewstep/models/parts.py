@@ -47,7 +47,9 @@ def parse_json(path: Path) -> Any:
     except FileNotFoundError:
         raise FolderError(f"{path} is missing; copy the whole folder again.") from None
     except RecursionError:
-        raise FolderError(f"{path} is not JSON (nested too deeply); the folder is damaged.") from None
+        raise FolderError(
+            f"{path} is not JSON (nested too deeply); the folder is damaged."
+        ) from None
     except (ValueError, OSError) as error:
         reason = (str(error).strip().splitlines() or [""])[0][:LONGEST]
         raise FolderError(f"{path} is not JSON ({reason}); the folder is damaged.") from None

@@ -13,9 +13,8 @@ from typing import Any
 from fewstep.core.cond import Cond
 from fewstep.errors import FolderError, RangeError
 from fewstep.models.card import CARD, Card, read_card
-from fewstep.models.dit import DiT
-from fewstep.models.hub import local
 from fewstep.models.copies import copied_index, copy_part, part_files
+from fewstep.models.dit import DiT
 from fewstep.models.facts import (
     MARK,
     check_network_facts,
@@ -25,6 +24,7 @@ from fewstep.models.facts import (
     with_checked_hash,
 )
 from fewstep.models.foreign import saved_again
+from fewstep.models.hub import local
 from fewstep.models.lora import ADAPTER, read_adapter
 from fewstep.models.lora import WEIGHTS as ADAPTER_WEIGHTS
 from fewstep.models.parts import INDEX, components, read_json

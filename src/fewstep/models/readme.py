@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fewstep.models.table import Table
 
 README = "README.md"
 _FENCE = "---"
+_MARKUP = re.compile(r"[\\`*\[\]|#]")
 _STOCK_NULL = 1000  # written into DiTPipeline
 _LICENCE = ("license", "license_name", "license_link")
 
@@ -51,7 +53,7 @@ def model_card(card: Card, table: Table, pipeline: str, source: Path) -> str:
         front["pipeline_tag"] = "text-to-image"
     sections = [
         f"{_FENCE}\n{yaml.safe_dump(front, sort_keys=False)}{_FENCE}",
-        f"# {card.name}",
+        f"# {escaped(card.name)}",
         _about(card),
         *_stock(card, table, pipeline),
         *_ours(card),
@@ -60,6 +62,21 @@ def model_card(card: Card, table: Table, pipeline: str, source: Path) -> str:
         _licence(card, licence, files),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def escaped(value: object) -> str:
+    """Return a text in which nothing is markup of Markdown or HTML, on one line."""
+    text = " ".join(str(value).split())
+    return _MARKUP.sub(lambda found: f"\\{found[0]}", text).replace("<", "&lt;")
+
+
+def _code(value: object) -> str:
+    return "`" + " ".join(str(value).split()).replace("`", "'") + "`"
+
+
+def _place(card: Card) -> str:
+    """Return a path that ends in the model's name, as a string of Python."""
+    return json.dumps(f"path/to/{card.name}".replace("`", "'"), ensure_ascii=False)
 
 
 def _base(card: Card) -> str:
@@ -84,8 +101,8 @@ def _about(card: Card) -> str:
     elif card.num_classes and card.w_range is not None and not _live(card):
         guided = f" Guidance at w = {card.w_range[0]:g} is in its weights."
     return (
-        f"`{_base(card)}`, distilled by fewstep (Meng et al. 2023, arXiv 2210.03142) for {steps}. "
-        f"A step costs {cost}.{guided}{_how_adapted(card)}"
+        f"{_code(_base(card))}, distilled by fewstep (Meng et al. 2023, arXiv 2210.03142) for "
+        f"{steps}. A step costs {cost}.{guided}{_how_adapted(card)}"
     )
 
 
@@ -121,7 +138,7 @@ def _stock(card: Card, table: Table, pipeline: str) -> list[str]:
     code = (
         "```python\n"
         f"from diffusers import {pipeline}\n\n"
-        f'pipe = {pipeline}.from_pretrained("path/to/{card.name}")\n'
+        f"pipe = {pipeline}.from_pretrained({_place(card)})\n"
         f'image = pipe("a photograph of a cat", num_inference_steps={steps}, '
         f"guidance_scale={1 + w:g}).images[0]\n"
         "```"
@@ -154,11 +171,11 @@ def _stock_apart(card: Card) -> str:
     return (
         "This folder holds an adapter (in the format of peft) and a w input, and no network: stock "
         "pipelines do not open it. Its base is to be found at "
-        f"`{card.lora.base}`, seen from this folder; the sha256 of its weights is "
+        f"{_code(card.lora.base)}, seen from this folder; the sha256 of its weights is "
         f"{card.lora.base_sha256}. A folder that stock pipelines open is made by merging:\n\n"
         "```python\n"
         "import fewstep\nfrom fewstep.models import merge_adapter, save_model\n\n"
-        f'save_model(merge_adapter(fewstep.load("path/to/{card.name}")), "merged")\n'
+        f'save_model(merge_adapter(fewstep.load({_place(card)})), "merged")\n'
         "```"
     )
 
@@ -184,7 +201,7 @@ def _stock_classes(card: Card, table: Table, pipeline: str) -> list[str]:
     code = (
         "```python\n"
         f"from diffusers import {pipeline}\n\n"
-        f'pipe = {pipeline}.from_pretrained("path/to/{card.name}")\n'
+        f"pipe = {pipeline}.from_pretrained({_place(card)})\n"
         f"image = pipe(class_labels=[0], num_inference_steps={_some_steps(card)}, "
         f"guidance_scale={scale}).images[0]\n"
         "```"
@@ -228,7 +245,7 @@ def _ours(card: Card) -> list[str]:
         "## With fewstep",
         "```python\n"
         f"{needed}\n"
-        f'folder = "path/to/{card.name}"\n'
+        f"folder = {_place(card)}\n"
         f"cond = {cond}\n"
         f"z = fewstep.sample(fewstep.load(folder), cond, w={w:g}{steps}, seed=0)\n"
         "images = decode_latents(load_vae(folder), z)  # (B, 3, H, W) in [-1, 1]\n"
@@ -253,14 +270,14 @@ def _made(card: Card, table: Table) -> list[str]:
         )
     rows.update({f"parent: {p.name} (sha256)": p.sha256 for p in card.parents})
     rows.update({k: v for k, v in card.training.items() if not isinstance(v, dict)})
-    table_rows = [f"| {key} | {value} |" for key, value in rows.items()]
+    table_rows = [f"| {escaped(key)} | {escaped(value)} |" for key, value in rows.items()]
     return ["## How it was made", "\n".join(["| | |", "| --- | --- |", *table_rows])]
 
 
 def _figures(card: Card) -> str:
     if not card.figures:
         return "## Figures\n\nNone were measured."
-    rows = [f"| {name} | {value:.4g} |" for name, value in card.figures.items()]
+    rows = [f"| {escaped(name)} | {value:.4g} |" for name, value in card.figures.items()]
     return "\n".join(["## Figures", "", "| figure | value |", "| --- | --- |", *rows])
 
 
@@ -268,11 +285,11 @@ def _licence(card: Card, licence: dict[str, str], files: list[str]) -> str:
     base = _base(card)
     if not licence and not files:
         return (
-            f"## Licence\n\nThe folder of `{base}` names no licence. This model is made from its "
-            "weights: find out what they may be used for before you share it."
+            f"## Licence\n\nThe folder of {_code(base)} names no licence. This model is made from "
+            "its weights: find out what they may be used for before you share it."
         )
     named = licence.get("license_name") or licence.get("license")
     told = f": {named}" if named else ""
     link = f" ({licence['license_link']})" if "license_link" in licence else ""
     also = f" Its text is in {', '.join(files)}." if files else ""
-    return f"## Licence\n\nThat of `{base}`, from whose weights it is made{told}{link}.{also}"
+    return f"## Licence\n\nThat of {_code(base)}, from whose weights it is made{told}{link}.{also}"

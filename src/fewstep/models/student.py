@@ -35,8 +35,8 @@ def student_of(
 ) -> UNetModel:
     """Return the student that a stage trains; it equals its parent bit for bit.
 
-    It is told w by a new input of the network, unless it is a pair, or its family has none. A module
-    of your own is copied as it is, and takes w as an argument of its `forward`.
+    w becomes a new input of the network, unless it is a pair, or its family has none. A module of
+    your own is copied as it is, and takes w as an argument of its `forward`.
 
     With `lora`, adapter and w input are all that is trained. The other weights are the parent's own
     memory, frozen in both: keep the parent as the teacher, and it goes on answering as it did. A
@@ -55,8 +55,8 @@ def student_of(
 
     Raises:
         ShapeError: the parent is no module.
-        RangeError: w is no finite range, or wider than the parent's, or the family needs one fixed w; an
-            adapter that does not fit the network, or is to be kept apart where that cannot be.
+        RangeError: w is no finite range, or wider than the parent's, or the family needs one fixed
+            w; an adapter that does not fit the network, or cannot be kept apart.
         MissingError: LoRA without peft.
     """
     inner = own_or_known(parent.denoiser if isinstance(parent, Guided) else parent)

@@ -98,7 +98,7 @@ class Table:
         """Return the table of a network of your own, from the betas that it was trained with.
 
         Args:
-            betas: (T,), T >= 2, each in (0, 1): how much noise a timestep adds to the squared signal.
+            betas: (T,), T >= 2, each in (0, 1): the noise that a timestep adds, as a variance.
             prediction: what the network predicts: "epsilon", "v_prediction" or "sample" (x).
 
         Raises:

@@ -17,7 +17,6 @@ from fewstep.errors import FolderError
 from fewstep.models.parts import is_number, read_json, reading
 from fewstep.models.weights import load_part
 
-
 SHORTEST = 2  # tokens: the start and the end of a prompt
 
 

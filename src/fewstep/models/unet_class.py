@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
 FAMILY = "unet-class"
+MOST = 16_384  # of channels or features; more would only fill the memory
+Channels: TypeAlias = Annotated[int, Field(ge=1, le=MOST)]
 
 
 class UNetConfig(BaseModel):
@@ -40,14 +42,14 @@ class UNetConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    channels: tuple[int, ...] = Field((32, 64), min_length=1)
-    layers: int = Field(1, ge=1)
+    channels: tuple[Channels, ...] = Field((32, 64), min_length=1, max_length=10)
+    layers: int = Field(1, ge=1, le=100)
     attention: tuple[bool, ...] = ()
-    head_dim: int = Field(8, ge=1)
-    groups: int = Field(8, ge=1)
-    time_dim: int | None = Field(None, ge=8)
-    w_dim: int = Field(128, ge=8)
-    w_band: float | None = Field(1.0, gt=0.0)
+    head_dim: int = Field(8, ge=1, le=MOST)
+    groups: int = Field(8, ge=1, le=MOST)
+    time_dim: int | None = Field(None, ge=8, le=MOST)
+    w_dim: int = Field(128, ge=8, le=MOST)
+    w_band: float | None = Field(1.0, gt=0.0, allow_inf_nan=False)
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
 
     @model_validator(mode="after")

@@ -69,8 +69,8 @@ def _check_scale(config: Any, path: Path) -> None:
     scale = config.scaling_factor
     if not is_number(scale) or scale == 0:
         raise FolderError(
-            f"{path}: scaling_factor must be a finite number other than 0, got {scale!r}. Write the "
-            "one that the model was trained with."
+            f"{path}: scaling_factor must be a finite number other than 0, got {scale!r}. Write "
+            "the one that the model was trained with."
         )
     for key in ("latents_mean", "latents_std"):
         given = config.get(key)

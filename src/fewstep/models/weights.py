@@ -126,7 +126,11 @@ def file_sha256(path: Path) -> str:
     with reading(path):
         stat = path.stat()
         key = (
-            os.path.realpath(path), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+            os.path.realpath(path),
+            stat.st_ino,
+            stat.st_size,
+            stat.st_mtime_ns,
+            stat.st_ctime_ns,
         )
         if key not in _hashes:
             digest = sha256(path)
@@ -136,9 +140,7 @@ def file_sha256(path: Path) -> str:
     return _hashes[key]
 
 
-def load_part(
-    kind: Any, path: Path, *, extra: Iterable[str] = (), **options: Any
-) -> Any:
+def load_part(kind: Any, path: Path, *, extra: Iterable[str] = (), **options: Any) -> Any:
     """Return the module of class `kind` in folder `path`, in float32, with its weights checked.
 
     Args:
@@ -202,7 +204,8 @@ def _shard(found: re.Match[str]) -> bool:
 
 def _shards(index: Path) -> tuple[Path, ...]:
     listed = read_json(index).get("weight_map")
-    names = sorted(set(listed.values())) if _is_map(listed) else []
+    known = isinstance(listed, dict) and all(isinstance(name, str) for name in listed.values())
+    names = sorted(set(listed.values())) if known and listed else []
     if not names:
         raise FolderError(f"{index} has no weight_map of names; copy the whole folder again.")
     for name in names:
@@ -216,10 +219,6 @@ def _shards(index: Path) -> tuple[Path, ...]:
                 "folder again."
             )
     return tuple(index.parent / name for name in names)
-
-
-def _is_map(data: Any) -> bool:
-    return isinstance(data, dict) and all(isinstance(name, str) for name in data.values())
 
 
 def _no_weights(path: Path, names: Sequence[str]) -> FolderError:

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from fewstep.core import cond as conds
-from fewstep.core.angle import HALF_PI
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Denoiser, Guided, traits_of
 from fewstep.core.seed import generator
@@ -100,41 +99,31 @@ def _values(found: Findings, denoiser: Denoiser, state: State, v: Tensor, tolera
         torch.equal(v, again),
         f"two calls differ by {largest(v, again):.3g}; call .eval() if it has dropout",
     )
-    for name, angle in (("clean", 1e-3), ("noise", HALF_PI)):
+    # All sampling starts at the first angle of the clock.
+    for name, angle in (("clean", 1e-3), ("noise", traits_of(denoiser).clock(1)[0])):
         there = torch.full_like(phi, angle)
         end = found.attempt(
             f"it answers at the {name} end, phi = {angle:.4g}",
             lambda there=there: _ask(denoiser, z, there, cond, w),  # type: ignore[misc]
         )
         if end is not None:
-            found.note(
-                f"v is finite at the {name} end, phi = {angle:.4g}",
-                bool(end.isfinite().all()),
-                "it is not; a division by cos(phi) or sin(phi) is the usual reason",
-            )
+            _end(found, f"the {name} end, phi = {angle:.4g}", end, v)
     del tolerance
-    _start(found, denoiser, state, v)
 
 
-def _start(found: Findings, denoiser: Denoiser, state: State, v: Tensor) -> None:
-    """Look at the angle where all sampling starts: an eps-network may divide by nearly 0 there."""
-    z, phi, cond, w = state
-    first = traits_of(denoiser).clock(1)[0]
-    start = found.attempt(
-        f"it answers where sampling starts, phi = {first:.4g}",
-        lambda: _ask(denoiser, z, torch.full_like(phi, first), cond, w),
-    )
-    if start is None or start.shape != v.shape:
-        return
-    size = max(1.0, float(v.abs().max()))
-    there = float(start.abs().max())
+def _end(found: Findings, where: str, end: Tensor, v: Tensor) -> None:
+    """Note whether the answer at an end is finite, and of the size of v at other angles."""
+    size, there = max(1.0, float(v.abs().max())), float(end.abs().max())
+    reason = "a division by cos(phi) or sin(phi) is the usual reason"
+    if bool(end.isfinite().all()):
+        reason = (
+            f"it reaches {there:.3g}, and {size:.3g} at other angles; a division by cos(phi) is "
+            "the usual reason: an eps-network knows nothing of the image at pi/2. Give it the "
+            "clock and the phi_range of its own table in `traits`, or wrap the network in "
+            "fewstep.models.TableDenoiser"
+        )
     found.note(
-        f"v is no larger where sampling starts, phi = {first:.4g}, than elsewhere",
-        there <= LARGEST * size,
-        f"it reaches {there:.3g}, and {size:.3g} at other angles. An eps-network knows nothing of "
-        "the image at pi/2, and v_from_eps divides by cos(phi) there: give the denoiser "
-        "traits = Traits(clock=..., phi_range=...) of the table that it was trained on, or wrap the "
-        "network in fewstep.models.TableDenoiser",
+        f"v is finite at {where}", bool(end.isfinite().all()) and there <= LARGEST * size, reason
     )
 
 
