@@ -12,6 +12,7 @@ import yaml
 
 TINY = {
     "name": "tiny",
+    "data": {"name": "digits"},
     "network": {"channels": [8, 16], "groups": 4, "w_dim": 32},
     "teacher": {"updates": 30, "batch_size": 16, "checkpoint_every": 10, "log_every": 5},
     "distill": {

@@ -42,11 +42,11 @@ class Lora(BaseModel):
             into the weights, and the folder is a stock one.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    rank: int = Field(16, ge=1, le=16_384)
-    alpha: float = Field(16.0, gt=0.0, allow_inf_nan=False)
-    targets: tuple[str, ...] = Field(ATTENTION, min_length=1)
+    rank: int = Field(16, ge=1, le=16384)
+    alpha: float = Field(16.0, gt=0.0, le=1e6)
+    targets: tuple[str, ...] = Field(ATTENTION, min_length=1, max_length=1000)
     keep_apart: bool = False
 
 

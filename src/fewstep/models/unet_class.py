@@ -40,7 +40,7 @@ class UNetConfig(BaseModel):
         dropout: in the resnets.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     channels: tuple[Channels, ...] = Field((32, 64), min_length=1, max_length=10)
     layers: int = Field(1, ge=1, le=100)
@@ -49,7 +49,7 @@ class UNetConfig(BaseModel):
     groups: int = Field(8, ge=1, le=MOST)
     time_dim: int | None = Field(None, ge=8, le=MOST)
     w_dim: int = Field(128, ge=8, le=MOST)
-    w_band: float | None = Field(1.0, gt=0.0, allow_inf_nan=False)
+    w_band: float | None = Field(1.0, gt=0.0, le=1e6)
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
 
     @model_validator(mode="after")

@@ -1,0 +1,263 @@
+"""The keys of a recipe, their defaults and their bounds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from fewstep.data import DataConfig
+from fewstep.distill.match import WALK
+from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan, Stage, student_name
+from fewstep.distill.trajectory import States
+from fewstep.models import Lora, UNetConfig
+from fewstep.train import Optimisation, TrainConfig
+from fewstep.train.config import MOST_UPDATES
+
+MOST_STEPS = 10_000
+NAME = r"^[a-z0-9][a-z0-9._-]*$"
+# What else a run writes into its folder; no stage may have one of these names.
+RESERVED = {
+    *("recipe.yaml", "seconds.json", "training", "evaluation", "report.html", "report.json"),
+    *("table.md", "table.csv", "plots", "sheets", "latents", "features"),
+}
+
+Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
+W = Annotated[float, Field(ge=-1000.0, le=1000.0, allow_inf_nan=False)]
+
+
+class Part(BaseModel):
+    """A part of a recipe: unknown keys, NaN and infinity are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TeacherConfig(Optimisation):
+    """Training of the guided teacher. dropout: probability that an example loses its condition."""
+
+    updates: int = Field(3000, ge=1, le=MOST_UPDATES)
+    dropout: float = Field(0.1, ge=0.0, lt=1.0)
+
+
+class StageConfig(Part):
+    """One student of the plan (`fewstep.distill.plan.Stage`); stage one has no `steps`.
+
+    updates, lr and states default to those of `distill`; the name to stage-one, student-4, ...
+    The name is also that of the student's folder in the run.
+    """
+
+    parent: str = Field(max_length=64)
+    name: str | None = Field(None, pattern=NAME, max_length=64)
+    steps: Steps | None = None
+    substeps: int = Field(2, ge=1, le=MOST_STEPS)
+    order: Literal[1, 2] = 1
+    stride: Literal[1, 2] = 1
+    direction: Literal["decode", "encode"] = "decode"
+    pair: bool = False
+    updates: int | None = Field(None, ge=1, le=MOST_UPDATES)
+    lr: float | None = Field(None, gt=0.0, le=10.0)
+    states: States | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _free(cls, value: str | None) -> str | None:
+        if value is None:
+            return value
+        if value in RESERVED or value == TEACHER or ".." in value or value.endswith("."):
+            raise ValueError(
+                f"must be the name of a new folder of the run, got {value!r}, which "
+                f"{'fewstep uses itself' if value in RESERVED | {TEACHER} else 'has stray dots'}; "
+                "choose another name, for example my-student"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _used(self) -> StageConfig:
+        if self.steps is None:
+            given = {"substeps", "order", "stride", "direction", "pair"} & self.model_fields_set
+            idle = sorted(
+                k for k in given if getattr(self, k) != type(self).model_fields[k].default
+            )
+            if idle:
+                raise ValueError(
+                    f"{', '.join(idle)} must come with steps: without steps the stage is stage "
+                    "one, which has no such setting; add steps, or leave them out"
+                )
+        elif self.name == STAGE_ONE:
+            raise ValueError(
+                f"the name {STAGE_ONE} belongs to the stage without steps; choose another name"
+            )
+        return self
+
+
+class DistillConfig(Optimisation):
+    """Both stages: the range of w, the plan, and the settings that all students share.
+
+    lora: train a LoRA adapter; null trains every weight.
+    states: what students are trained on: "noised" data, or the states of the teacher's own
+        "trajectory".
+    """
+
+    w: tuple[W, W] = (0.0, 4.0)
+    updates: int = Field(500, ge=1, le=MOST_UPDATES)
+    lora: Lora | None = None
+    states: States = "noised"
+    stages: tuple[StageConfig, ...] = Field((), max_length=1000)
+
+    @model_validator(mode="after")
+    def _range(self) -> DistillConfig:
+        if not self.w[0] <= self.w[1]:
+            raise ValueError(
+                f"w must be [low, high] with low <= high, got [{self.w[0]:g}, {self.w[1]:g}]"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _walkable(self) -> DistillConfig:
+        part = self.batch_size // self.accumulate
+        for s in self.stages:
+            if (s.states or self.states) == "noised":
+                continue
+            if (s.steps or WALK) > part:
+                raise ValueError(
+                    f"a batch of {part} cannot hold a trajectory of {s.steps or WALK} states; "
+                    "give a larger batch, fewer steps, or states: noised"
+                )
+            if s.stride == 2 and s.direction == "encode":
+                raise ValueError("an encoder of stride 2 has no trajectories; use states: noised")
+        return self
+
+    def plan(self) -> Plan:
+        """Return the stages as a plan. Raises RecipeError for stages that do not fit together."""
+        return Plan(tuple(self._stage(s) for s in self.stages))
+
+    def _stage(self, s: StageConfig) -> Stage:
+        name = STAGE_ONE
+        if s.steps is not None:
+            name = student_name(s.steps, s.stride, s.direction, s.pair)
+        states = s.states or self.states
+        shared = (s.steps, s.substeps, s.stride, s.direction, s.pair, states, s.order)
+        return Stage(s.name or name, s.parent, s.updates or self.updates, *shared)
+
+    def lr_of(self, stage: Stage) -> float:
+        """Return the learning rate of a stage of the plan."""
+        own = {self._stage(s).name: s.lr for s in self.stages}[stage.name]
+        return own or self.lr
+
+
+class LatentConfig(Part):
+    """Latents in place of images, encoded once and cached (`fewstep.data.cache_latents`).
+
+    Attributes:
+        folder: of the encoders: a stock pipeline, or a folder with `vae/` in it; by default the
+            teacher's. A run that trains its teacher starts from the network of a stock pipeline
+            that takes the same condition.
+        cond: the model's condition: prompts, made of `data.captions`, or the class.
+        negative_prompt: condition of the teacher's unconditional pass, fixed in every student's
+            weights; by default that of its own pipelines: the empty prompt, or zeros.
+        flip: also encode the mirror image of every image.
+        dtype: of the cached latents and embeddings.
+        shard_size: examples per file.
+        root: folder of caches; by default `latents` in $FEWSTEP_CACHE or the user's cache.
+    """
+
+    folder: str | None = None
+    cond: Literal["prompt", "class"] = "prompt"
+    negative_prompt: str | None = None
+    flip: bool = False
+    dtype: Literal["float32", "float16"] = "float32"
+    shard_size: int = Field(1024, ge=1, le=1_000_000)
+    root: str | None = None
+
+
+class EvaluateConfig(Part):
+    """What to measure.
+
+    Attributes:
+        w: guidance weights.
+        samples: images per cell; the same noise and classes in every cell.
+        reference_steps: of the many-step teacher that paired distances refer to.
+        teacher_steps, stage_one_steps: other numbers of steps to measure these models at.
+        solver_steps: numbers of steps at which the teacher is also measured with the solvers of
+            `fewstep.models.solvers.SOLVERS`.
+        features: the feature extractor: folder of a transformers vision model, or a weights file
+            of the published Inception; without it the digits have features of their own, and
+            other data get a classifier trained on them.
+        batch_size: of sampling; the images do not depend on it.
+    """
+
+    w: tuple[W, ...] = Field((0.0, 1.0, 2.0, 4.0), min_length=1, max_length=1000)
+    samples: int = Field(2000, ge=2, le=10_000_000)
+    reference_steps: Steps = 256
+    teacher_steps: tuple[Steps, ...] = Field((8, 4, 2, 1), max_length=1000)
+    stage_one_steps: tuple[Steps, ...] = Field((64,), max_length=1000)
+    solver_steps: tuple[Steps, ...] = Field((), max_length=1000)
+    features: str | None = None
+    batch_size: int = Field(500, ge=1, le=1_000_000)
+
+
+class Recipe(Part):
+    """A study, from data to report.
+
+    `about` says what the recipe should reach and on what that was measured, or "unmeasured".
+    """
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)
+    about: str = "unmeasured"
+    seed: int = Field(0, ge=0, lt=2**63)
+    data: DataConfig = DataConfig()
+    latents: LatentConfig | None = None
+    network: UNetConfig = UNetConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    distill: DistillConfig = DistillConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _conditions(cls, given: Any) -> Any:
+        """Set data.cond from latents.cond: for prompts, a column of captions is preferred."""
+        latents = given.get("latents") if isinstance(given, dict) else None
+        cond = getattr(latents, "cond", None)
+        if isinstance(latents, dict):
+            cond = latents.get("cond", "prompt")
+        if cond not in ("prompt", "class"):
+            return given
+        data = given.get("data", {})
+        if isinstance(data, DataConfig):
+            return {**given, "data": data.model_copy(update={"cond": cond})}
+        return {**given, "data": {**data, "cond": cond}} if isinstance(data, dict) else given
+
+    @model_validator(mode="after")
+    def _inside(self) -> Recipe:
+        if self.latents is None and self.data.cond == "prompt":
+            raise ValueError("data.cond=prompt needs `latents:`; models of images take classes")
+        low, high = self.distill.w
+        outside = [w for w in self.evaluate.w if not low <= w <= high]
+        if outside:
+            raise ValueError(
+                f"evaluate.w must lie inside distill.w, which is [{low:g}, {high:g}], and "
+                f"{outside[0]:g} is outside distill.w; change one of them"
+            )
+        if self.latents is not None and (self.data.flip or self.data.crop):
+            raise ValueError(
+                "data.flip and data.crop must be off where latents are encoded once; set "
+                "latents.flip=true to train on mirror images too"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _has_data(self) -> Recipe:
+        if "name" not in self.data.model_fields_set:
+            raise ValueError(
+                "data.name is required; add the path of your images, or digits for the built-in "
+                "data set, for example with --set data.name=FOLDER"
+            )
+        return self
+
+    def train_config(self, stage: Stage | None) -> TrainConfig:
+        """Return the training of a stage, or with None of the teacher."""
+        source: Optimisation = self.teacher if stage is None else self.distill
+        shared = {k: getattr(source, k) for k in Optimisation.model_fields}
+        if stage is None:
+            return TrainConfig(**shared, updates=self.teacher.updates)
+        return TrainConfig(**{**shared, "lr": self.distill.lr_of(stage)}, updates=stage.updates)
