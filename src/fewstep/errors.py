@@ -1,7 +1,8 @@
-"""What a person is told when something is wrong: what was given, what is allowed, what to do.
+"""Errors and warnings for users: what must hold, what was given, what to do.
 
-Every error that a user can cause is a `FewstepError` with a one-line message; the command
-line prints that line and nothing else. Anything else that escapes is a defect of fewstep.
+Every error that a user can cause is a `FewstepError` with a one-line message, and the command
+line prints that line. Any other error is a defect of fewstep: the command line prints its type and
+text, and `--debug` prints the traceback too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ from collections.abc import Iterable
 
 
 class FewstepError(Exception):
-    """Base of every error raised on purpose. The message is one line, for a person."""
+    """Base of every error raised on purpose. Its message is one line for the user."""
+
+
+class FewstepWarning(UserWarning):
+    """Something that the user should know and that does not stop the command."""
 
 
 class ShapeError(FewstepError):
@@ -27,15 +32,15 @@ class GridError(FewstepError):
 
 
 class RecipeError(FewstepError):
-    """A recipe or an override has a misspelt key or a value that is not allowed."""
+    """A recipe or a `--set` has an unknown key or a value that is not allowed."""
 
 
 class FolderError(FewstepError):
-    """A model folder or data file is missing, foreign, or cut short."""
+    """A folder or file is missing, was not made by fewstep, is cut short, or cannot be written."""
 
 
 class CheckpointError(FewstepError):
-    """A training checkpoint is damaged or belongs to another run."""
+    """The checkpoints of a training run are damaged or belong to another run."""
 
 
 class NonFiniteError(FewstepError):
@@ -47,18 +52,18 @@ class DataError(FewstepError):
 
 
 class Interrupted(FewstepError):
-    """The user pressed Ctrl-C; what was done so far is kept."""
+    """The user pressed Ctrl-C; the work done so far is saved."""
 
 
 class ProcessLostError(FewstepError):
-    """Another process of this run died or does not answer."""
+    """Another process of this run ended or does not answer."""
 
 
 class MissingError(FewstepError):
-    """An optional package is needed and not installed."""
+    """An optional package is needed and is not installed."""
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the nearest allowed name, or "" where none is near."""
-    near = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(given[:200], list(allowed), n=1, cutoff=0.6)
     return f" Did you mean {near[0]!r}?" if near else ""

@@ -148,6 +148,7 @@ def test_settings_of_memory_and_speed_do_not_name_another_run() -> None:
 def test_the_command_line_trains_and_distils_on_two(tmp_path: Path) -> None:
     recipe = {
         "name": "two",
+        "data": {"name": "digits"},
         "network": {"channels": [8, 16], "groups": 4, "w_dim": 32},
         "teacher": {"updates": 6, "batch_size": 8, "log_every": 3, "checkpoint_activations": True},
         "distill": {"batch_size": 8, "updates": 4, "shard": True, "log_every": 2,

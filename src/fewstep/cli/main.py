@@ -1,14 +1,15 @@
-"""`fewstep`: the commands, and one line for every error that a person can cause.
+"""The `fewstep` command line: its commands, and one line for every error.
 
-Nothing here imports torch until a command runs, so that `--help` answers at once.
+Nothing here imports torch before a command runs, so that `--help` is instant.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
-from typing import cast
+import traceback
+import warnings
+from typing import Annotated, TextIO, cast
 
 import typer
 
@@ -30,16 +31,49 @@ from fewstep.cli import (
     train,
     transfer,
 )
-from fewstep.errors import FewstepError, Interrupted
+from fewstep.errors import FewstepError, FewstepWarning, Interrupted
 
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 app = typer.Typer(
     name="fewstep",
-    help="Distil a guided diffusion model to a few steps, with a live guidance knob.",
+    help="Distil a classifier-free guided diffusion model into a few-step student that still takes "
+    "the guidance weight w.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings=CONTEXT,
 )
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        from fewstep import __version__
+
+        typer.echo(f"fewstep {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the version, then exit.",
+        ),
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help="Print the traceback of an error. May also follow a command."),
+    ] = False,
+) -> None:
+    """Distil a classifier-free guided diffusion model to a few steps, at any guidance weight w."""
+    del version, debug  # main reads --debug itself
+
+
 COMMANDS = (
     demo,
     cache,
@@ -58,8 +92,9 @@ COMMANDS = (
     show,
 )
 for module in COMMANDS:
-    app.command(module.command.__name__.removesuffix("_command"))(module.command)
-app.add_typer(features.app, name="features")
+    name = module.command.__name__.removesuffix("_command")
+    app.command(name, context_settings=CONTEXT)(module.command)
+app.add_typer(features.app, name="features", context_settings=CONTEXT)
 
 # The base of every usage error: click's own class, or in later releases typer's copy of it.
 UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
@@ -68,28 +103,89 @@ EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
 
 
+DEBUG = "--debug"
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return its exit code: 0, 1 (error), 2 (usage) or 130 (Ctrl-C)."""
-    try:
-        app(args=arguments, standalone_mode=False)
-    except typer.Exit as stop:
-        return stop.exit_code
-    except UsageError as error:
-        error.show()
-        return error.exit_code
-    except Interrupted as error:
-        return _fail(str(error), EXIT_INTERRUPTED)
-    except (KeyboardInterrupt, typer.Abort):
-        return _fail("stopped; run the same command to go on.", EXIT_INTERRUPTED)
-    except FewstepError as error:
-        return _fail(str(error), EXIT_ERROR)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM):
-            raise
-        where = f" ({error.filename})" if error.filename else ""
-        advice = "free some space, or give another --out"
-        return _fail(f"{os.strerror(error.errno or 0)}{where}; {advice}.", EXIT_ERROR)
+    """Run the command line; return its exit code: 0, 1 (error), 2 (usage) or 130 (Ctrl-C).
+
+    Every error ends in one line on stderr. With `--debug` anywhere among the arguments its
+    traceback comes first.
+    """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options_end = given.index("--") if "--" in given else len(given)
+    debug = DEBUG in given[:options_end]
+    kept = [a for k, a in enumerate(given) if a != DEBUG or k > options_end]
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        warnings.simplefilter("always", FewstepWarning)
+        try:
+            app(args=kept, standalone_mode=False)
+        except typer.Exit as stop:
+            return stop.exit_code
+        except UsageError as error:
+            error.show()
+            return error.exit_code
+        except BaseException as error:
+            if isinstance(error, SystemExit | GeneratorExit):
+                raise
+            if debug:
+                traceback.print_exception(error)
+            return _fail(*_explained(error))
     return 0
+
+
+def _explained(error: BaseException) -> tuple[str, int]:
+    """Return the line that explains an error, and the exit code."""
+    if isinstance(error, Interrupted):
+        return str(error), EXIT_INTERRUPTED
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return "stopped; run the same command to continue.", EXIT_INTERRUPTED
+    if isinstance(error, FewstepError):
+        return str(error), EXIT_ERROR
+    text = " ".join(str(error).split())[:300]
+    if _is_out_of_memory(error):
+        return (
+            f"out of memory ({text or type(error).__name__}). Use a smaller batch or size, fewer "
+            "images at once, or a machine with more memory.",
+            EXIT_ERROR,
+        )
+    if isinstance(error, OSError) and error.errno is not None:
+        where = str(error.filename)[:300] if error.filename else "a file"
+        return (
+            f"{where} cannot be used: {os.strerror(error.errno)}. Check the path, its permissions "
+            f"and the free space, or run the same command with {DEBUG} to see where.",
+            EXIT_ERROR,
+        )
+    return (
+        f"stopped by an unforeseen error ({type(error).__name__}: {text}). Run the same command "
+        f"with {DEBUG} to see where, and please report it.",
+        EXIT_ERROR,
+    )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "not enough memory" in text or "out of memory" in text or "can't allocate memory" in text
+    )
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    if issubclass(category, FewstepWarning):
+        typer.echo(f"fewstep: {' '.join(str(message).split())}", err=True)
+    else:
+        text = warnings.formatwarning(message, category, filename, lineno, line)
+        (file or sys.stderr).write(text)
 
 
 def _fail(message: str, code: int) -> int:
@@ -100,11 +196,11 @@ def _fail(message: str, code: int) -> int:
 def entry() -> None:
     """Console script."""
     code = main()
-    # Only a command that trained has imported this; the others must not pay for it.
+    # Only a command that trained has imported this; the others must not wait for the import.
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         if code:
-            # Another process may be gone, and with it an orderly farewell.
+            # Another process may be gone, and then an orderly end would wait for it.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)

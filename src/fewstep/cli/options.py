@@ -1,4 +1,4 @@
-"""What several commands share: their options, and parsing of lists."""
+"""Options that several commands share, and the parsing of their lists."""
 
 from __future__ import annotations
 
@@ -9,18 +9,31 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fewstep.errors import RangeError
+from fewstep.errors import RangeError, RecipeError
 
 if TYPE_CHECKING:
     from fewstep.recipes.config import Recipe
 
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. distill.lr=1e-3."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a key of the recipe, for example distill.lr=1e-3.",
+    ),
 ]
-Out = Annotated[Path | None, typer.Option(help="Folder of the run; by default runs/<recipe>.")]
-Device = Annotated[str | None, typer.Option(help="cpu or cuda; by default what there is.")]
-RecipeName = Annotated[str, typer.Argument(help="Name of a built-in recipe, or a YAML file.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the run; by default runs/<recipe>, or the run's own for its recipe.yaml."
+    ),
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda or cuda:N; by default a GPU where there is one.")
+]
+RecipeName = Annotated[
+    str, typer.Argument(help="Name of a built-in recipe, a YAML file, or the folder of a run.")
+]
 GuidanceScale = Annotated[float | None, typer.Option("--guidance-scale", hidden=True)]
 Image = Annotated[
     list[Path],
@@ -54,8 +67,8 @@ Teachers = Annotated[
     list[Path] | None,
     typer.Option(
         "--teacher",
-        help="Folder of a finished teacher, or of a stage one, to start from; by default the "
-        "run's own. May be given for both.",
+        help="Folder of a finished teacher, or of a finished stage one, to start from; by default "
+        "the run's own. May be repeated to give both.",
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
@@ -133,8 +146,48 @@ def whole(text: str, option: str) -> list[int]:
     return out
 
 
-def load_run_recipe(name: str, overrides: list[str] | None) -> Recipe:
-    """Return the recipe of a command, checked."""
+def load_run_recipe(
+    name: str, overrides: Sequence[str] | None, teachers: Sequence[Path] = ()
+) -> Recipe:
+    """Return the recipe of a command, checked.
+
+    A recipe without `data.name` takes the built-in data set that a teacher was trained on.
+    """
     from fewstep.recipes.config import load_recipe
 
-    return load_recipe(name, overrides or ())
+    settings = list(overrides or ())
+    try:
+        return load_recipe(name, settings)
+    except RecipeError as error:
+        known = data_of(teachers)
+        if known is None or "data.name is required" not in str(error):
+            raise
+        recipe = load_recipe(name, [*settings, f"data.name={known}"])
+        say(f"data: {known}, as in the teacher's training (the recipe names no data)")
+        return recipe
+
+
+def data_of(teachers: Sequence[Path]) -> str | None:
+    """Return the name of the built-in data set that a teacher was trained on, or None."""
+    from fewstep.data import DATASETS
+    from fewstep.models import card_in
+
+    for folder in teachers:
+        name = str(card_in(folder).training.get("data"))
+        if name in DATASETS:
+            return name
+    return None
+
+
+def run_folder(name: str, out: Path | None, recipe: Recipe) -> Path:
+    """Return the folder of a run: --out, or that of a run's own recipe.yaml, or runs/<recipe>."""
+    if out is not None:
+        return out
+    from fewstep.recipes.config import RECIPE, recipe_path
+    from fewstep.recipes.run import is_run
+
+    path = recipe_path(name)
+    if path.name == RECIPE and is_run(path.parent):
+        say(f"run: {path.parent}, the folder of this recipe")
+        return path.parent
+    return Path("runs") / recipe.name

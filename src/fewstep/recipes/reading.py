@@ -68,9 +68,9 @@ def parse(text: str, where: str) -> Any:
         finally:
             loader.dispose()
     except yaml.reader.ReaderError as error:
-        line = text[: error.position].count("\n") + 1
+        before = text[: error.position].count("\n")
         raise RecipeError(
-            f"{where}, line {line}: a recipe must be plain text, and it holds the control "
+            f"{where}, line {before + 1}: a recipe must be plain text, and it holds the control "
             f"character {_code(error.character)}. Remove it."
         ) from None
     except yaml.YAMLError as error:
@@ -91,7 +91,7 @@ def parse_value(text: str, where: str) -> Any:
         return parse(text, where)
     loader = _Loader("")
     try:
-        tag = loader.resolve(yaml.ScalarNode, text, (True, False))
+        tag = loader.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
         return loader.construct_object(yaml.ScalarNode(tag, text))
     except yaml.YAMLError as error:
         problem = getattr(error, "problem", None) or "cannot be read"
@@ -159,7 +159,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         self.depth += 1
         if self.depth > DEEPEST:
-            mark = self.peek_event().start_mark
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise _problem(f"it is nested more than {DEEPEST} levels deep", mark)
         try:
             return super().compose_node(parent, index)

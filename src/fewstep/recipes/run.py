@@ -58,9 +58,9 @@ from fewstep.train import (
     Batch,
     TrainConfig,
     in_units,
-    lost_processes_are_said,
     processes,
     train,
+    translate_peer_failures,
 )
 
 RECIPE = "recipe.yaml"
@@ -124,7 +124,7 @@ class Run:
 
     def wait(self) -> None:
         """Wait until every process has come here."""
-        with lost_processes_are_said():
+        with translate_peer_failures():
             processes(self.device).wait_for_everyone()
 
     def tell(self, line: str) -> None:
@@ -140,7 +140,7 @@ class Run:
         if self.recipe.latents is not None and Path(config.name).suffix == Prompts.SUFFIX:
             images = Prompts(config.name)
         else:
-            with lost_processes_are_said(), processes(self.device).main_process_first():
+            with translate_peer_failures(), processes(self.device).main_process_first():
                 images = open_dataset(config, "train")
         self.tell(images.summary)
         return images
@@ -162,7 +162,7 @@ class Run:
         encoders, config = self.encoders, self.recipe.latents
         assert config is not None
         device, say = processes(self.device).device, self.say if self.is_main else None
-        with lost_processes_are_said(), processes(self.device).main_process_first():
+        with translate_peer_failures(), processes(self.device).main_process_first():
             return encoded(
                 self.images,
                 self.recipe.data,

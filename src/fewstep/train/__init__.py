@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from fewstep.train.checkpoint import begun_run, extend_run
 from fewstep.train.config import Optimisation, TrainConfig
 from fewstep.train.log import read_metrics
-from fewstep.train.loop import Batch, TrainResult, train
+from fewstep.train.loop import Batch, TrainResult, check_trainable, train
 from fewstep.train.memory import Estimate, Watch, estimate, in_units
-from fewstep.train.processes import leave, lost_processes_are_said, processes
+from fewstep.train.processes import leave, processes, translate_peer_failures
 
 __all__ = [
     "Batch",
@@ -15,11 +16,14 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "Watch",
+    "begun_run",
+    "check_trainable",
     "estimate",
+    "extend_run",
     "in_units",
     "leave",
-    "lost_processes_are_said",
     "processes",
     "read_metrics",
     "train",
+    "translate_peer_failures",
 ]

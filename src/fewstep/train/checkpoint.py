@@ -1,9 +1,10 @@
-"""Checkpoints: whole or not there, checked when read, and only of the run they belong to.
+"""Checkpoints: written completely or not at all, and checked when they are read.
 
     folder/checkpoints/00000250/  weights.safetensors  ema.safetensors  optimizer.pt  state.json
     folder/checkpoints/latest.json   {"update": 250}
 
-A checkpoint folder is complete when it has its name; the pointer moves after that.
+A checkpoint folder is complete when it has its name; the pointer moves after that. Where the newest
+checkpoint is damaged, the one before it is used.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,14 +23,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fewstep.atomic import PARTIAL, atomic_folder, atomic_write, sha256
-from fewstep.errors import CheckpointError
+from fewstep.errors import CheckpointError, FewstepWarning
 
 POINTER = "latest.json"
 STATE = "state.json"
+WEIGHTS = "weights.safetensors"
+EMA = "ema.safetensors"
+OPTIMIZER = "optimizer.pt"
+
+
+class _DamagedError(Exception):
+    """A checkpoint cannot be read; the text names the file."""
 
 
 class Checkpoint(NamedTuple):
-    """What a run needs to go on as if it had not stopped: after `update` updates."""
+    """Everything that a run needs to resume exactly, after `update` updates."""
 
     update: int
     weights: dict[str, Tensor]
@@ -36,71 +46,165 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, run: dict[str, Any], keep: int) -> Path:
-    """Write a checkpoint whole, move the pointer to it, and remove all but the newest `keep`.
+    """Write a checkpoint, move the pointer to it, and remove all but the newest `keep`.
+
+    Checkpoints of later updates, which an earlier run left and which could not be read, are
+    removed too.
 
     run: what the checkpoint belongs to; a resume under another is refused.
     Raises FolderError where the disk is full: nothing half-written is left.
     """
     path = folder / f"{checkpoint.update:08d}"
+    if path in _checkpoints(folder) and not (path / STATE).is_file():
+        shutil.rmtree(path)  # a damaged one of the same update
     with atomic_folder(path, STATE) as partial:
-        save_file(_plain(checkpoint.weights), partial / "weights.safetensors")
-        save_file(_plain(checkpoint.ema), partial / "ema.safetensors")
-        torch.save(checkpoint.optimizer, partial / "optimizer.pt")
+        save_file(_plain(checkpoint.weights), partial / WEIGHTS)
+        save_file(_plain(checkpoint.ema), partial / EMA)
+        torch.save(checkpoint.optimizer, partial / OPTIMIZER)
         hashes = {p.name: sha256(p) for p in sorted(partial.iterdir())}
         state = {"update": checkpoint.update, "run": run, "sha256": hashes}
         (partial / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
     atomic_write(folder / POINTER, json.dumps({"update": checkpoint.update}).encode())
-    for old in sorted(p for p in folder.iterdir() if p.is_dir() and p.name.isdigit())[:-keep]:
+    found = _checkpoints(folder)
+    place = found.index(path) + 1
+    for old in (*found[: max(0, place - keep)], *found[place:]):
         shutil.rmtree(old)
     return path
 
 
 def load_checkpoint(folder: Path, run: dict[str, Any], device: torch.device) -> Checkpoint | None:
-    """Return the newest checkpoint, or None where there is none.
+    """Return the newest checkpoint that can be read, or None where there is none at all.
 
-    Raises CheckpointError: a file missing, cut short or altered, naming it; or made by another
+    A damaged checkpoint is named in a FewstepWarning, and the one before it is used. The pointer
+    says where to begin; without it the newest is used.
+
+    Raises CheckpointError: none of the checkpoints can be read, or the newest belongs to another
     run, naming the settings that differ.
     """
-    pointer = folder / POINTER
-    if not pointer.is_file():
-        return None
     for stale in folder.glob(f"{PARTIAL}*"):
         shutil.rmtree(stale, ignore_errors=True)
-    try:
-        path = folder / f"{int(json.loads(pointer.read_text())['update']):08d}"
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
-        hashes: dict[str, str] = state["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    damage: list[str] = []
+    for path in _candidates(folder, damage):
+        try:
+            state = _read_state(path)
+            _check_run(folder, state["run"], run)
+            found = _read(path, state, device)
+        except _DamagedError as error:
+            damage.append(str(error))
+            continue
+        if damage:
+            warnings.warn(
+                f"{'; '.join(damage)}. Training continues from the checkpoint of update "
+                f"{found.update}.",
+                FewstepWarning,
+                stacklevel=2,
+            )
+        return found
+    if damage:
         raise CheckpointError(
-            f"{pointer} or what it points to is damaged ({error}). {_advice(folder)}"
-        ) from None
-    changed = sorted(k for k in {*state["run"], *run} if state["run"].get(k) != run.get(k))
-    if changed:
-        shown = ", ".join(f"{k} {state['run'].get(k)!r} -> {run.get(k)!r}" for k in changed[:3])
-        raise CheckpointError(
-            f"{folder} belongs to a run with other settings: {shown}. Use those settings, another "
-            f"folder, or remove {folder}."
+            f"training can only continue from a whole checkpoint, and there is none in {folder}: "
+            f"{'; '.join(damage)}. Remove {folder} to start this stage again."
         )
-    for name, expected in hashes.items():
+    return None
+
+
+def begun_run(folder: Path) -> dict[str, Any] | None:
+    """Return what the newest readable checkpoint belongs to, or None where there is none."""
+    for path in _candidates(folder, []):
+        try:
+            found: dict[str, Any] = _read_state(path)["run"]
+        except _DamagedError:
+            continue
+        return found
+    return None
+
+
+def extend_run(folder: Path, changes: dict[str, Any]) -> None:
+    """Let a run of other settings continue from these checkpoints, for example of more updates.
+
+    changes: keys of what the checkpoints belong to, with their new values.
+    """
+    for path in _candidates(folder, []):
+        with suppress(_DamagedError):
+            state = _read_state(path)
+            state["run"] |= changes
+            atomic_write(path / STATE, json.dumps(state, indent=1).encode())
+
+
+def _candidates(folder: Path, damage: list[str]) -> list[Path]:
+    """Return the checkpoints to try, best first; a pointer that is wrong is added to `damage`."""
+    found = _checkpoints(folder)
+    pointer = folder / POINTER
+    if not pointer.is_file():
+        return found[::-1]
+    try:
+        first = folder / f"{int(json.loads(pointer.read_bytes())['update']):08d}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        damage.append(f"{pointer} is damaged ({_brief(error)})")
+        return found[::-1]
+    if first not in found:
+        damage.append(f"{first} is missing")
+        return found[::-1]
+    return found[found.index(first) :: -1] + found[: found.index(first) : -1]
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Return the folders that are checkpoints, whole or damaged, oldest first."""
+    if not folder.is_dir():
+        return []
+    names = {STATE, WEIGHTS, EMA, OPTIMIZER}
+    return sorted(
+        (
+            p
+            for p in folder.iterdir()
+            if p.name.isdecimal() and p.is_dir() and names.issuperset(f.name for f in p.iterdir())
+        ),
+        key=lambda p: int(p.name),
+    )
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        state = json.loads((path / STATE).read_bytes())
+        whole = isinstance(state["run"], dict) and isinstance(state["update"], int)
+        hashes = state["sha256"]
+        if not whole or not {WEIGHTS, EMA, OPTIMIZER} <= set(hashes):
+            raise ValueError("keys are missing")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _DamagedError(f"{path / STATE} is damaged ({_brief(error)})") from None
+    return dict(state)
+
+
+def _check_run(folder: Path, made: dict[str, Any], run: dict[str, Any]) -> None:
+    changed = sorted(k for k in {*made, *run} if made.get(k) != run.get(k))
+    if changed:
+        named = [f"{k} {made.get(k)!r} -> {run.get(k)!r}" for k in changed if k != "fingerprint"]
+        shown = ", ".join(named[:3]) or "other data, another parent model, or another network"
+        raise CheckpointError(
+            f"the checkpoints in {folder} must be of a run with these settings, and they belong to "
+            f"a run with others ({', '.join(changed[:3])}): {shown}. Restore those settings, use "
+            f"another folder, or remove {folder}."
+        )
+
+
+def _read(path: Path, state: dict[str, Any], device: torch.device) -> Checkpoint:
+    for name, expected in state["sha256"].items():
         if not (path / name).is_file() or sha256(path / name) != expected:
-            raise CheckpointError(f"{path / name} is damaged or cut short. {_advice(folder)}")
+            raise _DamagedError(f"{path / name} is missing, damaged or cut short")
     try:
         return Checkpoint(
             state["update"],
-            load_file(path / "weights.safetensors", device=str(device)),
-            load_file(path / "ema.safetensors", device=str(device)),
-            torch.load(path / "optimizer.pt", map_location=device, weights_only=True),
+            load_file(path / WEIGHTS, device=str(device)),
+            load_file(path / EMA, device=str(device)),
+            torch.load(path / OPTIMIZER, map_location=device, weights_only=True),
         )
-    except (SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}). {_advice(folder)}") from None
+    except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
+        raise _DamagedError(f"{path} cannot be read ({_brief(error)})") from None
 
 
-def _advice(folder: Path) -> str:
-    others = [p.name for p in sorted(folder.iterdir()) if p.is_dir() and p.name.isdigit()][:-1]
-    if not others:
-        return f"Remove {folder} to start this stage again."
-    back = f'{{"update": {int(others[-1])}}}'
-    return f"Write {back} into {folder / POINTER} to go back to an older one, or remove {folder}."
+def _brief(error: Exception) -> str:
+    text = " ".join(str(error).split())[:120]
+    return f"{type(error).__name__}: {text}" if isinstance(error, KeyError) else text
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

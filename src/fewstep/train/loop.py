@@ -1,7 +1,7 @@
 """One loop for the teacher, stage one and stage two.
 
-It resumes by counting: batch, noise, learning rate and averaging are functions of (seed, update),
-so a run killed at any moment and started again ends with the same bits.
+Exact resume works by counting: batch, noise, learning rate and averaging are functions of (seed,
+update), so a run that is killed at any moment and started again ends with the same bits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from fewstep.core import cond as conds
 from fewstep.core.cond import Cond
@@ -30,20 +29,21 @@ from fewstep.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoin
 from fewstep.train.config import TrainConfig
 from fewstep.train.log import Log, read_metrics
 from fewstep.train.processes import (
-    lost_processes_are_said,
     piece,
     processes,
     shared_like,
     summed,
+    translate_peer_failures,
     whole,
 )
+from fewstep.train.progress import Progress
 from fewstep.train.schedule import ema_at, lr_at
 
 Batch: TypeAlias = Callable[[int, int, int], tuple[Tensor, Cond]]
 
 
 class TrainResult(NamedTuple):
-    """A finished run: the trained module, its averaged weights, and the readings of the loss."""
+    """A finished run: the trained module, its averaged weights (EMA), and the losses read."""
 
     student: nn.Module
     ema_state: dict[str, Tensor]
@@ -64,38 +64,39 @@ def train(
     progress: bool = True,
     label: str = "train",
 ) -> TrainResult:
-    """Train a denoiser on a problem; the same call goes on where an earlier one was stopped.
+    """Train a denoiser on a problem; the same call resumes where an earlier one stopped.
 
     Args:
         student: an nn.Module that is a denoiser; trained in place. Its frozen parameters (no
-            `requires_grad`) are neither optimised, nor averaged, nor kept in checkpoints.
+            `requires_grad`) are not optimised, averaged or saved in checkpoints.
         problem: `Pretrain`, `Match`, `Halve`, or your own.
         batch: (update, part, parts) -> (x, cond), part number `part` of the update's examples,
-            batch_size / parts of them; a pure function. There is 1 part, unless there are
-            several processes or `accumulate` says so: processes * accumulate of them. What an
-            update learns depends on the number of parts, and not on which process has which.
-        config: how.
+            batch_size / parts of them; a pure function. The number of parts is the number of
+            processes times `accumulate`. The result depends on the number of parts, and not on
+            which process computes which part.
+        config: the settings.
         folder: of checkpoints, metrics.jsonl and TensorBoard.
         seed: of every draw that the problem makes.
-        fingerprint: of whatever else the run depends on (data, parents); a checkpoint of another
+        fingerprint: hash of what else the run depends on (data, parents); a checkpoint of another
             fingerprint, seed or config is refused.
-        device: "cpu" or "cuda"; None takes what there is.
-        progress: show a bar where stderr is a terminal.
-        label: of the bar.
+        device: "cpu", "cuda" or "cuda:N"; None takes a GPU where there is one.
+        progress: show a bar where stderr is a terminal, and lines where it is a file.
+        label: of the bar and the lines.
 
     Raises:
         NonFiniteError: the loss or the gradient is not finite; the last good checkpoint stays.
-        CheckpointError: the folder's checkpoint is damaged or of another run.
+        CheckpointError: no checkpoint of the folder can be read, or they are of another run.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written first.
-        RangeError: a precision that the device is bad at; a batch size that the parts do not
+        RangeError: a precision that the device does not have; a batch size that the parts do not
             divide; a setting that this student or number of processes cannot have; a student
             with nothing to train.
-        ProcessLostError: another process of the run died.
+        ProcessLostError: another process of the run ended.
     """
-    # Dropout draws from the global generator; whatever the caller was drawing is left alone.
-    with lost_processes_are_said(), torch.random.fork_rng(), _stop_requests() as stopping:
-        loop = _Loop(student, problem, batch, config, Path(folder), seed, fingerprint, device)
-        loop.run(tqdm_label=label if progress else None, stopping=stopping)
+    # Dropout draws from the global generator; the caller's own draws are left alone.
+    with translate_peer_failures(), torch.random.fork_rng(), _stop_requests() as stopping:
+        run_key = {**config.identity(), "seed": seed, "fingerprint": fingerprint}
+        loop = _Loop(student, problem, batch, config, Path(folder), run_key, device)
+        loop.run(label=label if progress else None, stopping=stopping)
         return loop.result()
 
 
@@ -107,35 +108,24 @@ class _Loop:
         batch: Batch,
         config: TrainConfig,
         folder: Path,
-        seed: int,
-        fingerprint: str,
+        run_key: dict[str, Any],
         device: str | None,
     ) -> None:
         self.problem, self.batch, self.config, self.folder, self.seed = (
-            problem, batch, config, folder, seed,
+            problem, batch, config, folder, run_key["seed"],
         )  # fmt: skip
+        check_trainable(config, device)
         self.accelerator = _accelerator(config, device)
         self.device = self.accelerator.device
         self.parts = self.accelerator.num_processes * config.accumulate
-        if config.batch_size % self.parts:
-            raise RangeError(
-                f"batch_size = {config.batch_size} cannot be shared by {self.parts} parts "
-                f"({self.accelerator.num_processes} processes, accumulate = {config.accumulate}); "
-                f"give a multiple of {self.parts}."
-            )
-        self.run_key: dict[str, Any] = {
-            **config.identity(),
-            "parts": self.parts,
-            "seed": seed,
-            "fingerprint": fingerprint,
-        }
+        self.run_key = {**run_key, "parts": self.parts}
         self.names = [name for name, p in student.named_parameters() if p.requires_grad]
         self.frozen = {name for name, p in student.named_parameters() if not p.requires_grad}
         self._check_trainable(student)
         self.student = student.train()
         found = load_checkpoint(self.folder / "checkpoints", self.run_key, torch.device("cpu"))
         if found is not None:
-            # Frozen weights are in no checkpoint; that all others are there is in the run's key.
+            # Frozen weights are not in checkpoints; the run's key counts the others.
             self.student.load_state_dict(found.weights, strict=not self.frozen)
         self.trained, self.model = self._prepare()
         self.parameters: list[Tensor] = [p for p in self.trained.parameters() if p.requires_grad]
@@ -194,37 +184,32 @@ class _Loop:
         # A sharded module speaks to the other processes by itself.
         return trained, called if config.shard else self.accelerator.prepare(called)
 
-    def run(self, tqdm_label: str | None, stopping: Callable[[], bool]) -> None:
+    def run(self, label: str | None, stopping: Callable[[], bool]) -> None:
         config, main = self.config, self.accelerator.is_main_process
         if self.update == config.updates:
             return
         log = Log(self.folder, self.update) if main else None
-        # disable=None: a bar on a terminal, nothing in a file.
-        hidden = True if tqdm_label is None or not main else None
-        bar = tqdm(
-            total=config.updates,
-            initial=self.update,
-            desc=tqdm_label,
-            disable=hidden,
-            unit="update",
-        )
+        shown = main and label is not None
+        progress = Progress(label or "", self.update, config.updates) if shown else None
         try:
             while self.update < config.updates:
                 self._step()
-                bar.update()
+                if progress is not None:
+                    progress.step()
                 last = self.update == config.updates
                 stop = self._agree(stopping(), last)
                 if last or stop or self.update % config.log_every == 0:
-                    self._read(log, bar)
+                    self._read(log, progress)
                 if last or stop or self.update % config.checkpoint_every == 0:
                     self._save()
                 if stop and not last:
                     raise Interrupted(
-                        f"stopped at update {self.update} of {config.updates}, which is kept; run "
-                        "the same command to go on."
+                        f"stopped at update {self.update} of {config.updates}, which is saved; run "
+                        "the same command to continue."
                     )
         finally:
-            bar.close()
+            if progress is not None:
+                progress.close()
             if log is not None:
                 log.close()
 
@@ -285,29 +270,30 @@ class _Loop:
         self.norm_sum = torch.zeros((), device=self.device)
         self.count, self.since = 0, time.perf_counter()
 
-    def _read(self, log: Log | None, bar: Any) -> None:
-        """Read what was summed on the device: the one place where the loop waits for it."""
-        # What is not finite in one process is not finite in the sum: all stop together.
+    def _read(self, log: Log | None, progress: Progress | None) -> None:
+        """Read the sums from the device: the only place where the loop waits for it."""
+        # A number that is not finite in one process makes the sum non-finite: all stop together.
         total = summed(self.loss_sum) / self.accelerator.num_processes
         norms = summed(self.norm_sum) / self.accelerator.num_processes
         mean_loss, norm = float(total) / self.count, float(norms) / self.count
         rate = self.count / (time.perf_counter() - self.since)
         first = self.update - self.count + 1
         finite = torch.isfinite(total) & torch.isfinite(norms)
-        # An overflow in fp16 is the gradient scaler's business: it skips the update.
+        # The gradient scaler of fp16 handles an overflow: it skips the update.
         if self.config.precision == "fp16":
             finite = torch.isfinite(total)
         if not bool(finite):
             raise NonFiniteError(
                 f"the loss or its gradient became non-finite between updates {first} and "
                 f"{self.update} (loss {mean_loss}, lr {lr_at(self.update - 1, self.config):.3g}). "
-                f"The last good checkpoint is kept in {self.folder / 'checkpoints'}; use a lower "
-                "lr or grad_clip in another folder."
+                f"The last good checkpoint is in {self.folder / 'checkpoints'}. Use a lower lr or "
+                "grad_clip in another folder."
             )
         lr = lr_at(self.update - 1, self.config)
         if log is not None:
             log.write(self.update, loss=mean_loss, lr=lr, grad_norm=norm, updates_per_second=rate)
-        bar.set_postfix(loss=f"{mean_loss:.4f}", refresh=False)
+        if progress is not None:
+            progress.loss(mean_loss)
         self._forget()
 
     def _save(self) -> None:
@@ -365,16 +351,32 @@ class _Loop:
         return TrainResult(self.student.eval(), self.ema_state(), self.update, losses)
 
 
-def _accelerator(config: TrainConfig, device: str | None) -> Accelerator:
-    on_cpu = device == "cpu" or (device is None and not torch.cuda.is_available())
-    if on_cpu and config.precision != "fp32":
+def check_trainable(config: TrainConfig, device: str | None) -> None:
+    """Raise RangeError for settings that this device or number of processes cannot have."""
+    state = processes(device)
+    parts = state.num_processes * config.accumulate
+    if config.batch_size % parts:
+        raise RangeError(
+            f"batch_size = {config.batch_size} cannot be shared by {parts} parts "
+            f"({state.num_processes} processes, accumulate = {config.accumulate}); use a multiple "
+            f"of {parts}."
+        )
+    if state.device.type == "cpu" and config.precision != "fp32":
         raise RangeError(
             f"precision {config.precision} on a CPU is 13 to 21 times slower than fp32 here; use "
             "precision fp32, or a GPU."
         )
     if config.shard and config.precision == "fp16":
         raise RangeError("shard with precision fp16 is not supported; use bf16.")
-    processes(device)
+    if config.shard and state.num_processes == 1:
+        raise RangeError(
+            "shard: there is one process, and nothing to share. Start several, with torchrun "
+            "--nproc_per_node, or leave the setting out."
+        )
+
+
+def _accelerator(config: TrainConfig, device: str | None) -> Accelerator:
+    on_cpu = processes(device).device.type == "cpu"
     # A singleton of accelerate's; a second run in one process may want another precision.
     AcceleratorState._reset_state()
     mixed = "no" if config.precision == "fp32" else config.precision
@@ -383,29 +385,24 @@ def _accelerator(config: TrainConfig, device: str | None) -> Accelerator:
 
 def _seed_dropout(seed: int, device: torch.device) -> None:
     if device.type == "cpu":
-        # torch.manual_seed writes down a stack trace for every kind of device that is not there.
+        # torch.manual_seed records a stack trace for every kind of device that is missing.
         torch.default_generator.manual_seed(seed)
     else:
         torch.manual_seed(seed)
 
 
 def _sharded(student: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """Return a copy of the student, shared in pieces among the processes; the whole stays here.
+    """Return a copy of the student that is sharded among the processes; the whole stays here.
 
     Members of its module lists (a U-Net's blocks) are gathered one at a time.
     """
-    if accelerator.num_processes == 1:
-        raise RangeError(
-            "shard: there is one process, and nothing to share. Start several, with torchrun "
-            "--nproc_per_node, or leave the setting out."
-        )
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     kind = accelerator.device.type
     mesh = init_device_mesh(kind, (accelerator.num_processes,))
     copied = copy.deepcopy(student).to(accelerator.device)
-    # The innermost first: what is shared already is left out of what surrounds it.
+    # The innermost first: a module leaves out what is sharded inside it already.
     for module in reversed(list(copied.modules())):
         if isinstance(module, nn.ModuleList):
             for member in module:
@@ -417,7 +414,7 @@ def _sharded(student: nn.Module, accelerator: Accelerator) -> nn.Module:
 
 @contextmanager
 def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a question that the loop asks between updates."""
+    """Turn the first Ctrl-C or SIGTERM into a flag that the loop reads between updates."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set

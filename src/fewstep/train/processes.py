@@ -1,4 +1,4 @@
-"""The processes of a run: one, or as many as torchrun or `accelerate launch` has started."""
+"""The processes of a run: one, or as many as torchrun or `accelerate launch` started."""
 
 from __future__ import annotations
 
@@ -13,47 +13,71 @@ from accelerate import PartialState
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from fewstep.errors import ProcessLostError
+from fewstep.core.device import choose_device
+from fewstep.errors import ProcessLostError, RangeError
 
-# How long a process waits for one that is there and does not answer; one that died is noticed at
-# once. Images are decoded within this time, by one process while the others wait.
+# How long a process waits for one that does not answer; one that died is noticed at once. One
+# process decodes the images within this time, while the others wait.
 PATIENCE = timedelta(seconds=float(os.environ.get("FEWSTEP_PATIENCE", "3600")))
 
 
 def processes(device: str | None = None) -> PartialState:
-    """Return what accelerate knows of this run's processes, joining them at the first call.
+    """Return accelerate's state of this run's processes, joining them at the first call.
 
-    device: "cpu" or "cuda"; None takes what there is. The first call decides.
+    device: "cpu", "cuda" or "cuda:N"; None keeps the device of an earlier call, and at first takes
+        a GPU where there is one.
+
+    Raises RangeError: a device that does not exist here, or one of several processes that asks for
+    one GPU by its number, or for another kind of device than before.
     """
-    on_cpu = device == "cpu" or (device is None and not torch.cuda.is_available())
-    return PartialState(cpu=on_cpu, timeout=PATIENCE)
+    if device is None and PartialState._shared_state:
+        return PartialState()
+    chosen = torch.device(choose_device(device))
+    if PartialState._shared_state:
+        state = PartialState()
+        # One process may train on one device after another; several cannot join twice.
+        if state.num_processes == 1 and not state.use_distributed:
+            if state.device.type != chosen.type:
+                PartialState._reset_state()
+        elif state.device.type != chosen.type:
+            raise RangeError(
+                f"all processes of a run must use one kind of device, {state.device.type} so far, "
+                f"got {device!r}. Use that one, or start the command again."
+            )
+    if chosen.index is not None:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise RangeError(
+                f"with several processes each takes its own GPU, got device {device!r}. Use cuda."
+            )
+        torch.cuda.set_device(chosen)  # accelerate takes the current one
+    return PartialState(cpu=chosen.type == "cpu", timeout=PATIENCE)
 
 
 @contextmanager
-def lost_processes_are_said() -> Iterator[None]:
-    """Turn what a collective operation raises when another process is gone into one line."""
+def translate_peer_failures() -> Iterator[None]:
+    """Turn the error of a collective operation whose other process is gone into one line."""
     try:
         yield
     except RuntimeError as error:
         lost = isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
         if not lost:
             raise
-        # From the launcher's words: the other may be gone before this one has joined it.
+        # From the launcher's variables: the other may be gone before this one has joined it.
         rank, world = (os.environ.get(name, "?") for name in ("RANK", "WORLD_SIZE"))
         raise ProcessLostError(
             f"process {rank} of {world} stops: another one died or does "
             f"not answer ({str(error).strip().splitlines()[0][:120]}). The last checkpoint is "
-            "kept; look for the other's own error, and run the same command to go on."
+            "saved; look for the error of that process, and run the same command to continue."
         ) from None
 
 
 def leave() -> None:
-    """Leave the other processes in good order, all at once; nothing to do where there are none.
+    """Wait for the other processes and leave them together; a single process does nothing.
 
     Without it the first to end closes its connections while another may still be reading.
     """
     if dist.is_available() and dist.is_initialized():
-        with lost_processes_are_said():
+        with translate_peer_failures():
             dist.barrier()
             dist.destroy_process_group()
 
@@ -67,18 +91,18 @@ def summed(values: Tensor) -> Tensor:
 
 
 def whole(value: Tensor) -> Tensor:
-    """Return a tensor that processes share in pieces as one; every process must ask."""
+    """Return a sharded tensor as one; every process must call this."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def shared_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """Return this process's piece of value, cut as the parameter of that shape is."""
+    """Return this process's piece of value, sharded like the parameter of that shape."""
     if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
         return value
     return distribute_tensor(value, parameter.device_mesh, parameter.placements)
 
 
 def piece(value: Tensor) -> Tensor:
-    """Return the memory that this process holds of a tensor, without its gradient."""
+    """Return the piece of a tensor that this process holds, without its gradient."""
     value = value.detach()
     return value.to_local() if isinstance(value, DTensor) else value
