@@ -115,18 +115,28 @@ def subject() -> networks.Subject:
 
 
 def test_training_and_its_rivals_are_timed_equally_often(
-    subject: networks.Subject, tmp_path: Path
+    subject: networks.Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls: list[int] = []
+    """By a clock of the test's own: a batch takes 10 s, the rival 1 s, and nothing else counts."""
+    seconds = [0.0]
+
+    def load(update: int) -> tuple[Tensor, Tensor]:
+        seconds.append(seconds[-1] + 10.0)
+        return subject.x, subject.cond
+
+    monkeypatch.setattr(Setting, "now", lambda _: (seconds[-1], seconds[-1]))
     problem, config = Pretrain(subject.null_cond), TrainConfig(updates=8, batch_size=4)
-    held = (subject.x, subject.cond)
+    calls: list[float] = []
+
+    def rival() -> None:
+        calls.append(seconds[-1])
+        seconds.append(seconds[-1] + 1.0)
+
     times = measure.beside_training(
-        SETTING, subject.fresh(), problem, lambda _: held, config, tmp_path,
-        {"rival": lambda: calls.append(1)},
-    )  # fmt: skip
-    assert len(times.wall["fewstep"]) == len(times.wall["rival"]) == 5
-    assert len(calls) == 8
-    assert min(times.wall["fewstep"]) > max(times.wall["rival"])
+        SETTING, subject.fresh(), problem, load, config, tmp_path, {"rival": rival}
+    )
+    assert times.wall == times.cpu == {"fewstep": [10.0] * 5, "rival": [1.0] * 5}
+    assert calls == [11.0 * update for update in range(8)]
 
 
 @pytest.mark.parametrize("stage", training_step.STAGES)

@@ -1,7 +1,8 @@
 """One process of a small training run; `test_processes` starts one or several.
 
 Usage: many.py FOLDER SETTINGS. SETTINGS is JSON: of TrainConfig, and "kill": {rank: update}, at
-which a process kills itself with SIGKILL. Exit code 3 and a line on stderr for a FewstepError.
+which a process kills itself with SIGKILL; several wait for each other, so that none sees another
+one die. Exit code 3 and a line on stderr for a FewstepError.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -56,6 +58,9 @@ def main() -> None:
 
     def batch(update: int, part: int, parts: int) -> tuple[Tensor, Tensor]:
         if kill.get(rank) == update:
+            (folder / f"killed-{rank}").touch()
+            while not all((folder / f"killed-{r}").exists() for r in kill):
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
         g = generator("cpu", 7, update)
         cond = torch.randint(0, 2, (BATCH,), generator=g)

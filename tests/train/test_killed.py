@@ -1,4 +1,4 @@
-"""SIGKILL at ten random moments of teacher, stage one and stage two: the same bits, every time."""
+"""SIGKILL at random moments of teacher, stage one and stage two: the same bits every time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 from safetensors.torch import load_file
@@ -33,6 +34,7 @@ def test_ten_kills_change_no_bit(tmp_path: Path) -> None:
     kills = killed(tmp_path, RECIPE, 10)
     assert len(kills) == 10
     assert len({k["models"] for k in kills}) >= 3
+    assert len({k["at"] for k in kills}) >= 3
     same(tmp_path, MODELS)
 
 
@@ -53,8 +55,8 @@ def test_kills_change_no_bit_of_a_lora(tmp_path: Path) -> None:
     assert all(".lora_" in name or "cond_proj" in name for name in kept)
 
 
-def killed(folder: Path, told: dict[str, object], kills: int) -> list[dict[str, int]]:
-    """Make a study whole, and once more with so many kills; return what was kept at each."""
+def killed(folder: Path, told: dict[str, object], kills: int) -> list[dict[str, Any]]:
+    """Make a study undisturbed, and once more with so many kills; return the state after each."""
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(told))
     script = Path(__file__).parent / "killed.py"
@@ -62,11 +64,10 @@ def killed(folder: Path, told: dict[str, object], kills: int) -> list[dict[str, 
         [sys.executable, str(script), str(recipe), str(folder), str(kills), "0"],
         capture_output=True,
         text=True,
-        timeout=400,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    log: list[dict[str, int]] = json.loads(done.stdout)
+    log: list[dict[str, Any]] = json.loads(done.stdout)
     return log
 
 

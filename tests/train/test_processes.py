@@ -21,7 +21,7 @@ from fewstep.train import TrainConfig
 from fewstep.train.config import FREE
 
 SCRIPT = Path(__file__).parent / "many.py"
-LIMIT = 120  # seconds; a hang is a failure
+LIMIT = 1800  # seconds; ends a test that hangs, far above what the busiest machine needs
 
 
 def free_port() -> int:
