@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -39,20 +40,50 @@ TINY = {
     },
 }
 
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+# Python code: the command line, which gets a signal in an update. SIGNAL UPDATE COMMAND...
+SIGNALLED = """
+import signal, sys
+from fewstep.cli.main import entry
+from fewstep.train.loop import _Loop
+
+_, number, update, *sys.argv[1:] = sys.argv
+real = _Loop._part_loss
+
+def part_loss(self, at, part):
+    if at == int(update):
+        signal.raise_signal(signal.Signals[number])
+    return real(self, at, part)
+
+_Loop._part_loss = part_loss
+entry()
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _features(trained_once: None) -> None:
+    """The features of the digits are the same in every test."""
 
 
 def fewstep(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line as a user does."""
-    return subprocess.run(
-        [sys.executable, "-m", "fewstep.cli.main", *map(str, arguments)],
-        cwd=cwd,
-        env=ENVIRONMENT | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    """Run the command line in this process, in a folder, and return what a shell would see.
+
+    An error that `main` does not turn into one line is raised, as it is nowhere to be expected.
+    Commands that need a process of their own take the fixture `forks`.
+    """
+    from fewstep.cli.main import main
+
+    out, err, given = io.StringIO(), io.StringIO(), [str(a) for a in arguments]
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", ["fewstep", *given])
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        code = main(given)
+    return subprocess.CompletedProcess(given, code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="session")

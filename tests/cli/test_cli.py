@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import os
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from contextlib import closing
 from pathlib import Path
 
@@ -21,7 +21,8 @@ import pytest
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from tests.cli.conftest import ENVIRONMENT, fewstep
+from tests.cli.conftest import SIGNALLED, fewstep
+from tests.forks import Forks
 
 
 def one_line_error(done: subprocess.CompletedProcess[str], *says: str) -> None:
@@ -241,52 +242,28 @@ def test_usage_errors_exit_with_two(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_half_written(
-    recipe: Path, tmp_path: Path
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file-size limit of the process stands in for the disk's: a write fails midway."""
-    code = (
-        "import errno, os, sys\n"
-        "from fewstep.cli.main import main\n"
-        "real = os.fsync\n"
-        "def full(fd):\n"
-        "    raise OSError(errno.ENOSPC, 'No space left on device')\n"
-        "args = sys.argv[1:]\n"
-        "import fewstep.recipes.run\n"
-        "os.fsync = full\n"
-        "sys.exit(main(args))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, "train", str(recipe), "--out", "r"],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """A disk that is full when a file is flushed to it."""
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        done = fewstep("train", recipe, "--out", "r", cwd=tmp_path)
     one_line_error(done, "o space left")
     assert not [p for p in (tmp_path / "r").rglob("*") if p.is_file()]
 
 
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
 def test_ctrl_c_stops_in_one_line_and_the_same_command_goes_on(
-    recipe: Path, tmp_path: Path
+    recipe: Path, tmp_path: Path, forks: Forks, number: str
 ) -> None:
-    arguments = ["train", str(recipe), "--out", "r", "--set", "teacher.updates=400"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fewstep.cli.main", *arguments],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    log = tmp_path / "r" / "training" / "teacher" / "metrics.jsonl"
-    end = time.monotonic() + 120
-    while time.monotonic() < end and not (log.is_file() and log.stat().st_size):
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr
-    assert "Traceback" not in stderr
-    assert "same command" in stderr
+    arguments = ("train", recipe, "--out", "r")
+    stopped = forks.run("-c", SIGNALLED, number, "12", *arguments, cwd=tmp_path)
+    assert stopped.returncode == 130, stopped.stderr
+    one_line_error(stopped, "update 13 of 30", "same command")
     assert not (tmp_path / "r" / "teacher").exists()
     again = fewstep(*arguments, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
