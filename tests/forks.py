@@ -10,6 +10,7 @@ A command has "arguments" (those of Python: `-m MODULE ...`, `-c CODE ...` or `S
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import runpy
@@ -83,6 +84,7 @@ class Forks:
     def close(self) -> None:
         """End the server."""
         if self._server is not None:
+            self._server.kill()
             self._server.communicate()
 
 
@@ -116,6 +118,7 @@ def _run(arguments: list[str]) -> int:
             runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
         elif first == "-c":
             sys.argv = ["-c", *rest[1:]]
+            sys.path.insert(0, "")
             exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
         else:
             sys.argv = arguments
@@ -134,12 +137,10 @@ def main() -> None:
     """Serve until standard input ends."""
     sys.path.pop(0)  # the folder of the tests, which has names that packages have
     import diffusers
-    import sklearn.datasets
     import torch
 
-    import fewstep.cli.main
-    import fewstep.recipes.study  # noqa: F401
-
+    for name in ("sklearn.datasets", "fewstep.cli.main", "fewstep.recipes.study"):
+        importlib.import_module(name)
     assert diffusers.UNet2DConditionModel is not diffusers.DDIMScheduler  # lazy until named
     torch.set_num_threads(1)
     for line in sys.stdin:

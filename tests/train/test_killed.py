@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 from safetensors.torch import load_file
+from tests.forks import Forks
 
 RECIPE = {
     "name": "killed",
@@ -30,15 +29,15 @@ RECIPE = {
 MODELS = ("teacher", "stage-one", "student-2", "student-2-stochastic")
 
 
-def test_ten_kills_change_no_bit(tmp_path: Path) -> None:
-    kills = killed(tmp_path, RECIPE, 10)
+def test_ten_kills_change_no_bit(forks: Forks, tmp_path: Path) -> None:
+    kills = killed(forks, tmp_path, RECIPE, 10)
     assert len(kills) == 10
     assert len({k["models"] for k in kills}) >= 3
     assert len({k["at"] for k in kills}) >= 3
     same(tmp_path, MODELS)
 
 
-def test_kills_change_no_bit_of_a_lora(tmp_path: Path) -> None:
+def test_kills_change_no_bit_of_a_lora(forks: Forks, tmp_path: Path) -> None:
     network = {**RECIPE["network"], "attention": [False, True]}  # type: ignore[dict-item]
     distill = {
         **RECIPE["distill"],  # type: ignore[dict-item]
@@ -48,24 +47,19 @@ def test_kills_change_no_bit_of_a_lora(tmp_path: Path) -> None:
     }
     teacher = {"updates": 3, "batch_size": 8}
     told = {**RECIPE, "network": network, "teacher": teacher, "distill": distill}
-    kills = killed(tmp_path, told, 4)
+    kills = killed(forks, tmp_path, told, 4)
     assert len(kills) == 4
     same(tmp_path, MODELS[:3])
     kept = load_file(tmp_path / "killed" / _checkpoints(tmp_path, "stage-one")[0])
     assert all(".lora_" in name or "cond_proj" in name for name in kept)
 
 
-def killed(folder: Path, told: dict[str, object], kills: int) -> list[dict[str, Any]]:
+def killed(forks: Forks, folder: Path, told: dict[str, object], kills: int) -> list[dict[str, Any]]:
     """Make a study undisturbed, and once more with so many kills; return the state after each."""
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(told))
     script = Path(__file__).parent / "killed.py"
-    done = subprocess.run(
-        [sys.executable, str(script), str(recipe), str(folder), str(kills), "0"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = forks.run(script, recipe, folder, kills, 0)
     assert done.returncode == 0, done.stderr
     log: list[dict[str, Any]] = json.loads(done.stdout)
     return log

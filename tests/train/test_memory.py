@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.forks import Forks
 
 from fewstep.core.denoiser import Guided
 from fewstep.distill.match import Match
@@ -139,15 +138,10 @@ print(json.dumps(run("measured", teacher(wide, 16), batch_size)))
     ("lora", "batch_size", "checkpoint"), [(False, 1, False), (False, 16, False), (True, 16, False)]
 )
 def test_what_is_foreseen_is_near_what_is_measured(
-    tmp_path: Path, lora: bool, batch_size: int, checkpoint: bool
+    forks: Forks, tmp_path: Path, lora: bool, batch_size: int, checkpoint: bool
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, tmp_path, json.dumps([lora, batch_size, checkpoint])],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    settings = json.dumps([lora, batch_size, checkpoint])
+    done = forks.run("-c", MEASURE, tmp_path, settings, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr[-3000:]
     found, measured = json.loads(done.stdout.splitlines()[-1])
     print(f"foreseen {in_units(found)}, measured {in_units(measured)}")

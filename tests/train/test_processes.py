@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tests.forks import Forks
 from torch import Tensor
 
 from fewstep.errors import RangeError
@@ -21,7 +19,6 @@ from fewstep.train import TrainConfig
 from fewstep.train.config import FREE
 
 SCRIPT = Path(__file__).parent / "many.py"
-LIMIT = 1800  # seconds; ends a test that hangs, far above what the busiest machine needs
 
 
 def free_port() -> int:
@@ -31,31 +28,17 @@ def free_port() -> int:
         return port
 
 
-def start(count: int, *arguments: object) -> list[tuple[int, str]]:
+def start(forks: Forks, count: int, *arguments: object) -> list[tuple[int, str]]:
     """Run a command in `count` processes; return the exit code and stderr of each."""
-    shared = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
-    begun = [
-        subprocess.Popen(
-            [sys.executable, *map(str, arguments)],
-            env=shared
-            if count == 1
-            else {**shared, **where, "RANK": str(r), "LOCAL_RANK": str(r), "LOCAL_WORLD_SIZE": "2"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for r in range(count)
-    ]
-    try:
-        said = [p.communicate(timeout=LIMIT)[1] for p in begun]
-    finally:
-        for p in begun:
-            p.kill()
-    return [(p.returncode, text) for p, text in zip(begun, said, strict=True)]
+    ranks = [{**where, "RANK": str(r), "LOCAL_RANK": str(r), "LOCAL_WORLD_SIZE": "2"}
+             for r in range(count)]  # fmt: skip
+    done = forks.together([arguments] * count, [{}] if count == 1 else ranks)
+    return [(d.returncode, d.stderr) for d in done]
 
 
-def go(folder: Path, count: int, **settings: object) -> list[tuple[int, str]]:
-    return start(count, SCRIPT, folder, json.dumps(settings))
+def go(forks: Forks, folder: Path, count: int, **settings: object) -> list[tuple[int, str]]:
+    return start(forks, count, SCRIPT, folder, json.dumps(settings))
 
 
 def final(folder: Path, update: int = 30) -> dict[str, Tensor]:
@@ -70,16 +53,16 @@ def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    assert [code for code, _ in go(folder, 2)] == [0, 0]
+    assert [code for code, _ in go(forks, folder, 2)] == [0, 0]
     return folder
 
 
-def test_two_processes_learn_what_one_does(two: Path, tmp_path: Path) -> None:
+def test_two_processes_learn_what_one_does(forks: Forks, two: Path, tmp_path: Path) -> None:
     # Each part of a batch has draws of its own, so one process takes the batch in as many parts.
     # What is left is the order in which gradients are added.
-    done = go(tmp_path, 1, accumulate=2)
+    done = go(forks, tmp_path, 1, accumulate=2)
     assert done[0][0] == 0, done[0][1]
     assert distance(final(two), final(tmp_path)) < 1e-6
     moved = distance(final(two), final(two, 20))
@@ -93,9 +76,9 @@ def test_two_processes_learn_what_one_does(two: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kill", [{1: 17}, {0: 17}, {0: 25, 1: 25}])
 def test_killed_processes_go_on_to_the_same_bits(
-    two: Path, tmp_path: Path, kill: dict[int, int]
+    forks: Forks, two: Path, tmp_path: Path, kill: dict[int, int]
 ) -> None:
-    done = go(tmp_path, 2, kill=kill)
+    done = go(forks, tmp_path, 2, kill=kill)
     for rank, (code, said) in enumerate(done):
         if rank in kill:
             assert code == -signal.SIGKILL
@@ -104,35 +87,37 @@ def test_killed_processes_go_on_to_the_same_bits(
             assert "ProcessLostError" in said
             assert f"process {rank} of 2 stops: another one died" in said
     assert not (tmp_path / "checkpoints" / "00000030").exists()
-    done = go(tmp_path, 2)
+    done = go(forks, tmp_path, 2)
     assert [code for code, _ in done] == [0, 0], done
     assert distance(final(two), final(tmp_path)) == 0.0
 
 
-def test_shards_learn_the_same_and_load_in_one_process(two: Path, tmp_path: Path) -> None:
-    done = go(tmp_path, 2, shard=True, kill={0: 25, 1: 25})
+def test_shards_learn_the_same_and_load_in_one_process(
+    forks: Forks, two: Path, tmp_path: Path
+) -> None:
+    done = go(forks, tmp_path, 2, shard=True, kill={0: 25, 1: 25})
     assert [code for code, _ in done] == [-signal.SIGKILL] * 2
     assert distance(final(two, 20), final(tmp_path, 20)) < 1e-5
-    done = go(tmp_path, 1, accumulate=2)
+    done = go(forks, tmp_path, 1, accumulate=2)
     assert done[0][0] == 0, done[0][1]
     assert distance(final(two), final(tmp_path)) < 1e-5
 
 
-def test_a_whole_checkpoint_goes_on_in_shards(two: Path, tmp_path: Path) -> None:
-    assert go(tmp_path, 1, accumulate=2, kill={0: 15})[0][0] == -signal.SIGKILL
-    done = go(tmp_path, 2, shard=True)
+def test_a_whole_checkpoint_goes_on_in_shards(forks: Forks, two: Path, tmp_path: Path) -> None:
+    assert go(forks, tmp_path, 1, accumulate=2, kill={0: 15})[0][0] == -signal.SIGKILL
+    done = go(forks, tmp_path, 2, shard=True)
     assert [code for code, _ in done] == [0, 0], done
     assert distance(final(two), final(tmp_path)) < 1e-5
 
 
-def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
-    code, said = go(tmp_path, 1, shard=True)[0]
+def test_what_cannot_be_is_refused(forks: Forks, tmp_path: Path) -> None:
+    code, said = go(forks, tmp_path, 1, shard=True)[0]
     assert code == 3
     assert "there is one process" in said
-    code, said = go(tmp_path, 1, checkpoint_activations=True)[0]
+    code, said = go(forks, tmp_path, 1, checkpoint_activations=True)[0]
     assert code == 3
     assert "Net has no method of that name" in said
-    done = go(tmp_path, 2, accumulate=3)
+    done = go(forks, tmp_path, 2, accumulate=3)
     assert [code for code, _ in done] == [3, 3]
     assert "cannot be shared by 6 parts" in done[0][1]
 
@@ -145,7 +130,7 @@ def test_settings_of_memory_and_speed_do_not_name_another_run() -> None:
     assert RangeError.__doc__
 
 
-def test_the_command_line_trains_and_distils_on_two(tmp_path: Path) -> None:
+def test_the_command_line_trains_and_distils_on_two(forks: Forks, tmp_path: Path) -> None:
     recipe = {
         "name": "two",
         "data": {"name": "digits"},
@@ -157,14 +142,14 @@ def test_the_command_line_trains_and_distils_on_two(tmp_path: Path) -> None:
     path = tmp_path / "two.yaml"
     path.write_text(yaml.safe_dump(recipe))
     for command in ("train", "distill"):
-        done = start(2, "-m", "fewstep", command, path, "--out", tmp_path / "two")
+        done = start(forks, 2, "-m", "fewstep", command, path, "--out", tmp_path / "two")
         assert [code for code, _ in done] == [0, 0], done
         assert "updates of 8" in done[0][1]
         assert "updates of 8" not in done[1][1]
     settings = ("--set", "teacher.accumulate=2", "--set", "distill.accumulate=2")
     settings += ("--set", "distill.shard=false")
     for command in ("train", "distill"):
-        done = start(1, "-m", "fewstep", command, path, *settings, "--out", tmp_path / "one")
+        done = start(forks, 1, "-m", "fewstep", command, path, *settings, "--out", tmp_path / "one")
         assert done[0][0] == 0, done[0][1]
     for name in ("teacher", "stage-one", "student-2"):
         part = f"{name}/unet/diffusion_pytorch_model.safetensors"
