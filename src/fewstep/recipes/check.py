@@ -17,11 +17,11 @@ from fewstep.metrics.digits_features import FILE
 from fewstep.models import card_in, is_pipeline, local
 from fewstep.models.native import TIMESTEPS
 from fewstep.models.table import Table, read_table
-from fewstep.recipes.config import EvaluateConfig
 from fewstep.recipes.evaluate import Evaluation
 from fewstep.recipes.own_features import kept_features
 from fewstep.recipes.room import check_samples
 from fewstep.recipes.run import Run
+from fewstep.recipes.schema import EvaluateConfig
 
 MAX_STEPS = 100_000
 DDIM = ("reference_steps", "teacher_steps", "stage_one_steps")

@@ -21,11 +21,12 @@ from fewstep.metrics import Features, distance_key, paired_rms
 from fewstep.models import UNetModel, card_of, save_model
 from fewstep.models.solvers import SOLVERS
 from fewstep.recipes.check import Checked, check_report
-from fewstep.recipes.config import EvaluateConfig, Recipe
+from fewstep.recipes.config import Recipe
 from fewstep.recipes.evaluate import KEPT, Cell, device_name
 from fewstep.recipes.figures import Remarks, remark_lines, write_figures
 from fewstep.recipes.report import write_report
 from fewstep.recipes.run import Run, Say
+from fewstep.recipes.schema import EvaluateConfig
 from fewstep.recipes.study_data import KnobCheck, Row, SheetRow, Study
 from fewstep.recipes.weak import reasons_of, table_of, warnings_of
 
