@@ -55,6 +55,10 @@ class Interrupted(FewstepError):
     """The user pressed Ctrl-C; the work done so far is saved."""
 
 
+class TimeUp(Interrupted):
+    """The time limit of a run has passed; what was done so far is kept."""
+
+
 class ProcessLostError(FewstepError):
     """Another process of this run ended or does not answer."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fewstep.train.checkpoint import begun_run, extend_run
 from fewstep.train.config import Optimisation, TrainConfig
+from fewstep.train.limit import is_time_up, time_limit
 from fewstep.train.log import read_metrics
 from fewstep.train.loop import Batch, TrainResult, check_trainable, train
 from fewstep.train.memory import Estimate, Watch, estimate, in_units
@@ -21,9 +22,11 @@ __all__ = [
     "estimate",
     "extend_run",
     "in_units",
+    "is_time_up",
     "leave",
     "processes",
     "read_metrics",
+    "time_limit",
     "train",
     "translate_peer_failures",
 ]

@@ -24,9 +24,10 @@ from fewstep.core import cond as conds
 from fewstep.core.cond import Cond
 from fewstep.core.seed import derive, generator
 from fewstep.distill.problem import WEIGHTINGS, Problem, loss
-from fewstep.errors import Interrupted, NonFiniteError, RangeError
+from fewstep.errors import Interrupted, NonFiniteError, RangeError, TimeUp
 from fewstep.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from fewstep.train.config import TrainConfig
+from fewstep.train.limit import is_time_up
 from fewstep.train.log import Log, read_metrics
 from fewstep.train.processes import (
     piece,
@@ -87,6 +88,7 @@ def train(
         NonFiniteError: the loss or the gradient is not finite; the last good checkpoint stays.
         CheckpointError: no checkpoint of the folder can be read, or they are of another run.
         Interrupted: Ctrl-C or SIGTERM; a checkpoint was written first.
+        TimeUp: the `time_limit` around this call has passed; a checkpoint was written first.
         RangeError: a precision that the device does not have; a batch size that the parts do not
             divide; a setting that this student or number of processes cannot have; a student
             with nothing to train.
@@ -197,14 +199,16 @@ class _Loop:
                 if progress is not None:
                     progress.step()
                 last = self.update == config.updates
-                stop = self._agree(stopping(), last)
+                late = is_time_up()
+                stop = self._agree(late or stopping(), last)
                 if last or stop or self.update % config.log_every == 0:
                     self._read(log, progress)
                 if last or stop or self.update % config.checkpoint_every == 0:
                     self._save()
                 if stop and not last:
-                    raise Interrupted(
-                        f"stopped at update {self.update} of {config.updates}, which is saved; run "
+                    kind, why = (TimeUp, "time is up") if late else (Interrupted, "stopped")
+                    raise kind(
+                        f"{why} at update {self.update} of {config.updates}, which is saved; run "
                         "the same command to continue."
                     )
         finally:
