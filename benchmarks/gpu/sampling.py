@@ -1,0 +1,132 @@
+"""Step `sampling`: `fewstep.sample` against bare forwards, compiled and as a CUDA graph."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+
+import torch
+from benchmarks.gpu.common import Context, Record, Row, Work, counted, median_ms, teacher_of
+from torch import Tensor
+
+import fewstep
+from fewstep.core.denoiser import Guided
+from fewstep.core.grid import cosine
+from fewstep.models import UNetModel, student_of
+from fewstep.models.native import timestep_from_phi
+from fewstep.models.w_input import w_features
+
+STEPS, W = 4, 1.0
+LONG = 1024
+MODES = {"reduce-overhead": "compiled, CUDA graphs", "default": "compiled"}
+
+
+def run_sampling(context: Context) -> None:
+    """Measure batch 1 and 64: first what runs at once, then what has to be compiled."""
+    record = Record("sampling", context)
+    teacher, student = models(context)
+    batches = (1, context.short(64, 2))
+    works = {batch: bare_forwards(context, student, batch) for batch in batches}
+    flops = {batch: counted(work) for batch, work in works.items()}
+
+    def timed(batch: int, work: Work) -> Row:
+        row = median_ms(context, work, context.short(60 if batch == 1 else 30, 2), warm=3)
+        rate = flops[batch] / row["ms"] / 1e9
+        return {**row, "ms per image": row["ms"] / batch, "TFLOP/s": rate}
+
+    def drawn(batch: int, model: UNetModel) -> Work:
+        cond = classes(context, batch)
+        return lambda: fewstep.sample(model, cond, w=W, steps=STEPS)
+
+    def part(batch: int, name: str, work: Callable[[], Work], need: float) -> None:
+        record.part(f"batch {batch}: {name}", lambda: timed(batch, work()), need=need)
+
+    for batch, forwards in works.items():
+        part(batch, "bare forwards", lambda f=forwards: f, 3)
+        part(batch, "sample", lambda b=batch: drawn(b, student), 3)
+        part(batch, "bare forwards, CUDA graph", lambda f=forwards: graphed(context, f), 4)
+    for batch in reversed(batches):
+        name = f"batch {batch}: teacher, {LONG} guided steps"
+        record.part(name, lambda b=batch: long(context, teacher, b), need=20)
+    for batch, mode in ((b, m) for m in MODES for b in batches):
+        work = lambda b=batch, m=mode: drawn(b, compiled(context, student, m))  # noqa: E731
+        part(batch, f"sample, {MODES[mode]}", work, 20)
+        context.free()
+
+
+def models(context: Context) -> tuple[UNetModel, UNetModel]:
+    """Return teacher and student with weights of the sampling precision."""
+    recipe, teacher = context.recipe(), teacher_of(context)
+    stage = recipe.distill.plan().stages[0]
+    student = student_of(teacher, stage, recipe.distill.w, w_dim=recipe.network.w_dim).eval()
+    student.requires_grad_(False)
+    if context.device == "cuda":
+        teacher.unet.to(torch.bfloat16)
+        student.unet.to(torch.bfloat16)
+    return teacher, student
+
+
+def classes(context: Context, batch: int) -> Tensor:
+    return (torch.arange(batch) % 10).to(context.device)
+
+
+def bare_forwards(context: Context, student: UNetModel, batch: int) -> Work:
+    """Return as many calls of the stock network as the student has steps."""
+    dtype, cond = student.unet.dtype, classes(context, batch)
+    z = torch.randn(batch, 3, 32, 32, device=context.device, dtype=dtype)
+    features = w_features(torch.ones(batch, device=context.device), student.w_dim or 2).to(dtype)
+    times = [timestep_from_phi(torch.full((batch,), phi)) for phi in cosine(STEPS)[:-1]]
+    times = [t.to(context.device) for t in times]
+
+    def forwards() -> None:
+        with torch.no_grad():
+            for t in times:
+                student.unet(
+                    z, t, None, class_labels=cond, timestep_cond=features, return_dict=False
+                )
+
+    return forwards
+
+
+def graphed(context: Context, work: Work) -> Work:
+    """Return the replay of the kernels that work launches."""
+    if context.device != "cuda":
+        raise RuntimeError("CUDA graphs need a GPU")
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
+def compiled(context: Context, student: UNetModel, mode: str) -> UNetModel:
+    """Return the student with its network compiled."""
+    if context.device != "cuda" and mode == "reduce-overhead":
+        raise RuntimeError("CUDA graphs need a GPU")
+    context.free()
+    other = copy.deepcopy(student)
+    other.unet = torch.compile(other.unet, mode=mode)
+    return other
+
+
+def long(context: Context, teacher: UNetModel, batch: int) -> Row:
+    """Return the time of the teacher's many guided steps, measured once, in whole."""
+    steps, guided = context.short(LONG, 4), Guided(teacher, teacher.null_cond)
+    cond = classes(context, batch)
+    draw: Callable[[int], Tensor] = lambda n: fewstep.sample(guided, cond, w=W, steps=n)  # noqa: E731
+    draw(4)
+    begun = context.now()
+    draw(steps)
+    taken = context.now() - begun
+    return {
+        "steps": steps,
+        "ms": 1e3 * taken,
+        "ms per image": 1e3 * taken / batch,
+        "measured at": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
