@@ -1,0 +1,42 @@
+"""Run one study by its name: `python -m studies NAME ...`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from fewstep.errors import FewstepError
+
+# Name -> what it does, in one line. The module of that name has `main(arguments)`.
+STUDIES: dict[str, str] = {
+    "table": "tables of one recipe's report.json: cells, and ratios to the teacher",
+    "comparisons": "tables of the paper's comparisons on the digits",
+    "quality": "students against the teacher under several solvers, by number of evaluations",
+    "cost": "evaluations, operations, GPU-hours and memory of a recipe, before it runs",
+    "cost_to_quality": "training cost of several plans to four steps, and what they reach",
+    "picture": "the picture of a run, or the labels of a contact sheet written beside its rows",
+    "autoencoder": "how far an autoencoder alone takes images from the training images",
+    "stock_pipelines": "how far fewstep and stock diffusers pipelines differ on one student",
+    "mixture_states": "noised states against trajectories on an exact Gaussian mixture",
+}
+USAGE = "usage: python -m studies NAME [ARGUMENT ...]"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the study that the first argument names with the others; without one, list them all."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        width = max(map(len, STUDIES))
+        print(USAGE, "", *(f"  {k:<{width}}  {v}" for k, v in STUDIES.items()), sep="\n")
+        return
+    name, *others = arguments
+    if name not in STUDIES:
+        sys.exit(f"NAME must be one of {', '.join(STUDIES)}, got {name}.\n{USAGE}")
+    try:
+        importlib.import_module(f"studies.{name}").main(others)
+    except FewstepError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
