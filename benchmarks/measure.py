@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -163,6 +163,7 @@ class Peak:
 
     def __init__(self, setting: Setting) -> None:
         self._setting, self._live, self._before = setting, Live(meta=False), 0
+        self._counting = ExitStack()
 
     def start(self) -> None:
         """Begin to count."""
@@ -171,14 +172,13 @@ class Peak:
             torch.cuda.reset_peak_memory_stats(self._setting.device)
             self._before = torch.cuda.memory_allocated(self._setting.device)
         else:
-            self._live = Live(meta=False)
-            self._live.__enter__()
+            self._live = self._counting.enter_context(Live(meta=False))
 
     def stop(self) -> int:
         """Return the peak since `start`."""
         if self._setting.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._setting.device) - self._before
-        self._live.__exit__(None, None, None)
+        self._counting.close()
         return self._live.peak
 
     def of(self, work: Work) -> int:

@@ -36,7 +36,7 @@ def operations(work: Work) -> int:
     """Return the FLOPs of products and convolutions, forward and backward, that work asks for."""
     with FlopCounterMode(display=False) as counter:
         work()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def training(setting: Setting, subject: Subject, stage: str, most: float) -> Row:

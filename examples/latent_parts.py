@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -58,7 +59,7 @@ def main() -> None:
         whole(parts / "text_encoder", text.save_pretrained)
     vae = AutoencoderKL.from_pretrained(parts / "vae")
     print(f"autoencoder: {psnr(vae, held_out):.2f} dB on held-out images")
-    torch.random.default_generator.manual_seed(derive(told.seed, "unet"))
+    torch.default_generator.manual_seed(derive(told.seed, "unet"))
     pipeline = StableDiffusionPipeline(
         vae=vae,
         text_encoder=CLIPTextModel.from_pretrained(parts / "text_encoder"),
@@ -73,7 +74,7 @@ def main() -> None:
     print(f"parts: {told.out}")
 
 
-def whole(folder: Path, save) -> None:
+def whole(folder: Path, save: Callable[[Path], object]) -> None:
     with atomic_folder(folder) as partial:
         save(partial)
 
@@ -107,11 +108,14 @@ def scheduler() -> DDIMScheduler:
 
 def batch(data: Dataset, size: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
     x, label = data.batch(torch.randint(len(data), (size,), generator=draws))
+    assert isinstance(label, Tensor)  # class ids, as images have
     mirrored = torch.rand(size, generator=draws) < 0.5
     return torch.where(mirrored[:, None, None, None], x.flip(-1), x), label
 
 
-def optimizer(parameters, lr: float, updates: int):
+def optimizer(
+    parameters: Iterable[nn.Parameter], lr: float, updates: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     adamw = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     warm = min(100, updates)
 
@@ -123,7 +127,7 @@ def optimizer(parameters, lr: float, updates: int):
 
 def train_vae(data: Dataset, updates: int, seed: int) -> AutoencoderKL:
     """Absolute error plus a little KL; the scale makes latents of unit variance."""
-    torch.random.default_generator.manual_seed(derive(seed, "vae"))
+    torch.default_generator.manual_seed(derive(seed, "vae"))
     vae = AutoencoderKL(
         block_out_channels=(16, 32, 64),
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -205,7 +209,7 @@ def train_text_encoder(
     words: CLIPTokenizer, train: Dataset, held_out: Dataset, updates: int, seed: int
 ) -> tuple[CLIPTextModel, float]:
     """As CLIP: an image and its caption near each other, other captions far (Radford 2021)."""
-    torch.random.default_generator.manual_seed(derive(seed, "clip"))
+    torch.default_generator.manual_seed(derive(seed, "clip"))
     text = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(words),
@@ -247,10 +251,11 @@ def train_text_encoder(
         schedule.step()
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     with torch.no_grad():
-        x, label = held_out.batch(torch.arange(len(held_out)))
+        x, classes = held_out.batch(torch.arange(len(held_out)))
+        assert isinstance(classes, Tensor)
         captions = embed([caption(TEMPLATES[0], name) for name in names])
         near = torch.cat([images(part) @ captions.T for part in x.split(500)]).argmax(1)
-    return text.eval(), float((near == label).float().mean())
+    return text.eval(), float((near == classes).float().mean())
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import fewstep
 from fewstep.core.seed import generator
+from fewstep.distill.problem import Problem
 from fewstep.metrics import paired_rms
 from fewstep.testing import check_denoiser, check_stage
 from fewstep.train import TrainConfig, train
@@ -48,7 +49,8 @@ class Spirals(nn.Module):
         h = h + self.told_w(torch.stack([w / 4, (w / 4) ** 2], dim=1))
         for layer in self.hidden:
             h = h + nn.functional.silu(layer(nn.functional.silu(h)))
-        return self.out(h)
+        v: Tensor = self.out(h)
+        return v
 
 
 def data(update: int, part: int = 0, parts: int = 1) -> tuple[Tensor, Tensor]:
@@ -62,22 +64,15 @@ def data(update: int, part: int = 0, parts: int = 1) -> tuple[Tensor, Tensor]:
     return x.chunk(parts)[part], cond.chunk(parts)[part]
 
 
-def fit(network: Spirals, problem: object, updates: int, folder: Path) -> Spirals:
+def fit(network: Spirals, problem: Problem, updates: int, folder: Path) -> Spirals:
     """Train a copy of the network on a problem; return it with its averaged weights."""
     config = TrainConfig(
         updates=updates, batch_size=512, lr=3e-3, ema=0.98, log_every=200, checkpoint_every=1000
     )
-    result = train(
-        copy.deepcopy(network),
-        problem,
-        data,
-        config,
-        folder,
-        device="cpu",
-        progress=False,
-    )
-    result.student.load_state_dict(result.ema_state)
-    return result.student
+    student = copy.deepcopy(network)
+    result = train(student, problem, data, config, folder, device="cpu", progress=False)
+    student.load_state_dict(result.ema_state)
+    return student
 
 
 def main(updates: int = 1000) -> dict[str, float]:
@@ -95,7 +90,8 @@ def main(updates: int = 1000) -> dict[str, float]:
     stage_one = fit(network, fewstep.Match(teacher, w=W), updates, runs / "stage-one")
 
     # 3. Stage two: 8, 4, 2, 1 steps, each student the teacher of the next.
-    students, parent = {}, stage_one
+    students: dict[int, Spirals] = {}
+    parent = stage_one
     for steps in (8, 4, 2, 1):
         problem = fewstep.Halve(parent, steps, substeps=2, w=W)
         check_stage(problem, x, cond)
@@ -104,16 +100,17 @@ def main(updates: int = 1000) -> dict[str, float]:
     # 4. Compare, from the same noise.
     labels = torch.arange(1500) % CLASSES
 
-    def draw(denoiser: object, steps: int) -> Tensor:
+    def draw(denoiser: fewstep.Denoiser, steps: int) -> Tensor:
         return fewstep.sample(denoiser, labels, w=1.0, steps=steps, seed=0, shape=(2,))
 
     reference = draw(teacher, 256)
     print(f"\n{'at w = 1':<12} {'evaluations':>11} {'distance to the teacher, 256 steps':>36}")
-    table = {}
-    for name, denoiser, steps in (
+    rows: list[tuple[str, fewstep.Denoiser, int]] = [
         *(("teacher", teacher, n) for n in (8, 4, 2, 1)),
         *(("student", student, n) for n, student in students.items()),
-    ):
+    ]
+    table = {}
+    for name, denoiser, steps in rows:
         table[f"{name}-{steps}"] = paired_rms(draw(denoiser, steps), reference)
         print(f"{name:<12} {steps * denoiser.passes:>11} {table[f'{name}-{steps}']:>36.4f}")
     return table
