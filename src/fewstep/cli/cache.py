@@ -25,8 +25,8 @@ def cache_command(
     checked = load_run_recipe(recipe, set_)
     if checked.latents is None:
         raise RecipeError(
-            f"only a recipe with `latents:` has something to encode, and {checked.name} has none. "
-            "Run `fewstep train` at once."
+            f"{checked.name} works on images, and only a recipe with `latents:` has something to "
+            "encode. Run `fewstep train` at once."
         )
     from fewstep.recipes.run import Run
 

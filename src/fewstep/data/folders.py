@@ -61,10 +61,13 @@ class Layout:
             for name, value in row.row.items():
                 if name != FILE_NAME and found.get(name) in (None, Kind.OTHER):
                     found[name] = _kind(value)
-        if self.class_of:
-            found.setdefault("label", Kind.CLASS)
         if self.beside:
             found.setdefault("text", Kind.TEXTS)
+        # One folder beside loose images, or with captions in it, is no class.
+        if len(set(self.class_of.values())) > 1 or (
+            not found and len(self.class_of) == len(self.images)
+        ):
+            found.setdefault("label", Kind.CLASS)
         return found
 
 

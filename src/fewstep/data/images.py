@@ -240,8 +240,8 @@ def check_classes(found: Classes, count: int, config: DataConfig, bad: Sequence[
         )
     if config.cond == "class" and len(found.names) < 2:
         raise DataError(
-            f"{config.name} has {count} images of 1 class; guidance is between classes and needs "
-            "two or more. Give images of other classes too; for a model of prompts, set "
-            "latents.cond=prompt."
+            f"{config.name} has {count} image{'' if count == 1 else 's'} of 1 class; guidance is "
+            "between classes and needs two or more. Give images of other classes too; for a model "
+            "of prompts, set latents.cond=prompt."
         )
     return found

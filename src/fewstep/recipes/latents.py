@@ -48,8 +48,8 @@ def encoded(
     """
     if config.cond == "prompt" and not is_pipeline(folder):
         raise FolderError(
-            f"prompts need a text encoder, and {folder} is not the folder of a stock pipeline. "
-            "Give one that is, or set latents.cond=class."
+            f"{folder} is not the folder of a stock pipeline and has no text encoder, which "
+            "prompts need. Give one that is, or set latents.cond=class."
         )
     encoder = _Encoder(images, data, config, folder, device)
     root = cache_root() / "latents" if config.root is None else Path(config.root)
