@@ -224,7 +224,7 @@ def _steps(steps: int | None, traits: Traits, sampler: Sampler) -> int:
                 "(--steps 64)."
             )
         return traits.steps[0]
-    steps = whole_number(steps, "steps")
+    steps = whole_number(steps, "steps", 1)
     if traits.steps is not None and steps not in traits.steps:
         allowed = ", ".join(map(str, traits.steps))
         raise RangeError(
