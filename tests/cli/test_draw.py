@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tests.models.conftest import TINY, card
-from tests.models.pipelines import sd_folder
+from tests.models.pipelines import dit_folder, sd_folder
 
 from fewstep.atomic import sha256
 from fewstep.cli.bounds import check_images, free_memory
@@ -513,3 +513,47 @@ def test_a_prompt_file_of_another_encoding(
     names = sorted(p.name for p in (here / "drawn").glob("0*"))
     assert names == ["0000-a-cat.png", "0001-ein-hündchen.png"]
     assert "draws by prompts: pass --prompt" in refused(capsys, "sample", folder, "--steps", 1)
+
+
+# Beside drawing.
+
+
+def test_a_measurement_replaces_no_table_of_the_users(
+    teacher: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "mine").mkdir()
+    (here / "mine" / "table.csv").write_text("mine")
+    trip = ("roundtrip", teacher, "--teacher", teacher, "--out")
+    assert "table.csv" in refused(capsys, *trip, "mine")
+    assert (here / "mine" / "table.csv").read_text() == "mine"
+    (here / "file").write_text("mine")
+    assert "the file file" in refused(capsys, *trip, "file")
+    assert "device must be" in refused(capsys, *trip, "new", "--device", "gpu")
+
+
+def test_show_prints_no_control_characters(
+    teacher: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(teacher, here / "m")
+    told = json.loads((here / "m/fewstep.json").read_text())
+    told |= {"name": "red\x1b[31m\nline", "training": {"seed": 3, "data_sha256": "0" * 64}}
+    (here / "m/fewstep.json").write_text(json.dumps(told))
+    capsys.readouterr()
+    done("show", "m")
+    found = capsys.readouterr().out
+    assert "\x1b" not in found
+    assert found.startswith("name         red\\x1b[31m\\nline\nstage        guided teacher")
+    assert "made by      seed 3\n" in found
+
+
+def test_show_knows_every_kind_of_folder(
+    tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = tmp_path_factory.mktemp("kinds")
+    sd_folder(folders / "sd"), dit_folder(folders / "dit", classes=3)
+    for name, says in {"sd": "by prompts", "dit": "3 classes"}.items():
+        capsys.readouterr()
+        done("show", folders / name)
+        assert says in capsys.readouterr().out
+        done("show", folders / name, "--json")
+        assert json.loads(capsys.readouterr().out)["stage"] == "teacher"

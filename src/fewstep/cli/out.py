@@ -18,6 +18,7 @@ from fewstep.errors import FolderError, RangeError
 KEY = "fewstep"  # of the settings in a picture, and of the metadata of a noise file
 METADATA = "metadata.jsonl"
 SHEET = "sheet.png"
+RESULTS = "results.sqlite"
 _PASSING = (".partial-", ".fewstep.lock")  # of a write that is going on, or was killed
 _MOST_BYTES = 150  # of a file name that is made of a prompt or of another file's name
 
@@ -171,6 +172,20 @@ def _settings_text(path: Path) -> Any:
         if image.format == "GIF":
             return image.info["comment"].decode().removeprefix(KEY)
         return image.info[KEY]
+
+
+def check_results(out: Path, written: Iterable[str]) -> None:
+    """Raise FolderError where a measurement would replace files of the names `written`.
+
+    Files beside the results of an earlier measurement are its own.
+    """
+    there = [name for name in written if (out / name).exists()]
+    if there and not (out / RESULTS).is_file():
+        raise FolderError(
+            f"--out must be a folder without a {there[0]}, or with earlier results ({RESULTS}), "
+            f"got {out}. Choose another folder."
+        )
+    check_out(out, overwrite=True, suffixes=())
 
 
 def short_name(text: str) -> str:
