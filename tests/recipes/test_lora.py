@@ -15,6 +15,7 @@ from fewstep.recipes.run import Run
 LORA = {"rank": 2, "alpha": 4, "targets": ["to_q", "to_k", "to_v", "to_out.0"]}
 RECIPE = {
     "name": "lora",
+    "data": {"name": "digits"},
     "network": {"channels": [8, 16], "groups": 4, "attention": [False, True], "w_dim": 32},
     "teacher": {"updates": 3, "batch_size": 8},
     "distill": {

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import typer
 
-from fewstep.cli.options import Device, Out, RecipeName, Set, Teachers, load_run_recipe, say
+from fewstep.cli.options import (
+    Device,
+    Out,
+    RecipeName,
+    Set,
+    Teachers,
+    load_run_recipe,
+    run_folder,
+    say,
+)
 from fewstep.errors import RecipeError
 
 
@@ -22,7 +29,8 @@ def cache_command(
     `train`, `distill` and `report` do the same when they need it. This command prints beforehand
     how large the cache becomes, and needs only the folder of the encoders.
     """
-    checked = load_run_recipe(recipe, set_)
+    checked = load_run_recipe(recipe, set_, teacher or [], out)
+    folder = run_folder(recipe, out, checked)
     if checked.latents is None:
         raise RecipeError(
             f"{checked.name} works on images, and only a recipe with `latents:` has something to "
@@ -33,7 +41,7 @@ def cache_command(
     if teacher:
         latents = checked.latents.model_copy(update={"folder": str(teacher[0])})
         checked = checked.model_copy(update={"latents": latents})
-    data = Run(checked, out or Path("runs") / checked.name, device, say).latents
+    data = Run(checked, folder, device, say).latents
     say(f"latents: {data.folder}")
     typer.echo(str(data.folder))
 

@@ -1,4 +1,4 @@
-"""`fewstep demo`: the whole method on the embedded digits, ending in a report."""
+"""`fewstep demo`: the whole method on the built-in digits, ending in a report."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from fewstep.cli.options import Device, Out, Set, load_run_recipe, say
 
 
 def demo_command(out: Out = None, set_: Set = None, device: Device = None) -> None:
-    """Teacher, stage one, students, figures and report.html; some 24 minutes on one core.
+    """Train a teacher, stage one and students, and write report.html; 24 minutes on one core.
 
-    The same command goes on where it stopped.
+    The same command resumes where it stopped.
     """
     checked = load_run_recipe("digits", set_)
+    from fewstep.core.device import choose_device
+    from fewstep.recipes.run import Run
     from fewstep.recipes.study import run_study
 
-    report = run_study(checked, out or Path("runs") / "demo", device, say)
+    place, folder = choose_device(device), out or Path("runs") / "demo"
+    with Run(checked, folder, place, say).writing():
+        report = run_study(checked, folder, place, say)
     say(f"report: {report}")
 
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fewstep.cli.options import Device, Out, RecipeName, Set, Teachers, load_run_recipe, say
+from fewstep.cli.options import (
+    Device,
+    Out,
+    RecipeName,
+    Set,
+    Teachers,
+    load_run_recipe,
+    run_folder,
+    say,
+)
 
 if TYPE_CHECKING:
     from fewstep.recipes.config import Recipe
@@ -18,29 +26,37 @@ def distill_command(
     out: Out = None,
     teacher: Teachers = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Say the stages and cost, and stop.")
+        bool,
+        typer.Option(
+            "--plan", help="Check everything and print the stages and their cost, then exit."
+        ),
     ] = False,
     set_: Set = None,
     device: Device = None,
 ) -> None:
-    """Make the recipe's students from its teacher. The same command goes on where it stopped."""
-    checked = load_run_recipe(recipe, set_)
-    if plan:
-        typer.echo(describe(checked))
-        return
+    """Train the recipe's students from its teacher. The same command resumes where it stopped."""
+    given = teacher or []
+    checked = load_run_recipe(recipe, set_, given, out)
+    folder = run_folder(recipe, out, checked)
+    from fewstep.core.device import choose_device
     from fewstep.recipes.run import Run
 
-    run = Run(checked, out or Path("runs") / checked.name, device, say)
-    run.prepare()
-    for folder in teacher or ():
-        run.use_teacher(folder)
-    for stage in run.plan:
-        run.distill(stage)
-    say(f"students: {', '.join(str(run.folder(s.name)) for s in run.plan)}")
+    run = Run(checked, folder, choose_device(device), say)
+    names = [stage.name for stage in run.plan]
+    if plan:
+        run.check(names, given, plan=True)
+        typer.echo(describe(checked))
+        return
+    with run.writing(names, given):
+        for parent in given:
+            run.use_teacher(parent)
+        for stage in run.plan:
+            run.distill(stage)
+    run.tell(f"students: {', '.join(str(run.folder(s.name)) for s in run.plan)}")
 
 
 def describe(recipe: Recipe) -> str:
-    """Return the plan as a table: stages, what they start from, and network evaluations."""
+    """Return the plan as a table: stages, their parents, and their network evaluations."""
     plan, batch = recipe.distill.plan(), recipe.distill.batch_size
     lines = [_line("stage", "from", "steps", "substeps", "order", "updates", "evaluations")]
     for s in plan:
@@ -49,7 +65,7 @@ def describe(recipe: Recipe) -> str:
         cost = f"{s.cost(batch).evaluations:,}"
         lines.append(_line(s.name, s.parent, steps, substeps, order, str(s.updates), cost))
     lines.append(_line("all", "", "", "", "", "", f"{plan.cost(batch).evaluations:,}"))
-    lines.append("evaluations: of one network for one example; a backward pass counts as two")
+    lines.append("evaluations: calls of one network on one example; a backward pass counts as two")
     return "\n".join(lines)
 
 

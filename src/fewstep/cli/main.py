@@ -118,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
     kept = [a for k, a in enumerate(given) if a != DEBUG or k > options_end]
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
-        warnings.simplefilter("always", FewstepWarning)
+        warnings.simplefilter("default", FewstepWarning)
         try:
             app(args=kept, standalone_mode=False)
         except typer.Exit as stop:

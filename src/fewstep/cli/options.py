@@ -148,11 +148,15 @@ def whole(text: str, option: str) -> list[int]:
 
 
 def load_run_recipe(
-    name: str, overrides: Sequence[str] | None, teachers: Sequence[Path] = ()
+    name: str,
+    overrides: Sequence[str] | None,
+    teachers: Sequence[Path] = (),
+    out: Path | None = None,
 ) -> Recipe:
     """Return the recipe of a command, checked.
 
-    A recipe without `data.name` takes the built-in data set that a teacher was trained on.
+    A recipe without `data.name` takes the built-in data set that its teacher was trained on: that
+    of --teacher, or of the run in `out`.
     """
     from fewstep.recipes.config import load_recipe
 
@@ -160,7 +164,7 @@ def load_run_recipe(
     try:
         return load_recipe(name, settings)
     except RecipeError as error:
-        known = data_of(teachers)
+        known = data_of(list(teachers) or ([] if out is None else [out / "teacher"]))
         if known is None or "data.name is required" not in str(error):
             raise
         recipe = load_recipe(name, [*settings, f"data.name={known}"])
@@ -174,6 +178,8 @@ def data_of(teachers: Sequence[Path]) -> str | None:
     from fewstep.models import card_in
 
     for folder in teachers:
+        if not folder.is_dir():
+            continue
         name = str(card_in(folder).training.get("data"))
         if name in DATASETS:
             return name

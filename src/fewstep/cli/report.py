@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from fewstep.cli.options import Device, Out, RecipeName, Set, Teachers, load_run_recipe, say
+from fewstep.cli.options import (
+    Device,
+    Out,
+    RecipeName,
+    Set,
+    Teachers,
+    load_run_recipe,
+    run_folder,
+    say,
+)
 
 
 def report_command(
@@ -18,11 +25,16 @@ def report_command(
 
     The same command goes on where it, `train` or `distill` stopped.
     """
-    checked = load_run_recipe(recipe, set_)
+    given = teacher or []
+    checked = load_run_recipe(recipe, set_, given, out)
+    folder = run_folder(recipe, out, checked)
+    from fewstep.core.device import choose_device
+    from fewstep.recipes.run import Run
     from fewstep.recipes.study import run_study
 
-    where = out or Path("runs") / checked.name
-    report = run_study(checked, where, device, say, teachers=teacher or ())
+    place = choose_device(device)
+    with Run(checked, folder, place, say).writing(teachers=given):
+        report = run_study(checked, folder, place, say, teachers=given)
     say(f"report: {report}")
 
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from fewstep.cli.options import Device, Out, RecipeName, Set, load_run_recipe, say
+from fewstep.cli.options import Device, Out, RecipeName, Set, load_run_recipe, run_folder, say
 
 
 def train_command(
     recipe: RecipeName, out: Out = None, set_: Set = None, device: Device = None
 ) -> None:
-    """Train the recipe's guided teacher. The same command goes on where it stopped."""
+    """Train the recipe's guided teacher. The same command resumes where it stopped.
+
+    More updates (--set teacher.updates=N) train a finished teacher on.
+    """
     checked = load_run_recipe(recipe, set_)
+    folder = run_folder(recipe, out, checked)
+    from fewstep.core.device import choose_device
+    from fewstep.distill.plan import TEACHER
     from fewstep.recipes.run import Run
 
-    run = Run(checked, out or Path("runs") / checked.name, device, say)
-    run.prepare()
-    run.train_teacher()
-    say(f"teacher: {run.folder('teacher')}")
+    run = Run(checked, folder, choose_device(device), say)
+    with run.writing([TEACHER]):
+        run.train_teacher()
+    run.tell(f"teacher: {run.folder(TEACHER)}")
 
 
 command = train_command

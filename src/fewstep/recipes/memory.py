@@ -1,19 +1,30 @@
-"""The memory of one stage: foreseen before it is trained, measured after."""
+"""The memory of one stage: estimated and checked before it is trained, measured after."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
-from fewstep.core.cond import take
+from fewstep.core.cond import Cond, take
 from fewstep.distill.problem import Problem
-from fewstep.train import Batch, Estimate, TrainConfig, Watch, estimate, processes
+from fewstep.errors import RangeError
+from fewstep.train import (
+    Estimate,
+    TrainConfig,
+    Watch,
+    estimate,
+    in_units,
+    memory_limit,
+    processes,
+)
+
+COPIES = 5  # of a trained weight: itself, its gradient, AdamW's two moments, its average
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What a stage is thought to need, and a watch on what it takes."""
+    """The estimate of what a stage needs, and a watch on what it takes."""
 
     estimate: Estimate
     watch: Watch
@@ -24,26 +35,29 @@ class Memory:
         student: nn.Module,
         problem: Problem,
         config: TrainConfig,
-        batch: Batch,
+        example: tuple[Tensor, Cond],
         device: str | None,
         bare: int | None = None,
     ) -> Memory:
-        """Estimate, and begin to watch; to be asked right before `train`.
+        """Estimate, and begin to watch; to be called right before `train`.
 
+        example: one or more examples of the data, of which the first is looked at.
         bare: of the watch on the first stage of this process.
         """
         here = processes(device)
-        # The part that this process begins with: a stream deals no others.
-        first, parts = here.process_index, here.num_processes * config.accumulate
-        x, cond = batch(0, first * config.accumulate, parts)
+        x, cond = example
         one = slice(0, 1)
         found = estimate(
             student, problem, config, x[one], take(cond, one), processes=here.num_processes
         )
         return cls(found, Watch(here.device, found.weights, bare))
 
+    def check(self, name: str, config: TrainConfig) -> None:
+        """Raise RangeError where the stage cannot fit into the memory of its device."""
+        check_room(name, self.estimate.total, config, str(self.watch.device))
+
     def measured(self) -> dict[str, int]:
-        """Return what the card says: both, in bytes."""
+        """Return the estimate and the peak in bytes, for the card."""
         return {
             "memory_estimate_bytes": self.estimate.total,
             "memory_peak_bytes": self.watch.peak(),
@@ -52,3 +66,17 @@ class Memory:
     def __str__(self) -> str:
         """Return the estimate in a line."""
         return str(self.estimate)
+
+
+def check_room(name: str, needed: int, config: TrainConfig, device: str | None) -> None:
+    """Raise RangeError where a stage needs more bytes than its device has."""
+    place = processes(device).device
+    limit = memory_limit(place)
+    if needed > limit:
+        raise RangeError(
+            f"{name} must fit into the {in_units(limit)} of memory that "
+            f"{'the GPU has' if place.type == 'cuda' else 'this process may use'}, and it needs "
+            f"about {in_units(needed)} (batch_size {config.batch_size}, accumulate "
+            f"{config.accumulate}). Raise accumulate, set "
+            "checkpoint_activations=true, or use a smaller batch or network."
+        )

@@ -9,6 +9,7 @@ from fewstep.train.log import read_metrics
 from fewstep.train.loop import Batch, TrainResult, check_trainable, train
 from fewstep.train.memory import Estimate, Watch, estimate, in_units
 from fewstep.train.processes import leave, processes, translate_peer_failures
+from fewstep.train.room import memory_limit
 
 __all__ = [
     "Batch",
@@ -24,6 +25,7 @@ __all__ = [
     "in_units",
     "is_time_up",
     "leave",
+    "memory_limit",
     "processes",
     "read_metrics",
     "time_limit",

@@ -116,7 +116,6 @@ class _Loop:
         self.problem, self.batch, self.config, self.folder, self.seed = (
             problem, batch, config, folder, run_key["seed"],
         )  # fmt: skip
-        check_trainable(config, device)
         self.accelerator = _accelerator(config, device)
         self.device = self.accelerator.device
         self.parts = self.accelerator.num_processes * config.accumulate
@@ -380,6 +379,7 @@ def check_trainable(config: TrainConfig, device: str | None) -> None:
 
 
 def _accelerator(config: TrainConfig, device: str | None) -> Accelerator:
+    check_trainable(config, device)
     on_cpu = processes(device).device.type == "cpu"
     # A singleton of accelerate's; a second run in one process may want another precision.
     AcceleratorState._reset_state()

@@ -1,7 +1,7 @@
-"""How much memory a run will need, told before it starts, and how much it took.
+"""How much memory a run will need, estimated before it starts, and how much it took.
 
-The estimate runs one update on the device that holds no values ("meta"), where it costs no memory
-and hardly any time, and counts what would be there at once.
+The estimate runs one update on PyTorch's "meta" device, whose tensors hold no values, and counts
+the bytes that would be in use at once. That takes no memory and hardly any time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Estimate:
         gradients: of what is trained.
         optimiser: AdamW's two moments.
         ema: the averaged weights.
-        activations: the most that an update needs beside them at once, above all what is kept
+        activations: the most that an update needs beside them at once, mostly activations saved
             for the backward pass; of one accumulated part.
     """
 
@@ -72,17 +72,17 @@ def estimate(
 ) -> Estimate:
     """Return how much memory training will need, on each device.
 
-    Counts one update, forward and backward, the teacher's passes included. What is not counted:
-    the scratch memory of kernels, and what the libraries themselves take.
+    Counts one update, forward and backward, including the teacher's passes. Not counted are the
+    scratch memory of kernels and the memory of the libraries.
 
     Args:
-        student: as `train` is given it; its activations are checkpointed from now on where the
-            config says so.
-        problem: as `train` is given it.
-        config: likewise.
-        x: a batch of 1; only shape and dtype matter.
-        cond: the same.
-        processes: that share a batch.
+        student: as for `train`; its activations are checkpointed from now on where the config has
+            `checkpoint_activations`.
+        problem: as for `train`.
+        config: as for `train`.
+        x: a batch of 1; only its shape and dtype matter.
+        cond: a batch of 1.
+        processes: number of processes that share a batch.
     """
     checkpoint = getattr(student, "checkpoint_activations", None)
     if config.checkpoint_activations and checkpoint is not None:
@@ -98,7 +98,7 @@ def estimate(
     own = sum(_bytes(p) for p in student.parameters())
     activations = max(0, live.peak - trained)
     if config.precision != "fp32":
-        # Autocast computes in 2 bytes a number, and keeps a copy of the weights in them.
+        # Autocast computes in 2 bytes per number, and holds a copy of the weights in them.
         activations = activations // 2 + own // 2
     weights = sum(_bytes(t) for t in (*update.parameters(), *update.buffers()))
     if config.shard:
@@ -125,9 +125,9 @@ class _Update(nn.Module):
 
 @contextmanager
 def _flash() -> Iterator[None]:
-    """Compute attention as CPUs and GPUs do: on "meta" it would keep a matrix of all pairs.
+    """Compute attention as CPUs and GPUs do: on "meta" it would hold a matrix of all pairs.
 
-    A mode of torch's would not hold where the backward pass computes a block again.
+    A mode of torch would not apply where the backward pass computes a block again.
     """
     plain = F.scaled_dot_product_attention
     F.scaled_dot_product_attention = _attention
@@ -138,15 +138,15 @@ def _flash() -> Iterator[None]:
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> Tensor:
-    """Return what has the shape of attention, and keeps what it keeps: its inputs and output."""
+    """Return a tensor of the shape of attention's output; it saves the same inputs and output."""
     out: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)[0]
     return out
 
 
 class Live(TorchDispatchMode):
-    """The bytes of the tensors that were made under it: those there now, and the most ever.
+    """Counts the bytes of the tensors that are made under it: now, and at most.
 
-    meta: count tensors of the meta device, which take no memory themselves.
+    meta: also count tensors of the meta device, which take no memory themselves.
     """
 
     def __init__(self, *, meta: bool = True) -> None:
@@ -179,22 +179,23 @@ class Live(TorchDispatchMode):
 
 
 class Watch:
-    """The most memory that was in use since now.
+    """The most memory that is in use from now on.
 
-    On CUDA what the allocator has given out. Elsewhere how much larger the process is than it was
-    without weights: libraries that are first used meanwhile count as well.
+    On CUDA that is what the allocator has given out. Elsewhere it is how much larger the process
+    is than it was without weights: libraries that are loaded meanwhile count as well.
 
     Attributes:
+        device: the one that is watched.
         bare: size of the process without weights, in bytes.
     """
 
     def __init__(self, device: torch.device, held: int, bare: int | None = None) -> None:
-        """Begin to watch. held: bytes of the weights that are there already.
+        """Begin to watch.
 
-        bare: of an earlier watch, so that what was in use then counts, which a process does not
-        give back; by default the size now less what is held.
+        held: bytes of the weights that are in memory already. bare: of an earlier watch, so that
+        memory counts that the process did not give back since; by default the size now less `held`.
         """
-        self._device = device
+        self.device = device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         else:
@@ -203,20 +204,20 @@ class Watch:
 
     def peak(self) -> int:
         """Return the peak so far, in bytes."""
-        if self._device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self._device)
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
         return resident_peak() - self.bare
 
 
 def in_units(size: int) -> str:
-    """Return bytes for a person: 1.2 GB, 34 MB."""
+    """Return bytes in words: 1.2 GB, 34 MB."""
     if size >= 1e9:
         return f"{size / 1e9:.2g} GB"
     return f"{size / 1e6:.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"
 
 
 def _forget_peak() -> None:
-    """Let the peak begin again at what is resident now; where that cannot be, it stays."""
+    """Reset the peak to what is resident now; where the system cannot, it stays."""
     with suppress(OSError):
         _CLEAR.write_text("5")
 

@@ -1,0 +1,300 @@
+"""Checks of a run before its first update: data, models, clocks, batches and memory must fit."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import warnings
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fewstep.atomic import check_replaceable
+from fewstep.core.cond import Cond
+from fewstep.core.denoiser import Traits
+from fewstep.data import Dataset, Prompts
+from fewstep.distill.plan import STAGE_ONE, TEACHER, Stage
+from fewstep.errors import (
+    DataError,
+    FewstepError,
+    FewstepWarning,
+    FolderError,
+    MissingError,
+    RecipeError,
+)
+from fewstep.models import Card, build_unet, card_in, is_pipeline
+from fewstep.models.card import CARD
+from fewstep.models.table import read_table
+from fewstep.recipes.begun import TRAINING, is_done, trained_here, updates_of
+from fewstep.recipes.config import Recipe
+from fewstep.recipes.memory import COPIES, check_room
+from fewstep.recipes.teachers import check_kind, name_of
+from fewstep.train import check_trainable
+
+Found = dict[str, tuple[Path, Card]]
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """A denoiser that only has traits: enough for a problem to check its settings."""
+
+    traits: Traits
+    passes: int = 1
+
+    def __call__(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+def found_models(recipe: Recipe, out: Path, teachers: Sequence[Path]) -> Found:
+    """Return the teacher and the model of stage one that a run starts from, by their names.
+
+    Raises FolderError or RecipeError for a folder that is no teacher, or does not fit the recipe.
+    """
+    found = {
+        name: (out / name, card_in(out / name))
+        for name in (TEACHER, STAGE_ONE)
+        if is_done(out, name)
+    }
+    for folder in teachers:
+        card = card_in(folder)
+        check_kind(recipe, card, folder)
+        found.setdefault(name_of(card, folder), (folder, card))
+    return found
+
+
+def check_targets(recipe: Recipe, out: Path) -> None:
+    """Raise FolderError where a model or its checkpoints would replace something of the user's."""
+    for name in (TEACHER, *(s.name for s in recipe.distill.plan())):
+        for folder in (out / name, out / TRAINING / name):
+            if folder.is_symlink() and not is_done(out, name):
+                raise FolderError(
+                    f"{folder} must be a folder of the run, and it is a link, which could lead "
+                    "outside. Remove it, or make --out the link."
+                )
+        if not is_done(out, name):
+            check_replaceable(out / name, CARD)
+
+
+def check_stages(
+    recipe: Recipe,
+    out: Path,
+    stages: Sequence[Stage],
+    found: Found,
+    *,
+    parents: Collection[str] | None = None,
+) -> None:
+    """Raise an error where one of the stages could not be trained after those before it.
+
+    parents: names of the models that are there before the first stage; None does not check that
+        every parent is there.
+    """
+    known = {name: card for name, (_, card) in found.items()}
+    made: dict[str, Traits] = {}
+    for stage in recipe.distill.plan():
+        if parents is not None and stage in stages:
+            _check_parent(recipe, out, stage, {*parents, *made})
+        _check_pair(recipe, stage, known.get(stage.parent))
+        parent = made.get(stage.parent) or _traits(recipe, found, stage.parent)
+        try:
+            stage.problem(_Planned(parent), recipe.distill.w, torch.tensor([0]))
+            if stage in stages:
+                _check_range(recipe, stage, known.get(stage.parent))
+        except FewstepError as error:
+            raise RecipeError(f"stage {stage.name!r}: {error}") from None
+        steps = None if stage.steps is None else (stage.steps,)
+        w_range = None if stage.pair else recipe.distill.w
+        made[stage.name] = replace(parent, steps=steps, sampler=stage.sampler, w_range=w_range)
+    if recipe.distill.lora is not None and importlib.util.find_spec("peft") is None:
+        raise MissingError("distill.lora needs the package peft. Install fewstep[lora].")
+
+
+def _check_pair(recipe: Recipe, stage: Stage, parent: Card | None) -> None:
+    before = next((s for s in recipe.distill.plan() if s.name == stage.parent), None)
+    pair = before.pair if before is not None else parent is not None and parent.pair
+    if stage.parent != TEACHER and stage.pair != pair:
+        raise RecipeError(
+            f"{stage.name} (pair: {stage.pair}) cannot start from {stage.parent} (pair: {pair}); a "
+            "pair starts from the teacher or a pair."
+        )
+
+
+def _check_parent(recipe: Recipe, out: Path, stage: Stage, there: Collection[str]) -> None:
+    if stage.parent not in there and not is_done(out, stage.parent):
+        raise FolderError(no_parent(out, stage))
+    check_whole(recipe, out, stage.parent)
+
+
+def no_parent(out: Path, stage: Stage) -> str:
+    """Return the message for a stage whose parent is not there."""
+    return (
+        f"{out / stage.parent} is not made yet, and {stage.name} starts from it. Run `fewstep "
+        "train` first, or give --teacher."
+    )
+
+
+def check_whole(recipe: Recipe, out: Path, name: str) -> None:
+    """Raise FolderError where a model has fewer updates than the recipe now asks for."""
+    if not is_done(out, name) or not trained_here(out, recipe, name):
+        return
+    done, wanted = card_in(out / name).training.get("updates"), updates_of(recipe, name)
+    if isinstance(done, int) and wanted is not None and done < wanted and name == TEACHER:
+        raise FolderError(
+            f"{out / name} must have the {wanted} updates of the recipe, and it has {done}. Run "
+            "`fewstep train` with the same recipe to train it on."
+        )
+
+
+def _traits(recipe: Recipe, found: Found, name: str) -> Traits:
+    """Return the traits of a model that a run starts from, as far as its folder tells them."""
+    folder, card = found.get(name) or found.get(TEACHER) or found.get(STAGE_ONE) or (None, None)
+    own = recipe.latents.folder if recipe.latents is not None else None
+    if folder is None and own is not None and is_pipeline(Path(own)):
+        folder = Path(own)
+        # A teacher that is trained here starts from this network where the conditions agree.
+        takes = "class" if card_in(folder).num_classes else "prompt"
+        folder = folder if recipe.latents and recipe.latents.cond == takes else None
+    traits = Traits(w_range=recipe.distill.w if name == STAGE_ONE else None)
+    if folder is not None and is_pipeline(folder):
+        table = read_table(folder)
+        traits = replace(traits, clock=table.clock, split=table.split, phi_range=table.phi_range)
+    if card is not None and name in found:
+        traits = replace(traits, w_range=card.w_range)
+    return traits
+
+
+def _check_range(recipe: Recipe, stage: Stage, parent: Card | None) -> None:
+    known, w = None if parent is None else parent.w_range, recipe.distill.w
+    if known is not None and not stage.pair and not known[0] <= w[0] <= w[1] <= known[1]:
+        raise RecipeError(
+            f"distill.w must lie in [{known[0]:g}, {known[1]:g}], the range of {stage.parent}, got "
+            f"[{w[0]:g}, {w[1]:g}]. Use --set distill.w with values in that range."
+        )
+
+
+def check_data(recipe: Recipe, stages: Sequence[Stage], images: Dataset | Prompts) -> None:
+    """Raise RecipeError or DataError where the stages cannot be trained on these data."""
+    latents = recipe.latents
+    if isinstance(images, Prompts):
+        if latents is not None and latents.flip:
+            raise RecipeError("latents.flip must be false for prompts, which have no mirror image.")
+        if latents is not None and latents.cond == "class":
+            raise RecipeError("latents.cond must be prompt for a file of prompts, got class.")
+        for stage in stages:
+            if stage.states == "noised":
+                raise RecipeError(prompts_alone(recipe, stage))
+
+
+def prompts_alone(recipe: Recipe, stage: Stage) -> str:
+    """Return the message for a stage of noised images where there are prompts alone."""
+    return (
+        f"{recipe.data.name} has prompts alone, and {stage.name} is trained on noised images; set "
+        "distill.states=trajectory to train on the states of the teacher's own trajectories."
+    )
+
+
+def check_teacher(recipe: Recipe, images: Dataset | Prompts) -> None:
+    """Raise an error where no teacher can be trained on these data."""
+    if isinstance(images, Prompts):
+        raise DataError(
+            f"a teacher is trained on images, and {recipe.data.name} has prompts alone. Give a "
+            "finished one, with --teacher."
+        )
+    if recipe.latents is None:
+        check_network("teacher", recipe, images.shape, images.num_classes)
+
+
+def check_network(name: str, recipe: Recipe, shape: tuple[int, ...], classes: int) -> None:
+    """Raise an error where the recipe's network does not fit the data, or not into memory."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        unet = build_unet(recipe.network, shape, classes)
+    held = COPIES * sum(p.numel() * p.element_size() for p in unet.parameters())
+    config = recipe.train_config(None)
+    if not config.shard:
+        check_room(name, held, config, None)
+
+
+def check_fit(recipe: Recipe, found: Found, images: Dataset | Prompts) -> None:
+    """Raise RecipeError where data and a given model do not fit: size, channels, classes."""
+    for folder, card in found.values():
+        if isinstance(images, Prompts):
+            return
+        shape = images.shape if recipe.latents is None else _latent_shape(folder, images.shape)
+        if shape is not None and tuple(shape) != tuple(card.shape):
+            raise RecipeError(_misfit(folder, card, images.shape, shape))
+        if card.num_classes:
+            _check_classes(folder, card, images)
+
+
+def _misfit(folder: Path, card: Card, pixels: tuple[int, ...], shape: tuple[int, ...]) -> str:
+    given, wanted = ("x".join(map(str, s)) for s in (shape, card.shape))
+    sides = card.shape[-1] * pixels[-1] // max(1, shape[-1])
+    return (
+        f"the data must have the shape of {folder}, {wanted}, and images of "
+        f"{pixels[-1]}x{pixels[-2]} pixels have {given}. Set data.size={sides}"
+        f"{'' if shape[0] == card.shape[0] else f' and data.channels={card.shape[0]}'}, or give "
+        "another teacher."
+    )
+
+
+def _latent_shape(folder: Path, pixels: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Return the shape of an image's latents, from the autoencoder's settings; None if unknown."""
+    try:
+        config = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
+        factor = 2 ** (len(config["block_out_channels"]) - 1)
+        return (int(config["latent_channels"]), *(n // factor for n in pixels[1:]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # the loader says what is wrong with the folder
+
+
+def _check_classes(folder: Path, card: Card, images: Dataset) -> None:
+    if images.num_classes > card.num_classes:
+        raise RecipeError(
+            f"the data must have at most the {card.num_classes} classes of {folder}, and they have "
+            f"{images.num_classes}. Leave classes out, or give another teacher."
+        )
+    ours, theirs = tuple(images.class_names), tuple(card.class_names)
+    if not ours or not theirs or ours == theirs[: len(ours)]:
+        return
+    differ = [k for k, name in enumerate(ours) if theirs[k : k + 1] != (name,)]
+    moved = [k for k in differ if ours[k] in theirs]
+    wrong = (moved or differ)[0]
+    theirs_there = theirs[wrong] if wrong < len(theirs) else "unnamed"
+    text = f"class {wrong} is {ours[wrong]!r} in the data and {theirs_there!r} in {folder}"
+    if moved:
+        raise RecipeError(
+            f"the classes of the data must be those of the teacher in the same order, and {text}. "
+            "Use the data that the teacher was trained on, or another teacher."
+        )
+    warnings.warn(
+        f"{text}; fewstep takes them for the same class. Check that the order is the same.",
+        FewstepWarning,
+        stacklevel=2,
+    )
+
+
+def check_trainings(recipe: Recipe, names: Collection[str], device: str | None) -> None:
+    """Raise RangeError where batch, precision or processes do not fit, naming the key."""
+    for name in names:
+        stage = next((s for s in recipe.distill.plan() if s.name == name), None)
+        try:
+            check_trainable(recipe.train_config(stage), device)
+        except FewstepError as error:
+            part = "teacher" if stage is None else "distill"
+            raise type(error)(f"{part}: {error}") from None
+
+
+def check_held(recipe: Recipe, found: Found, device: str | None) -> None:
+    """Raise RangeError where the weights alone of a given model do not fit into memory."""
+    stage = next(iter(recipe.distill.plan()), None)
+    if recipe.distill.lora is not None or recipe.distill.shard or stage is None:
+        return
+    for folder, _ in found.values():
+        names = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-*.safetensors")
+        found_files = {f for part in ("unet", "transformer") for n in names
+                       for f in (folder / part).glob(n)}  # fmt: skip
+        size = sum(f.stat().st_size for f in found_files)
+        # The teacher's own weights beside what is held for each weight of the student.
+        check_room(stage.name, (COPIES + 1) * size, recipe.train_config(stage), device)

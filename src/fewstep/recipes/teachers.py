@@ -1,0 +1,82 @@
+"""Teachers that are brought into a run from elsewhere: do they fit it, and are they the same?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from fewstep.distill.plan import STAGE_ONE, TEACHER
+from fewstep.errors import FolderError, RecipeError
+from fewstep.models import Card, card_in, load_model, read_card
+from fewstep.models.unet_class import FAMILY
+from fewstep.recipes.config import Recipe
+
+
+def name_of(card: Card, folder: Path) -> str:
+    """Return the name of a given model in the run: teacher or stage-one.
+
+    Raises FolderError for a student of a fixed number of steps.
+    """
+    if card.stage == "halve":
+        raise FolderError(
+            f"--teacher must be a teacher or the model of stage one, and {folder} is a student of "
+            f"{card.steps} steps, not a teacher. Use the folder that it was made from."
+        )
+    return STAGE_ONE if card.stage == "match" else TEACHER
+
+
+def condition_of(card: Card) -> str:
+    """Return what a model is conditioned on, as `latents.cond` has it."""
+    return "class" if card.num_classes else "prompt"
+
+
+def check_kind(recipe: Recipe, card: Card, folder: Path) -> None:
+    """Raise RecipeError unless the recipe's data are of the kind that the model works on."""
+    latents, takes = recipe.latents, condition_of(card)
+    if latents is None and card.family != FAMILY:
+        raise RecipeError(
+            f"{folder} works on latents and {recipe.name} has images; write `latents:` into the "
+            f"recipe, for example with --set latents.cond={takes}."
+        )
+    if latents is not None and card.family == FAMILY:
+        raise RecipeError(
+            f"{folder} works on images and {recipe.name} has latents; leave `latents:` out."
+        )
+    if latents is not None and latents.cond != takes:
+        raise RecipeError(
+            f"latents.cond={latents.cond}, and {folder} draws by "
+            f"{'classes' if takes == 'class' else 'prompts'}; set latents.cond={takes}."
+        )
+
+
+def check_same(given: Path, ours: Path, recipe: Recipe) -> None:
+    """Raise FolderError unless the model of a run is a copy of the one that is given now."""
+    theirs, card = card_in(given), read_card(ours)
+    prompt = None if recipe.latents is None else recipe.latents.negative_prompt
+    differs = [
+        f"{key} {old!r} -> {new!r}"
+        for key, old, new in (
+            ("clock", card.clock, theirs.clock),
+            ("prediction", card.prediction, theirs.prediction),
+            ("shape", card.shape, theirs.shape),
+            ("negative prompt", card.null_prompt, theirs.null_prompt if prompt is None else prompt),
+        )
+        if old != new
+    ]
+    if not differs and not _same_weights(given, theirs, ours, card):
+        differs = ["weights"]
+    if differs:
+        raise FolderError(
+            f"{ours} must be a copy of the given {given}, and it is another model ("
+            f"{', '.join(differs)}). Use --out OTHER for the new teacher, or leave --teacher out "
+            "to keep that of this run."
+        )
+
+
+def _same_weights(given: Path, theirs: Card, ours: Path, card: Card) -> bool:
+    if theirs.weights_sha256 and theirs.weights_sha256 == card.weights_sha256:
+        return True
+    # Saved by two libraries, or in several files, the same weights have other hashes.
+    a, b = (load_model(folder).state_dict() for folder in (given, ours))
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k].to(a[k].dtype)) for k in a)
