@@ -57,7 +57,7 @@ TINY = (
     "distill.log_every=2",
     "evaluate.samples=20",
     "evaluate.batch_size=20",
-    "evaluate.reference_steps=4",
+    "evaluate.reference_steps=6",
 )
 
 

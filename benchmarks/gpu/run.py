@@ -126,7 +126,7 @@ class Driver:
         left = self.deadline - time.monotonic()
         limit = float(self.given.limit.get(step, LIMITS[step]))
         seconds = min(limit, left)
-        if left < LEAST.get(step, 10) and not self.given.tiny:
+        if left < (1 if self.given.tiny else LEAST.get(step, 10)):
             self.steps[step] = {"state": f"not begun: {left:.0f} s were left"}
             return
         say(f"== {step}: at most {seconds:.0f} s of {left:.0f} s left", self.log)
