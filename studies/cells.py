@@ -105,8 +105,18 @@ class Cells:
         return [cell for cell in self.cells if cell.w == w]
 
     def longest(self, model: str) -> int:
-        """Return the largest number of steps at which a model was measured."""
-        return max(line.steps for line in self.lines if line.model == model)
+        """Return the largest number of steps at which a model was measured.
+
+        Raises StudyError if it was not measured.
+        """
+        steps = [line.steps for line in self.lines if line.model == model]
+        if not steps:
+            models = ", ".join(dict.fromkeys(line.model for line in self.lines))
+            raise StudyError(
+                f"the report must have a cell of {model}; it has {models or 'none'}. Measure the "
+                "model, or pass another report."
+            )
+        return max(steps)
 
 
 @dataclass(frozen=True)

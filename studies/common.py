@@ -27,13 +27,19 @@ def argument_parser(name: str, doc: str) -> argparse.ArgumentParser:
 
 
 def read_json(path: Path) -> Any:
-    """Return the content of a JSON file. Raises StudyError if there is no such file."""
+    """Return the content of a JSON file. Raises StudyError if it is missing or not JSON."""
     if not path.is_file():
         raise StudyError(
             f"a study reads a JSON file that an earlier command wrote; {path} is not a file. "
             "Run that command first, or correct the path."
         )
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StudyError(
+            f"a study reads a JSON file that an earlier command wrote; {path} is not JSON "
+            f"({error}). Run that command again."
+        ) from None
 
 
 def markdown(

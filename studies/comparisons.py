@@ -1,6 +1,6 @@
 """Print the tables of docs/results/comparisons.md from the report.json of three runs.
 
-python -m studies comparisons runs/comparisons runs/compare-fixed-w runs/compare-plain-w
+    python -m studies comparisons runs/comparisons runs/compare-fixed-w runs/compare-plain-w
 
 The runs are those of the recipes comparisons, compare-fixed-w and compare-plain-w, in this order.
 """
