@@ -17,7 +17,7 @@ from torch import Tensor
 from fewstep.core.cond import Cond
 from fewstep.data import walk
 from fewstep.data.latents import MANIFEST, Latents, cache_latents
-from fewstep.errors import DataError, RangeError
+from fewstep.errors import DataError, NonFiniteError, RangeError
 
 COUNT, EACH = 10, 4
 NAMES = [f"shard-{n:05d}.safetensors" for n in range(3)]
@@ -184,6 +184,26 @@ def test_an_encoder_that_loses_examples_is_found(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match=r"gave \[3, 4\] examples for the 4 of 0 to 3"):
         cached(tmp_path, loses)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "told"),
+    [
+        (float("nan"), torch.float32, "example 6 has values of x that are NaN or infinite"),
+        (1e6, torch.float16, "as float16.*latents.dtype=float32"),
+    ],
+)
+def test_what_is_not_finite_is_never_stored(
+    tmp_path: Path, value: float, dtype: torch.dtype, told: str
+) -> None:
+    def overflows(part: range) -> tuple[Tensor, Cond]:
+        x, cond = values(torch.tensor(list(part)))
+        return torch.where((torch.tensor(part) == 6)[:, None, None, None], value, x), cond
+
+    with pytest.raises(NonFiniteError, match=told):
+        cached(tmp_path, overflows, dtype=dtype)
+    (folder,) = tmp_path.iterdir()
+    assert {NAMES[0], MANIFEST} == set(contents(folder)), "the good shard alone"
 
 
 @pytest.mark.parametrize(("text", "match"), [("{", "not JSON"), ("[]", "format: None")])
