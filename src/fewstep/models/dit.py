@@ -18,7 +18,7 @@ from fewstep.core.cond import Cond
 from fewstep.core.finite import check_finite
 from fewstep.errors import FolderError, RangeError, ShapeError
 from fewstep.models.card import Card
-from fewstep.models.parts import reading
+from fewstep.models.parts import is_count, reading
 from fewstep.models.pipeline_model import PipelineModel
 from fewstep.models.table import Table
 from fewstep.models.w_input import w_features
@@ -117,8 +117,14 @@ class DiT(PipelineModel):
     @classmethod
     def check_network(cls, config: dict[str, Any], path: Path) -> None:
         """Raise FolderError unless it is a DiT whose output is the prediction, then the sigma."""
-        if config.get("num_embeds_ada_norm") is None:
+        classes = config.get("num_embeds_ada_norm")
+        if classes is None:
             raise FolderError(f"{path}: num_embeds_ada_norm is missing; a DiT has classes.")
+        if not is_count(classes):
+            raise FolderError(
+                f"{path}: num_embeds_ada_norm must be a whole number above 0, got "
+                f"{str(classes)[:40]!r}. Copy the file again."
+            )
         channels, out = config.get("in_channels"), config.get("out_channels")
         if channels is None or out not in (None, channels, 2 * channels):
             raise FolderError(
@@ -144,8 +150,10 @@ class DiT(PipelineModel):
     def conditions(cls, index: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         """Return the classes; their names where the folder tells one of each."""
         count = int(config["num_embeds_ada_norm"])
-        told = index.get("id2label") or {}
-        names = tuple(str(told[str(k)]) for k in range(count)) if len(told) == count else ()
+        told = index.get("id2label")
+        told = told if isinstance(told, dict) else {}
+        known = len(told) == count and all(str(k) in told for k in range(count))
+        names = tuple(str(told[str(k)]) for k in range(count)) if known else ()
         return {"num_classes": count, "null_class": count, "class_names": names}
 
 

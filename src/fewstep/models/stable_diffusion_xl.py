@@ -63,6 +63,12 @@ class StableDiffusionXL(TextUNet):
         )
         if second.pooled is None:
             raise FolderError(f"{folder / 'text_encoder_2'} gives no pooled text (no projection).")
+        lengths = first.penultimate.shape[1], second.penultimate.shape[1]
+        if lengths[0] != lengths[1]:
+            raise FolderError(
+                f"{folder}: both tokenizers must have one model_max_length, got {lengths[0]} and "
+                f"{lengths[1]}. Copy tokenizer/ and tokenizer_2/ again."
+            )
         height, width = picture_size(folder)
         ids = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=device)
         return {

@@ -62,7 +62,9 @@ def encode(
     pickled or damaged.
     """
     words, network = _tokenizer(folder / tokenizer), _opened(folder / encoder, device)
-    ids, mask = _ids(words, list(prompts), _length(words, network, folder / tokenizer))
+    length = _length(words, network, folder / tokenizer)
+    with reading(folder / tokenizer):
+        ids, mask = _ids(words, list(prompts), length)
     _check_ids(ids, network, folder, tokenizer, encoder)
     told = mask if getattr(network.config, "use_attention_mask", False) else None
     parts = []

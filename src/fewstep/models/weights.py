@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -23,7 +24,7 @@ from torch import nn
 
 from fewstep.atomic import sha256
 from fewstep.errors import FolderError, NonFiniteError
-from fewstep.models.parts import CONVERT, PICKLED, read_json, reading
+from fewstep.models.parts import CONVERT, PICKLED, is_number, read_json, reading
 
 STEMS = ("diffusion_pytorch_model", "model")  # as diffusers and transformers name their files
 FLOATS = ("F16", "BF16", "F32", "F64")
@@ -39,6 +40,9 @@ _NAME = re.compile(
 _INDEX = re.compile(
     rf"(?P<stem>{'|'.join(STEMS)})\.safetensors(\.(?P<old>[\w-]+))?\.index(\.(?P<variant>[\w-]+))?"
     r"\.json"
+)
+_SHAPE = re.compile(
+    r"because (\S+) expected shape torch\.Size\(\[(.*?)\]\), but got torch\.Size\(\[(.*?)\]\)"
 )
 _hashes: dict[tuple[str, int, int, int, int], str] = {}
 
@@ -154,13 +158,13 @@ def load_part(kind: Any, path: Path, *, extra: Iterable[str] = (), **options: An
             misshapen, not a float or not finite.
     """
     weights = find_weights(path)
-    _check_config(path / "config.json")
+    _check_config(kind, path / "config.json")
     _check_headers(weights)
     if hasattr(kind, "load_config"):
         options = {"torch_dtype": torch.float32, **options}
     else:
         options = {"dtype": torch.float32, **options}
-    with reading(path), _quietly():
+    with reading(path), _quietly(), _shapes_named(path):
         module, report = kind.from_pretrained(
             path,
             use_safetensors=True,
@@ -173,6 +177,26 @@ def load_part(kind: Any, path: Path, *, extra: Iterable[str] = (), **options: An
     _check_report(report, path, set(extra))
     check_finite_weights(module, str(path))
     return module
+
+
+@contextlib.contextmanager
+def _shapes_named(path: Path) -> Iterator[None]:
+    """Raise what diffusers says of a tensor's shape in our own words."""
+    try:
+        yield
+    except ValueError as error:
+        found = _SHAPE.search(str(error))
+        if found is None:
+            raise
+        name, right, given = found.groups()
+        raise _wrong_shapes(path, [f"{name} of shape [{given}], not [{right}]"]) from None
+
+
+def _wrong_shapes(path: Path, wrong: Sequence[str]) -> FolderError:
+    return FolderError(
+        f"{path}: the weights must have the shapes that config.json describes, got "
+        f"{_some(wrong, ', ')}. Copy the whole folder again."
+    )
 
 
 def check_finite_weights(module: nn.Module, where: str) -> None:
@@ -269,9 +293,16 @@ def _check_headers(weights: Weights) -> None:
         check_names(weights.index, missing=listed - set(seen), unexpected=set(seen) - listed)
 
 
-def _check_config(path: Path) -> None:
-    """Refuse settings that would need another library, or a network too large to be built."""
+def _check_config(kind: Any, path: Path) -> None:
+    """Refuse settings of the wrong type, or that would need another library or all the memory."""
     config = read_json(path)
+    known = inspect.signature(kind.__init__).parameters
+    for key, value in config.items():
+        if key in known and not _is_like(value, known[key]):
+            raise FolderError(
+                f"{path}: {key} must be like {known[key].default!r}, got {str(value)[:40]!r}. Copy "
+                "the file again."
+            )
     if config.get("quantization_config") is not None:
         raise FolderError(
             f"{path}: quantization_config must not be set: a quantised model cannot be distilled. "
@@ -287,13 +318,27 @@ def _check_config(path: Path) -> None:
                 )
 
 
+def _is_like(value: Any, parameter: inspect.Parameter) -> bool:
+    """Whether a setting has the type of its default: a number, a text or a list of them."""
+    default, types = parameter.default, str(parameter.annotation)
+    counts = isinstance(default, int | float) and not isinstance(default, bool)
+    if value is None:
+        return not counts or "None" in types or "Optional" in types
+    if isinstance(value, list) and not isinstance(default, list | tuple):
+        return default is None or "tuple" in types.lower() or "list" in types.lower()
+    if isinstance(default, bool):
+        return isinstance(value, bool)
+    if isinstance(default, str):
+        return isinstance(value, str)
+    if isinstance(default, list | tuple):
+        return isinstance(value, list)
+    return (is_number(value) and not value < 0 <= default) if counts else True
+
+
 def _check_report(report: dict[str, Any], path: Path, extra: set[str]) -> None:
     wrong = [f"{k[0]} of shape {list(k[1])}, not {list(k[2])}" for k in report["mismatched_keys"]]
     if wrong:
-        raise FolderError(
-            f"{path}: the weights must have the shapes that config.json describes, got "
-            f"{_some(wrong, ', ')}. Copy the whole folder again."
-        )
+        raise _wrong_shapes(path, wrong)
     check_names(
         path,
         missing=set(report["missing_keys"]) - extra,
