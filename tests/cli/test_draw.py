@@ -165,6 +165,7 @@ def test_an_input_is_never_replaced(
         ("x" * 300, "File name too long"),
         ("a-folder.png", "the folder a-folder.png"),
         ("zero\0byte", "null"),
+        (".png", "result.png or result"),
     ],
 )
 def test_places_that_cannot_be_written(here: Path, out: str, says: str) -> None:

@@ -48,7 +48,7 @@ def decode_command(
     """Draw images from encoded noise: as the class that was encoded, or as another."""
     refuse_guidance_scale(guidance_scale)
     check_out(out, overwrite, [noise])
-    from fewstep.cli.pictures import BATCH, Sheet, drawn_of, open_model, settings_of
+    from fewstep.cli.pictures import BATCH, Sheet, counted, drawn_of, open_model, settings_of
     from fewstep.edit import decode
 
     z, encoded = read_noise(noise)
@@ -62,7 +62,7 @@ def decode_command(
     settings |= {"prompt": prompt, "encoded": encoded}
     images = opened.images(x)
     drawn = drawn_of([images], _files(encoded, len(z)), settings)
-    say(f"{len(x)} images: {sheet.save([images], drawn, settings)}")
+    say(f"{counted(len(x))}: {sheet.save([images], drawn, settings)}")
 
 
 def read_noise(path: Path) -> tuple[Tensor, dict[str, Any]]:

@@ -42,7 +42,7 @@ def encode_command(
     from safetensors.torch import save
 
     from fewstep.atomic import atomic_write
-    from fewstep.cli.pictures import BATCH, open_model, open_pictures, settings_of
+    from fewstep.cli.pictures import BATCH, counted, open_model, open_pictures, settings_of
     from fewstep.edit import encode
 
     opened = open_model(model, device)
@@ -53,7 +53,7 @@ def encode_command(
     settings |= {"prompt": prompt, "files": [f.name for f in read.files]}
     data = save({"z": z.cpu().contiguous()}, metadata={KEY: json.dumps(settings)})
     atomic_write(out, data)
-    say(f"noise of {len(z)} images: {out}")
+    say(f"noise of {counted(len(z))}: {out}")
 
 
 command = encode_command

@@ -51,6 +51,7 @@ def img2img_command(
     from fewstep.cli.pictures import (
         BATCH,
         Sheet,
+        counted,
         drawn_of,
         open_model,
         open_pictures,
@@ -76,7 +77,7 @@ def img2img_command(
     arguments |= {"steps": steps or opened.card.steps, "cond": cond}
     settings, images = settings_of("img2img", [opened], **arguments), opened.images(x)
     drawn = drawn_of([images], read.files, settings)
-    say(f"{len(x)} images: {sheet.save([read.images, images], drawn, settings)}")
+    say(f"{counted(len(x))}: {sheet.save([read.images, images], drawn, settings)}")
 
 
 command = img2img_command

@@ -59,6 +59,7 @@ def inpaint_command(
     from fewstep.cli.pictures import (
         BATCH,
         Sheet,
+        counted,
         drawn_of,
         open_model,
         open_pictures,
@@ -98,7 +99,7 @@ def inpaint_command(
     # Grey where something is drawn, between the sources and the results.
     hole = read.images * (1 - hidden)
     drawn = drawn_of([images], read.files, settings)
-    say(f"{count} images: {sheet.save([read.images, hole, images], drawn, settings)}")
+    say(f"{counted(count)}: {sheet.save([read.images, hole, images], drawn, settings)}")
     if opened.vae is not None:
         off = ((images.clamp(-1, 1) - read.images).abs() * (1 - hidden)).max() / 2
         say(

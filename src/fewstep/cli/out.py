@@ -68,15 +68,16 @@ def check_out(
 
 def _check_kind(out: Path, suffixes: Sequence[str], folder: bool) -> None:
     wanted = " or ".join(s[1:].upper() if len(s) == 4 else s for s in suffixes)
-    is_file = out.suffix.lower() in suffixes
+    is_file, nameless = out.suffix.lower() in suffixes, out.name.lower() in suffixes
     if is_file and out.is_dir():
         raise FolderError(
             f"--out must be a file where it ends in {out.suffix}, got the folder {out}. Choose "
             "another name."
         )
-    if is_file or (folder and is_folder(out)):
+    if not nameless and (is_file or (folder and is_folder(out))):
         return
     base = out if is_folder(out) else out.with_suffix("")
+    base = out.with_name("result") if nameless else base
     names = [f"{base}{suffixes[0]}", *([str(base)] if folder else [])]
     raise RangeError(
         f"--out must be a {wanted} file{' or a folder' if folder else ''}, got {out}. Use "

@@ -110,8 +110,8 @@ class Opened:
         ids = self.classes.ids(text, option)
         if len(ids) not in (1, count):
             raise RangeError(
-                f"{option} must name one class, or one per image, got {len(ids)} classes for "
-                f"{count} images. Pass {option} with 1 or {count} of them."
+                f"{option} must name one class for all images or one per image, got {len(ids)} "
+                f"classes for {counted(count)}. Remove or add some."
             )
         return torch.tensor(ids if len(ids) == count else ids * count)
 
@@ -127,6 +127,11 @@ _VAE_ADVICE = (
     "Check the weights in its vae folder; some autoencoders overflow in float16 and need a version "
     "that was made for it."
 )
+
+
+def counted(count: int) -> str:
+    """Return "1 image", "2 images" and so on."""
+    return f"{count} image{'' if count == 1 else 's'}"
 
 
 def open_model(folder: Path, device: str | None) -> Opened:

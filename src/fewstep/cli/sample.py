@@ -71,7 +71,7 @@ def sample_command(
     texts = _texts(prompt, prompts)
     import torch
 
-    from fewstep.cli.pictures import BATCH, Sheet, draw, open_model, settings_of
+    from fewstep.cli.pictures import BATCH, Sheet, counted, draw, open_model, settings_of
     from fewstep.core.cond import take
     from fewstep.core.sample import sample
 
@@ -99,7 +99,7 @@ def sample_command(
             for k, (name, image) in enumerate(zip(names, images, strict=True))
         ]
     written = sheet.save([images], drawn, settings | {wanted.key: wanted.names})
-    say(f"{total} images: {written}")
+    say(f"{counted(total)}: {written}")
 
 
 class _Wanted(NamedTuple):

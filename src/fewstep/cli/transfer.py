@@ -63,6 +63,7 @@ def transfer_command(
     from fewstep.cli.pictures import (
         BATCH,
         Sheet,
+        counted,
         drawn_of,
         open_model,
         open_pictures,
@@ -94,7 +95,7 @@ def transfer_command(
     settings["steps"] = [o.card.steps or steps for o in (one, two)]
     drawn = drawn_of(rows, read.files, settings)
     written = sheet.save([read.images, *rows], drawn, settings)
-    say(f"{count} images, each drawn in {len(targets)} other ways: {written}")
+    say(f"{counted(count)}, each drawn in {len(targets)} other ways: {written}")
 
 
 def _targets(
