@@ -92,5 +92,5 @@ def test_what_is_wrong_is_said_by_its_key(tmp_path: Path) -> None:
         recipe(rnk=4)
     run = Run(recipe(), tmp_path / "run", "cpu", progress=False)
     run.prepare()
-    with pytest.raises(RecipeError, match=r"distill\.lora\.rank"):
-        Run(recipe(rank=3), tmp_path / "run", "cpu", progress=False).prepare()
+    # Nothing is made yet: the setting may change (tests/recipes/test_begun.py has what is refused).
+    Run(recipe(rank=3), tmp_path / "run", "cpu", progress=False).prepare()

@@ -141,8 +141,8 @@ class CheckedRun(RunFolder):
             if TEACHER in names:
                 check_teacher(recipe, self.images)
             check_data(recipe, stages, self.images)
-            check_fit(recipe, found, self.images)
             self.check_images([TEACHER, *(s.parent for s in stages)])
+            check_fit(recipe, found, self.images)
 
     @property
     def _names(self) -> list[str]:
