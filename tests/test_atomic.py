@@ -100,6 +100,15 @@ def test_what_a_killed_writer_left_is_removed_and_what_it_moved_comes_back(tmp_p
     assert names == [".partial-0123abcd-other-model", "model", "stamp"]
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a /proc")
+@pytest.mark.parametrize("name", ["/proc/x", "/proc/x/y"])
+def test_a_file_system_that_takes_no_files_is_one_line(name: str) -> None:
+    with pytest.raises(FolderError, match="cannot be written: "):
+        atomic_write(Path(name), b"x")
+    with pytest.raises(FolderError, match="cannot be written: "):
+        make(Path(name))
+
+
 @pytest.mark.parametrize("name", ["file/x", "folder", "a" * 300, "file/folder/x"])
 def test_a_path_that_cannot_be_written_is_one_line(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").write_text("mine")

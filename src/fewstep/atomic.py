@@ -187,7 +187,9 @@ def _partial(path: Path, *, folder: bool) -> tuple[Path, int]:
         try:
             handle = os.open(partial, flags, 0o666)
         except FileNotFoundError:
-            continue
+            if not folder:
+                raise
+            continue  # another process took it for a stale one
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(handle, fcntl.LOCK_EX)
         if partial.exists():

@@ -29,15 +29,13 @@ _guard = threading.Lock()
 def writer_of(folder: Path | str) -> Iterator[None]:
     """Make this process the only fewstep process that writes to a folder.
 
-    A missing folder is created, and removed at the end where it is still empty. A process may
-    take the lock of a folder again while it holds it. Of several processes that share a run
-    (torchrun), only the main one may call this. File systems without locks are written without
-    one.
+    A missing folder is created. A process may take the lock of a folder again while it holds it.
+    Of several processes that share a run (torchrun), only the main one may call this. File systems
+    without locks are written without one.
 
     Raises FolderError: another process is writing to the folder, or it cannot be written.
     """
     folder = Path(folder)
-    created = [p for p in (folder, *folder.absolute().parents) if not _exists(p)]
     with translate_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         key = (os.getpid(), folder.resolve())
@@ -55,7 +53,6 @@ def writer_of(folder: Path | str) -> Iterator[None]:
             # Removed while it is locked: whoever opened it before sees that it is gone.
             (folder / LOCK).unlink(missing_ok=True)
             os.close(handle)
-        _remove_empty(created)
 
 
 def _acquire(folder: Path) -> int | None:
@@ -101,16 +98,3 @@ def _is_still_at(path: Path, handle: int) -> bool:
     except OSError:
         return False
     return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError:
-        return True
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    with contextlib.suppress(OSError):
-        for folder in folders:
-            folder.rmdir()

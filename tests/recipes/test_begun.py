@@ -360,3 +360,28 @@ def test_a_recipe_without_data_takes_the_built_in_data_of_its_teacher(
     assert "data: digits, as in the teacher's training" in capsys.readouterr().err
     assert main(["train", str(tmp_path / "r.yaml"), "--out", str(tmp_path / "o")]) == 1
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["/tmp/x", ".", "..", "../x", "a/b", "a..b", "training", "evaluation", "recipe.yaml", "plots",
+     "report.html", "Upper", "a b", "", "-x", ".hidden", "x" * 65, "é", "a\n", "a."],
+)  # fmt: skip
+def test_the_name_of_a_stage_is_a_name(recipe: Path, tmp_path: Path, name: str) -> None:
+    data = {**TINY, "distill": {"stages": [{"parent": "teacher", "steps": 4, "name": name}]}}
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(data))
+    made = run(path, tmp_path / "run")
+    with pytest.raises(RecipeError, match="the name of a stage must be") as caught:
+        made.check(plan=True)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(RecipeError, match="the name of a stage must be"):
+        made.prepare()
+    with pytest.raises(RecipeError, match="the name of a stage must be"):
+        made.folder(name)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_stage_may_have_a_name_of_its_own(recipe: Path, tmp_path: Path) -> None:
+    stage = "distill.stages=[{parent: teacher, steps: 4, name: my-4.v2_x}]"
+    run(recipe, tmp_path / "run", stage).check(plan=True)

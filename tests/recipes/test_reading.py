@@ -144,22 +144,6 @@ def test_a_wrong_file_is_blamed_on_the_file_whatever_is_set(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["/tmp/x", ".", "..", "../x", "a/b", "a..b", "training", "evaluation", "recipe.yaml", "teacher",
-     "report.html", "Upper", "a b", "", "-x", ".hidden", "x" * 65, "é", "a\n", "plots", "a."],
-)  # fmt: skip
-def test_the_name_of_a_stage_is_a_name(name: str) -> None:
-    stage = {"parent": "teacher", "steps": 4, "name": name}
-    with pytest.raises(RecipeError, match=r"distill\.stages\.0"):
-        load_recipe("digits", [f"distill.stages=[{stage}]"])
-
-
-def test_a_stage_may_have_a_name_of_its_own() -> None:
-    stage = "distill.stages=[{parent: teacher, steps: 4, name: my-4.v2_x}]"
-    assert load_recipe("digits", [stage]).distill.plan().stages[0].name == "my-4.v2_x"
-
-
-@pytest.mark.parametrize(
     ("stage", "says"),
     [
         (

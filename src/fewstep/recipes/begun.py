@@ -6,6 +6,7 @@ training has begun. All other settings may be changed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,12 @@ from fewstep.recipes.reading import shown
 from fewstep.train import begun_run
 
 TRAINING = "training"
+# What else a run writes into its folder; no model may have one of these names.
+RESERVED = {
+    *(RECIPE, TRAINING, "evaluation", "seconds.json", "report.html", "report.json"),
+    *("table.md", "table.csv", "plots", "sheets", "latents", "features"),
+}
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 # Where data and encoders are may change; that they are the same is in every fingerprint.
 _PLACES = {"latents": {"folder", "root"}, "data": {"name"}}
 
@@ -37,6 +44,20 @@ class Change:
     def is_longer(self) -> bool:
         """Whether the new recipe only has more updates."""
         return self.key.endswith("updates") and None not in (self.old, self.new)
+
+
+def check_name(name: str) -> None:
+    """Raise RecipeError unless a name can be that of a model, and so of its folder in the run."""
+    if not NAME.fullmatch(name) or ".." in name or name.endswith("."):
+        raise RecipeError(
+            "the name of a stage must be a folder name of at most 64 lower-case letters, digits, "
+            f"dashes, underscores and single dots, got {shown(name)}. Choose another name."
+        )
+    if name in RESERVED:
+        raise RecipeError(
+            f"the name of a stage must be free, and fewstep uses {name!r} itself. Choose another "
+            "name, for example my-student."
+        )
 
 
 def is_run(out: Path) -> bool:

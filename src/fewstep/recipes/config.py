@@ -16,7 +16,7 @@ from fewstep.atomic import atomic_write
 from fewstep.distill.plan import TEACHER
 from fewstep.errors import RecipeError, did_you_mean
 from fewstep.recipes.reading import RESOLVED, override, parse, read_text, shown
-from fewstep.recipes.schema import NAME, LatentConfig, Recipe
+from fewstep.recipes.schema import LatentConfig, Recipe
 
 __all__ = [
     "RECIPE",
@@ -37,9 +37,6 @@ BUILT_IN = Path(__file__).parent
 RECIPE = "recipe.yaml"
 DEEP = 8  # levels of a recipe that may hold a number
 _NUMBER = re.compile(r"\b(int|float)\b")
-_A_NAME = (
-    "must be lower-case letters, digits, dots, dashes and underscores, first a letter or digit"
-)
 
 
 def built_in_recipes() -> list[str]:
@@ -181,7 +178,6 @@ def _explain(error: Any) -> str:
     if error["type"] == "missing":
         return f"{where} is required. Add it."
     message = message.replace("Input should be", "must be").replace("Input should", "must")
-    message = message.replace(f"String must match pattern '{NAME}'", _A_NAME)
     advice = " Put it in quotes." if error["type"] == "string_type" else " Change it."
     return f"{where} {message}, got {shown(error['input'])}.{advice}"
 

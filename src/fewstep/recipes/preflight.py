@@ -28,7 +28,7 @@ from fewstep.errors import (
 from fewstep.models import Card, build_unet, card_in, is_pipeline
 from fewstep.models.card import CARD
 from fewstep.models.table import read_table
-from fewstep.recipes.begun import TRAINING, is_done, trained_here, updates_of
+from fewstep.recipes.begun import TRAINING, check_name, is_done, trained_here, updates_of
 from fewstep.recipes.config import Recipe
 from fewstep.recipes.memory import COPIES, check_room
 from fewstep.recipes.teachers import check_kind, name_of
@@ -66,8 +66,9 @@ def found_models(recipe: Recipe, out: Path, teachers: Sequence[Path]) -> Found:
 
 
 def check_targets(recipe: Recipe, out: Path) -> None:
-    """Raise FolderError where a model or its checkpoints would replace something of the user's."""
+    """Raise an error where a model would leave the run's folder, or replace something in it."""
     for name in (TEACHER, *(s.name for s in recipe.distill.plan())):
+        check_name(name)
         for folder in (out / name, out / TRAINING / name):
             if folder.is_symlink() and not is_done(out, name):
                 raise FolderError(

@@ -69,6 +69,7 @@ class CheckedRun(RunFolder):
 
     def check_folder(self, trains: Collection[str] | None = None) -> None:
         """Check the folder as `prepare` does, and write nothing."""
+        check_targets(self.recipe, self.out)
         path = self.out / RECIPE
         with translate_os_errors(self.out):
             there = sorted(p.name for p in self.out.iterdir()) if self.out.exists() else []
@@ -85,7 +86,6 @@ class CheckedRun(RunFolder):
                 f"{self.out} is not empty and has no {RECIPE}; it is not a fewstep run. Give "
                 "another --out."
             )
-        check_targets(self.recipe, self.out)
 
     def check(
         self,

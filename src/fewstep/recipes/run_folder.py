@@ -17,7 +17,7 @@ from fewstep.data.latents import Latents
 from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan
 from fewstep.errors import RecipeError
 from fewstep.models import UNetModel, load
-from fewstep.recipes.begun import is_done
+from fewstep.recipes.begun import check_name, is_done
 from fewstep.recipes.config import Recipe
 from fewstep.recipes.evaluate import quiet
 from fewstep.recipes.latents import encoded
@@ -121,7 +121,8 @@ class RunFolder:
         return self.recipe.distill.plan()
 
     def folder(self, name: str) -> Path:
-        """Return the folder of a model of this run."""
+        """Return the folder of a model of this run. Raises RecipeError for what is no name."""
+        check_name(name)
         return self.out / name
 
     def is_done(self, name: str) -> bool:

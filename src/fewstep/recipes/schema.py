@@ -4,24 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fewstep.data import DataConfig
 from fewstep.distill.match import WALK
-from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan, Stage, student_name
+from fewstep.distill.plan import STAGE_ONE, Plan, Stage, student_name
 from fewstep.distill.trajectory import States
 from fewstep.models import Lora, UNetConfig
 from fewstep.train import Optimisation, TrainConfig
 from fewstep.train.config import MOST_UPDATES
 
 MOST_STEPS = 10_000
-NAME = r"^[a-z0-9][a-z0-9._-]*$"
-# What else a run writes into its folder; no stage may have one of these names.
-RESERVED = {
-    *("recipe.yaml", "seconds.json", "training", "evaluation", "report.html", "report.json"),
-    *("table.md", "table.csv", "plots", "sheets", "latents", "features"),
-}
-
 Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
 W = Annotated[float, Field(ge=-1000.0, le=1000.0, allow_inf_nan=False)]
 
@@ -46,8 +39,8 @@ class StageConfig(Part):
     The name is also that of the student's folder in the run.
     """
 
-    parent: str = Field(max_length=64)
-    name: str | None = Field(None, pattern=NAME, max_length=64)
+    parent: str
+    name: str | None = None
     steps: Steps | None = None
     substeps: int = Field(2, ge=1, le=MOST_STEPS)
     order: Literal[1, 2] = 1
@@ -57,19 +50,6 @@ class StageConfig(Part):
     updates: int | None = Field(None, ge=1, le=MOST_UPDATES)
     lr: float | None = Field(None, gt=0.0, le=10.0)
     states: States | None = None
-
-    @field_validator("name")
-    @classmethod
-    def _free(cls, value: str | None) -> str | None:
-        if value is None:
-            return value
-        if value in RESERVED or value == TEACHER or ".." in value or value.endswith("."):
-            raise ValueError(
-                f"must be the name of a new folder of the run, got {value!r}, which "
-                f"{'fewstep uses itself' if value in RESERVED | {TEACHER} else 'has stray dots'}; "
-                "choose another name, for example my-student"
-            )
-        return value
 
     @model_validator(mode="after")
     def _used(self) -> StageConfig:
@@ -137,7 +117,9 @@ class DistillConfig(Optimisation):
             name = student_name(s.steps, s.stride, s.direction, s.pair)
         states = s.states or self.states
         shared = (s.steps, s.substeps, s.stride, s.direction, s.pair, states, s.order)
-        return Stage(s.name or name, s.parent, s.updates or self.updates, *shared)
+        return Stage(
+            name if s.name is None else s.name, s.parent, s.updates or self.updates, *shared
+        )
 
     def lr_of(self, stage: Stage) -> float:
         """Return the learning rate of a stage of the plan."""
