@@ -129,7 +129,8 @@ class _Watch:
             named = arguments[:2] if event in ("os.rename", "shutil.move") else arguments[:1]
             named = arguments[1:2] if event in ("os.link", "os.symlink") else named
             for path in named:
-                self._write(event, path, arguments[-1])
+                if event != "os.mkdir" or not os.path.isdir(path):
+                    self._write(event, path, arguments[-1])
 
     def _write(self, event: str, path: Any, folder: Any = -1) -> None:
         if isinstance(path, int) or (isinstance(folder, int) and folder >= 0 and event != "open"):

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import hypothesis
+import torch
 import yaml
 from hypothesis import Phase, given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from tests.fuzz import data_changes, mutations
 from tests.fuzz.mutations import File, Setting, Tensors, Text, Value
-from tests.fuzz.originals import CAPTIONS, PICTURES, RECIPE, World, copied
+from tests.fuzz.originals import CAPTIONS, PICTURES, RECIPE, World, copied, picture
 from tests.fuzz.sandbox import Outcome, run, sandbox
 
 CASES = 300
@@ -73,7 +75,7 @@ def test_recipes(world: World, command: str, changes: list[Value | Text]) -> Non
         check(run(work, *made(world, command, path)))
 
 
-@cases(0.2)
+@cases(0.15)
 @given(
     command=st.sampled_from(("train", "plan", "distill")),
     settings=st.lists(mutations.settings_of, min_size=1, max_size=3),
@@ -93,7 +95,7 @@ model_changes: st.SearchStrategy[Any] = st.one_of(
 )
 
 
-@cases(0.35)
+@cases(0.3)
 @given(
     name=st.sampled_from(MODELS),
     use=st.sampled_from(USES),
@@ -159,7 +161,7 @@ def used(work: Path, name: str, use: str) -> tuple[object, ...]:
 READERS = ("train", "train", "train", "skip", "stream", "features", "img2img")
 
 
-@cases(0.25)
+@cases(0.2)
 @given(
     kind=st.sampled_from(("classes", "classes", "jsonl", "csv", "captions", "parquet")),
     use=st.sampled_from(READERS),
@@ -185,3 +187,80 @@ def read(world: World, work: Path, use: str) -> tuple[object, ...]:
     path = write_recipe(work, PICTURES)
     more = {"skip": ("--set", "data.skip_bad=true"), "stream": ("--set", "data.stream=true")}
     return ("train", path, *more.get(use, ()), *OUT)
+
+
+OPTIONS = (
+    *("--cond", "--w", "--steps", "--sampler", "--seed", "--count", "--columns", "--scale"),
+    *("--device", "--prompt", "--prompts", "--image", "--strength", "--mask", "--out", "--samples"),
+    *("--reference", "--features", "--teacher", "--reference-steps", "--guidance-scale", "--from"),
+    *("--to", "--to-prompt", "--batch-size", "--x"),
+)
+GIVEN = (
+    *("0,", ",", "0-", "-1", "9-0", "0-99999999999", "cat", "any", "0,1,2,3", "1,2.5", "1;2", "½"),
+    *("model", "data", "data/cat/0.png", "recipe.yaml", "notes.txt", "x.jpg", "x/y.png", "out"),
+)
+DRAWING = (
+    ("sample", "model"),
+    ("sample", "model", "--cond", "0"),
+    ("evaluate", "model", "--samples", "4", "--w", "0"),
+    ("img2img", "model", "--image", "data/cat/0.png", "--cond", "1"),
+    ("inpaint", "model", "--image", "data/cat/0.png", "--cond", "1", "--mask", "mask.png"),
+    ("encode", "model", "--image", "data/cat/0.png", "--cond", "1"),
+    ("decode", "model", "noise.safetensors"),
+)
+
+
+@cases(0.1)
+@given(
+    name=st.sampled_from(("teacher", "student-2", "sd-student")),
+    command=st.sampled_from(DRAWING),
+    options=st.lists(
+        st.tuples(st.sampled_from(OPTIONS), st.sampled_from((*GIVEN, *mutations.ODD))),
+        min_size=1,
+        max_size=2,
+    ),
+)
+def test_options(
+    world: World, name: str, command: tuple[str, ...], options: list[tuple[str, Any]]
+) -> None:
+    with sandbox() as work:
+        copied(world.models[name], work / "model")
+        copied(world.data["classes"], work / "data")
+        write_recipe(work, RECIPE)
+        (work / "notes.txt").write_text("a cat\n\na dog\n")
+        (work / "mask.png").write_bytes(picture(3))
+        save_file({"z": torch.zeros(1, 1, 8, 8)}, work / "noise.safetensors")
+        flags = [str(word).replace("\x00", "") for pair in options for word in pair]
+        # The last --out holds, and what an odd one names may be written.
+        check(run(work, *command, *flags, "--out", "out"))
+
+
+@cases(0.05)
+@given(
+    kind=st.sampled_from(("prompts", "noise", "mask")),
+    change=st.one_of(mutations.texts, mutations.files, mutations.tensors),
+)
+def test_files(world: World, kind: str, change: Any) -> None:
+    with sandbox() as work:
+        (work / "given").mkdir()
+        path = (
+            work / "given" / {"prompts": "a.txt", "noise": "a.safetensors", "mask": "a.png"}[kind]
+        )
+        if kind == "noise":
+            save_file({"z": torch.zeros(1, 1, 8, 8)}, path, {"fewstep": '{"cond": "3"}'})
+        else:
+            path.write_bytes(b"a cat\na dog\n" if kind == "prompts" else picture(1))
+        if isinstance(change, Text):
+            path.write_bytes(change.apply(path.read_bytes()))
+        elif isinstance(change, File):
+            change.apply(path.parent)
+        elif kind == "noise":
+            change.apply(path)
+        (work / "a.png").write_bytes(picture(2))
+        student, text = world.models["student-2"], world.models["sd-student"]
+        command = {
+            "prompts": ("sample", text, "--prompts", path),
+            "noise": ("decode", student, path),
+            "mask": ("inpaint", student, "--image", "a.png", "--cond", 1, "--mask", path),
+        }[kind]
+        check(run(work, *command, "--scale", 1, "--out", "out/sheet.png"))
