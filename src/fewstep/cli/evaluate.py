@@ -15,7 +15,7 @@ from fewstep.cli.options import (
     say,
     whole,
 )
-from fewstep.errors import DataError, FolderError, RangeError, did_you_mean
+from fewstep.errors import FolderError, RangeError, did_you_mean
 
 if TYPE_CHECKING:
     from fewstep.data import DataConfig
@@ -99,7 +99,7 @@ def evaluate_command(
     evaluation = Evaluation(data, out, samples, seed, min(500, samples), features, place, say)
     check_samples(samples, evaluation.source.shape, "--samples")
     check_evaluation(evaluation, "--features")
-    comparison.check_images(evaluation.source)
+    comparison.check_images(evaluation.source, data)
     with writer_of(out):
         table, rows = write_comparison(evaluation, compare(evaluation, comparison, columns))
     typer.echo(table)
@@ -155,6 +155,7 @@ def training_data(cards: list[Card], reference: str | None, folder: Path) -> Dat
     else:
         config = _with_shape(card, folder, name)
     train = open_dataset(config, "train")
+    say(train.summary)
     if train.shape != _shape(folder, card):
         raise FolderError(
             f"{Path(name).name} must have images of the shape of those of {card.name}, "
@@ -173,20 +174,16 @@ def _shape(folder: Path, card: Card) -> tuple[int, ...]:
 
 
 def _with_shape(card: Card, folder: Path, name: str) -> DataConfig:
-    from pydantic import ValidationError
-
-    from fewstep.data import DataConfig
+    from fewstep.data.config import check_data
 
     shape = _shape(folder, card)
     kept = card.training.get("images")
-    told = dict(kept) if isinstance(kept, dict) else {"size": shape[-1], "channels": shape[0]}
-    try:
-        return DataConfig.model_validate({**told, "name": name})
-    except ValidationError as error:
-        raise DataError(
-            f"{card.name} says that its images were read with {told}, which fewstep cannot do: "
-            f"{error.errors()[0]['msg']}. Use a model of this version."
-        ) from None
+    told: dict[str, object] = {"size": shape[-1], "channels": shape[0]}
+    if isinstance(kept, dict):
+        told = dict(kept)
+    if not card.num_classes:
+        told["cond"] = "prompt"
+    return check_data({**told, "name": name})
 
 
 command = evaluate_command

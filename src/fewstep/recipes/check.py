@@ -60,9 +60,9 @@ def check_report(run: Run, teachers: Sequence[Path] = ()) -> Checked:
     images = run.images
     if isinstance(images, Prompts):
         raise RecipeError(
-            "a report compares images with the training images, and "
-            f"{Path(run.recipe.data.name).name} holds prompts without images. Use `fewstep "
-            "distill`, then `fewstep evaluate --reference IMAGES`."
+            f"a report needs training images, since its figures compare with images, and "
+            f"{Path(run.recipe.data.name).name} holds prompts alone. Use `fewstep distill`, then "
+            "`fewstep evaluate --reference IMAGES`."
         )
     _check_teachers(run, teachers)
     check_samples(run.recipe.evaluate.samples, images.shape, "evaluate.samples")

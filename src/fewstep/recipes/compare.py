@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fewstep.atomic import atomic_write
 from fewstep.core.grid import cosine
-from fewstep.data import Dataset
+from fewstep.data import DataConfig, Dataset
 from fewstep.distill.plan import STAGE_ONE, TEACHER
 from fewstep.errors import FolderError, RangeError, ShapeError
 from fewstep.models import Card, card_in, card_of, image_shape, load, local
@@ -151,11 +151,12 @@ class Comparison:
             out.append(name)
         return out
 
-    def check_images(self, images: Dataset) -> None:
+    def check_images(self, images: Dataset, config: DataConfig) -> None:
         """Raise an error unless all models draw images of one shape, and of the images' classes.
 
         RangeError: a class-conditional model has fewer classes than the images; ShapeError.
         """
+        classes = images.num_classes if has_classes(images, config) else 0
         folders = [*self.models, *([] if self.teacher is None else [self.teacher])]
         for folder in folders:
             card = card_in(folder)
@@ -165,7 +166,11 @@ class Comparison:
                     f"all models must draw images of the shape of those that they are compared "
                     f"with, {images.shape}, and {card.name} draws {shape}. Leave it out."
                 )
-            if card.num_classes and has_classes(images) and images.num_classes > card.num_classes:
+            if (
+                card.num_classes
+                and has_classes(images, config)
+                and images.num_classes > card.num_classes
+            ):
                 raise RangeError(
                     f"the images may have at most {card.num_classes} classes, those that "
                     f"{card.name} was trained on, got {images.num_classes}. Use --reference with "

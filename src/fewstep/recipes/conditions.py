@@ -11,17 +11,20 @@ from torch import Tensor
 
 from fewstep.core.cond import Cond, take
 from fewstep.core.denoiser import Guided
-from fewstep.data import DataConfig, Dataset, caption, captions_of
+from fewstep.data import DataConfig, Dataset, captions_of
+from fewstep.data.captions import fill
 from fewstep.models import TextUNet, UNetModel, card_of, encode_prompts, network_of
 
+ENOUGH = {"class": 2, "prompt": 10}  # images per class, on average, by what models are given
 
-def has_classes(data: Dataset) -> bool:
-    """Whether the images of a data set have classes, rather than a caption of their own each.
 
-    Captions that are all different, or nearly, are no classes: a classifier could learn nothing
-    from them, and no class has the two images that a variance takes.
+def has_classes(data: Dataset, config: DataConfig) -> bool:
+    """Whether the images of a data set have classes, rather than captions.
+
+    A data set numbers its captions as it numbers classes. Captions that few images share, or one
+    caption for all of them, are no classes: a classifier could learn nothing from them.
     """
-    return data.num_classes > 1 and len(data) >= 2 * data.num_classes
+    return data.num_classes > 1 and len(data) >= ENOUGH[config.cond] * data.num_classes
 
 
 def evenly(count: int, of: int) -> Tensor:
@@ -51,7 +54,8 @@ class Conditions:
 
         Of more classes than half the samples, evenly chosen ones come twice each.
         """
-        return self._turns(self.data.num_classes) if has_classes(self.data) else None
+        classes = has_classes(self.data, self.config)
+        return self._turns(self.data.num_classes) if classes else None
 
     def _turns(self, classes: int) -> Tensor:
         asked = max(1, min(classes, self.samples // 2))
@@ -73,16 +77,16 @@ class Conditions:
 
         Captions are those of training images that are spread evenly over the data set.
         """
-        names = self.data.class_names
+        texts, templates = self.data.class_texts, self.config.captions
         if self.labels is not None:
-            return [caption(self.config.captions[0], names[k]) for k in self.labels.tolist()]
+            return [fill(templates[0], texts[k]) for k in self.labels.tolist()]
         index = evenly(self.samples, len(self.data))
         ids: list[int] = []
         for part in index.split(64):  # the images come along and are dropped
             _, labels = self.data.batch(part)
             assert isinstance(labels, Tensor)
             ids += labels.tolist()
-        return captions_of(self.config.captions, [names[k] for k in ids], index)
+        return captions_of(templates, [texts[k] for k in ids], index)
 
     def kind(self, model: UNetModel | Guided) -> str:
         """Return what a model's samples are conditioned on, for the key of a cell."""
