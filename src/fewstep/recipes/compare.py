@@ -166,14 +166,10 @@ class Comparison:
                     f"all models must draw images of the shape of those that they are compared "
                     f"with, {images.shape}, and {card.name} draws {shape}. Leave it out."
                 )
-            if (
-                card.num_classes
-                and has_classes(images, config)
-                and images.num_classes > card.num_classes
-            ):
+            if 0 < card.num_classes < classes:
                 raise RangeError(
                     f"the images may have at most {card.num_classes} classes, those that "
-                    f"{card.name} was trained on, got {images.num_classes}. Use --reference with "
+                    f"{card.name} was trained on, got {classes}. Use --reference with "
                     "other images."
                 )
 
