@@ -1,4 +1,4 @@
-"""`fewstep report`: a whole recipe, from images to its page."""
+"""`fewstep report`: a complete recipe, from images to its report."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def report_command(
     set_: Set = None,
     device: Device = None,
 ) -> None:
-    """Train, distil and measure what is not done yet; write tables, plots and report.html.
+    """Train, distil and measure what is not done yet, and write tables, plots and report.html.
 
-    The same command goes on where it, `train` or `distill` stopped.
+    Run the same command again to continue where it, `train` or `distill` stopped.
     """
     given = teacher or []
     checked = load_run_recipe(recipe, set_, given, out)

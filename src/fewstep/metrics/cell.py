@@ -186,6 +186,8 @@ def _reason(error: Exception) -> str:
 
 
 def _precision_recall(samples: Tensor, real: Tensor) -> tuple[float, float]:
+    if not bool(samples.isfinite().all()):
+        raise NonFiniteError("the features of some samples are infinite or not a number.")
     count = min(len(samples), len(real))
     return precision_recall(_evenly(samples, count), _evenly(real, count), neighbours=NEIGHBOURS)
 
@@ -193,6 +195,8 @@ def _precision_recall(samples: Tensor, real: Tensor) -> tuple[float, float]:
 def _logits(logits: Tensor | None, features: Features) -> Tensor:
     if logits is None:
         raise DataError(f"the features {features.name!r} have no classifier.")
+    if bool(logits.isnan().any()):
+        raise NonFiniteError("the classifier gives values that are not a number.")
     return logits
 
 

@@ -184,7 +184,8 @@ def fit_steps(settings: EvaluateConfig, table: Table | None) -> tuple[EvaluateCo
     for n in settings.solver_steps:
         if not 1 <= n <= total:
             raise RecipeError(f"evaluate.solver_steps must be from 1 to {total}, got {n}.")
-    return settings.model_copy(update=changed), notes
+    ws = tuple(dict.fromkeys(settings.w))
+    return settings.model_copy(update={**changed, "w": ws}), notes
 
 
 def _listed(counts: Sequence[int]) -> str:
