@@ -36,6 +36,7 @@ lint: $(VENV)/.dev  ## ruff, mypy (strict), the import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	MYPYPATH=src:. $(BIN)/mypy --explicit-package-bases benchmarks/gpu/*.py
 	$(BIN)/lint-imports
 
 docs: $(VENV)/.docs  ## the documentation, into site/

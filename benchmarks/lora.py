@@ -74,7 +74,7 @@ def side(setting: Setting, subject: Subject, student: nn.Module, folder: Path) -
     foreseen = estimate(student, problem, config, subject.x[:1], subject.cond[:1]).total
     peak, kept = Peak(setting), _unique((student, subject.teacher))
     peak.start()
-    loop = _Loop(student, problem, batch, config, folder, 0, "", setting.device.type)
+    loop = _Loop(student, problem, batch, config, folder, {"seed": 0}, setting.device.type)
     for _ in range(2):
         loop._step()
     made = peak.stop()

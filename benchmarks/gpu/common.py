@@ -227,7 +227,7 @@ def counted(work: Work) -> int:
     """Return the FLOPs of matrix products and convolutions, 2 per multiplication and addition."""
     with FlopCounterMode(display=False) as counter:
         work()
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def update_flops(context: Context, student: UNetModel, problem: Any) -> float:

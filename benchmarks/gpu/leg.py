@@ -10,7 +10,7 @@ import dataclasses
 import json
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ class Leg:
         self.record.part("pack", self.pack)
         self.record.part("sheet", self.sheet)
         for stage in self.recipe.distill.plan():
-            self.record.part(stage.name, lambda s=stage: self.student(s))
+            self.record.part(stage.name, partial(self.student, stage))
             self.record.part("pack", self.pack)
         self.record.part("sheet", self.sheet)
         self.record.part("features", self.about_features)
@@ -309,7 +309,7 @@ class Leg:
                         continue
                     key, many = f"cell {name} {steps} w={w:g}", reference is None
                     found = self.record.part(
-                        key, lambda a=(name, w, steps): self.drawn(*a), need=needed if many else 10
+                        key, partial(self.drawn, name, w, steps), need=needed if many else 10
                     )
                     if found is None:
                         break  # the next w has its own reference
@@ -351,4 +351,4 @@ class Leg:
             if wait or future.done():
                 waiting.remove(entry)
                 limit = None if self.context.tiny else max(1.0, self.context.left())
-                self.record.part(f"figures of {key}", lambda f=future, t=limit: f.result(t))
+                self.record.part(f"figures of {key}", partial(future.result, limit))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from benchmarks.gpu.common import (
@@ -29,7 +30,7 @@ def run_memory(context: Context) -> None:
             for stage in ("teacher", "student-4"):
                 record.part(
                     f"{stage}, {what}",
-                    lambda n=stage, b=size, s=saving: against_estimate(context, n, b, s),
+                    partial(against_estimate, context, stage, size, saving),
                     need=4,
                 )
 

@@ -33,6 +33,8 @@ class Packed:
         self._images, self._labels = images[chosen], labels[chosen]
         self.split, self.class_names, self.num_classes = split, names, len(names)
         self.shape = tuple(images.shape[1:])
+        self.class_texts = names
+        self.summary = f"{path.name}: {len(self._labels)} images of {len(names)} classes"
 
     def __len__(self) -> int:
         """Return the number of images."""

@@ -70,7 +70,7 @@ def shown(value: object) -> str:
 
 def where(run: Row) -> str:
     """Return device, versions, commit and command of a run, for the end of a section."""
-    about = next((s["environment"] for s in run["steps"].values() if "environment" in s), {})
+    about: Row = next((s["environment"] for s in run["steps"].values() if "environment" in s), {})
     names = ("device", "torch", "diffusers", "python", "cores")
     told = ", ".join(f"{n} {about[n]}" for n in names if about.get(n) is not None)
     return f"{told}; commit {run['commit'][:12]}; {run['seconds']:.0f} s in all: `{run['command']}`"

@@ -165,7 +165,8 @@ class Driver:
             )  # fmt: skip
             output, code = done.stdout + done.stderr, done.returncode
         except subprocess.TimeoutExpired as error:
-            output, code = f"{error.stdout or ''}\ntime was up", -1
+            # With text=True it is text, whatever the type says.
+            output, code = f"{error.stdout or ''!s}\ntime was up", -1
         counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped)", output)}
         result = {
             "step": "sanity",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from benchmarks.gpu.common import Context, Record, Row, Work, counted, median_ms, teacher_of
@@ -39,19 +40,24 @@ def run_sampling(context: Context) -> None:
         cond = classes(context, batch)
         return lambda: fewstep.sample(model, cond, w=W, steps=STEPS)
 
+    def drawn_compiled(batch: int, mode: str) -> Work:
+        return drawn(batch, compiled(context, student, mode))
+
+    def given(work: Work) -> Work:
+        return work
+
     def part(batch: int, name: str, work: Callable[[], Work], need: float) -> None:
         record.part(f"batch {batch}: {name}", lambda: timed(batch, work()), need=need)
 
     for batch, forwards in works.items():
-        part(batch, "bare forwards", lambda f=forwards: f, 3)
-        part(batch, "sample", lambda b=batch: drawn(b, student), 3)
-        part(batch, "bare forwards, CUDA graph", lambda f=forwards: graphed(context, f), 4)
+        part(batch, "bare forwards", partial(given, forwards), 3)
+        part(batch, "sample", partial(drawn, batch, student), 3)
+        part(batch, "bare forwards, CUDA graph", partial(graphed, context, forwards), 4)
     for batch in reversed(batches):
         name = f"batch {batch}: teacher, {LONG} guided steps"
-        record.part(name, lambda b=batch: long(context, teacher, b), need=20)
+        record.part(name, partial(long, context, teacher, batch), need=20)
     for batch, mode in ((b, m) for m in MODES for b in batches):
-        work = lambda b=batch, m=mode: drawn(b, compiled(context, student, m))  # noqa: E731
-        part(batch, f"sample, {MODES[mode]}", work, 20)
+        part(batch, f"sample, {MODES[mode]}", partial(drawn_compiled, batch, mode), 20)
         context.free()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from benchmarks.gpu.common import (
     timed_training,
     update_flops,
 )
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from fewstep.core.denoiser import Guided
@@ -44,7 +45,8 @@ def run_train(context: Context) -> None:
 
     def timed(layout: torch.memory_format, *, compiled: bool = False) -> Callable[[], Row]:
         def work() -> Row:
-            student = copy.deepcopy(teacher).train().to(memory_format=layout)
+            student = copy.deepcopy(teacher).train()
+            torch.nn.Module.to(student, memory_format=layout)  # type: ignore[call-overload]
             row = timed_training(
                 context, student, pretraining(teacher), size=size, updates=updates, warm=5,
                 compile=compiled,
@@ -83,11 +85,10 @@ def run_sweep(context: Context) -> None:
     flops = update_flops(context, teacher, pretraining(teacher))
     for size in (32, 64, 128, 256, 512, 1024, 2048) if not context.tiny else (2, 4):
         updates = max(4, min(40, 8000 // size)) if not context.tiny else 2
-        record.part(f"teacher, batch {size}", lambda s=size, n=updates: sweep_row(
-            context, teacher, pretraining(teacher), flops, peak, s, n
-        ), need=6)  # fmt: skip
+        row = partial(sweep_row, context, teacher, pretraining(teacher), flops, peak, size, updates)
+        record.part(f"teacher, batch {size}", row, need=6)
     for stage in (Stage("stage-one", "teacher", 1), *context.recipe().distill.plan()):
-        record.part(stage.name, lambda s=stage: distilled(context, teacher, s, peak), need=8)
+        record.part(stage.name, partial(distilled, context, teacher, stage, peak), need=8)
 
 
 def sweep_row(
