@@ -14,8 +14,8 @@ SOURCE = Path(fewstep.__file__).parent
 
 def test_core_and_distill_can_be_read_in_an_hour() -> None:
     files = [p for room in ("core", "distill") for p in (SOURCE / room).rglob("*.py")]
-    # With the states of trajectories and the sub-steps of second order.
-    assert sum(len(p.read_text().splitlines()) for p in files) <= 1800
+    # A fifth of it checks what callers give (decision 0023): plans, grids, conditions, finiteness.
+    assert sum(len(p.read_text().splitlines()) for p in files) <= 2200
 
 
 def test_the_other_guidance_convention_stays_at_the_edge() -> None:

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "results"
+HERE = Path(__file__).resolve().parent
+DOCS = HERE.parents[1] / "docs" / "results"
+READING = HERE / "reading.md"  # what a person read off the tables
 BEGIN, END = "<!-- from the legs: begin -->", "<!-- from the legs: end -->"
 Row = dict[str, Any]
 MIB = 2**20
@@ -155,6 +157,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Sequence[Row]], str]]] = {
 def gpu_page(runs: Sequence[Row]) -> str:
     """Return docs/results/gpu.md."""
     parts = [INTRO]
+    if runs:
+        parts.append(READING.read_text(encoding="utf-8"))
     for name, (title, section) in SECTIONS.items():
         text = section(runs) if step(runs, name) is not None else UNMEASURED
         parts.append(f"## {title}\n\n{text}")
