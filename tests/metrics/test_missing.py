@@ -128,9 +128,8 @@ def test_images_are_turned_by_quarters() -> None:
         assert torch.equal(x[4 + k], torch.rot90(plain[0], k, (1, 2)))
     wide = Rotations(Ramps(3, width=6))
     assert wide.num_classes == 2
-    assert torch.equal(
-        wide.batch(torch.arange(2))[0][1], wide.batch(torch.arange(1))[0][0].flip(1, 2)
-    )
+    both, _ = wide.batch(torch.arange(2))
+    assert torch.equal(both[1], both[0].flip(1, 2))
     with pytest.raises(DataError, match="at least 1 image"):
         Rotations(Ramps(0))
 

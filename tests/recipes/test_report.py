@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from fewstep.distill.plan import STAGE_ONE, Plan, Stage
 from fewstep.recipes.report import KnobCheck, SheetRow, Study, render, write_report
 from fewstep.recipes.sheet import contact_sheet, png, to_pixels
+from fewstep.recipes.study import shown_names
+from fewstep.recipes.weak import Warned
 
 KEYS = {
     *("model", "sampler", "steps", "evaluations", "w", "fd_digits", "score", "accuracy"),
@@ -55,7 +60,7 @@ def study(ws: tuple[float, ...] = (0.0, 1.0), stochastic: float | None = 2.5) ->
         sheets={w: [SheetRow("teacher & co", images), SheetRow("student-4", images)] for w in ws},
         knob=KnobCheck("student-4", list(ws), [[abs(a - b) + 0.1 for b in ws] for a in ws]),
         losses={"teacher": [(25, 0.5), (50, 0.4)], "student-4": []},
-        facts={"device": "a test", "samples a cell": "40"},
+        facts={"device": "a test", "samples per cell": "40"},
     )
 
 
@@ -111,3 +116,102 @@ def test_sheets_place_images_in_rows() -> None:
     colour = contact_sheet(torch.ones(1, 3, 2, 2), 1)
     assert (colour.mode, colour.size) == ("RGB", (2, 2))
     assert png(sheet, {"w": 2.0})[:4] == b"\x89PNG"
+
+
+NASTY = "<img src=x onerror=alert(1)>"
+
+
+def test_names_are_text_wherever_they_stand(tmp_path: Path) -> None:
+    """Of the student, of features, in facts, warnings, notes and reasons."""
+    made = study()
+    for r in made.rows:
+        if r["model"] == "student-4":
+            r["model"] = NASTY
+        r[f"fd_{NASTY}"] = r.pop("fd_digits")
+    assert made.knob is not None
+    made = replace(
+        made,
+        title=NASTY,
+        features=NASTY,
+        knob=made.knob._replace(name=NASTY),
+        sheets={1.0: [SheetRow(NASTY, torch.zeros(2, 1, 4, 4))]},
+        losses={NASTY: [(1, 0.5)]},
+        facts={NASTY: NASTY},
+        warnings=[Warned(NASTY, ("model",), (0,))],
+        missing=[NASTY],
+        notes=[NASTY],
+    )
+    page = write_report(tmp_path, made).read_text()
+    assert "<img src=x" not in page
+    assert page.count("&lt;img src=x") > 10
+    assert "<b>4 network evaluations</b>" in page  # the student was found under that name
+
+
+def test_a_student_of_any_name_and_steps_is_the_one_of_the_headline() -> None:
+    made = study(stochastic=2.5)
+    for r in made.rows:
+        if r["model"] == "student-4":
+            r.update(model="mine", steps=3, evaluations=3)
+    page = render(replace(made, knob=KnobCheck("mine", [0.0, 1.0], [[0.1, 0.2], [0.2, 0.1]])))
+    assert "<b>3 network evaluations</b>" in page
+    assert "stochastic sampler at 3 steps was worse here" in page
+
+
+def test_a_page_of_nothing_but_reasons(tmp_path: Path) -> None:
+    """No student, no figure, no loss, no image."""
+    made = study()
+    kept = ("model", "sampler", "steps", "evaluations", "w")
+    rows = [{k: v if k in kept else None for k, v in r.items()} for r in made.rows]
+    lost = "fd_digits (every row): The images are infinite or not a number."
+    empty = replace(
+        made,
+        rows=rows,
+        sheets={w: [SheetRow("teacher", torch.zeros(0, 1, 8, 8))] for w in (0.0, 1.0)},
+        knob=None,
+        losses={"teacher": []},
+        missing=[lost],
+    )
+    page = write_report(tmp_path, empty).read_text()
+    assert "no deterministic few-step student" in page
+    assert "<svg" not in page
+    assert "None: no model was trained in this run" in page
+    assert page.count("<td>none</td>") > len(rows)
+    assert lost in page
+    known = replace(empty, knob=KnobCheck("student-4", [0.0, 1.0], [[None, None], [None, 0.5]]))
+    assert "so it is in 1 of 2 rows" in render(known)
+
+
+def test_the_json_is_json_whatever_a_figure_is(tmp_path: Path) -> None:
+    made = study()
+    made.rows[1]["fd_digits"] = math.nan
+    write_report(tmp_path, replace(made, losses={"teacher": [(1, math.inf)]}))
+    data = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
+    assert data["rows"][1]["fd_digits"] is None
+    assert data["losses"]["teacher"] == [[1, None]]
+
+
+def test_marks_stand_beside_the_figures_that_a_warning_is_about() -> None:
+    warned = [Warned("All are rough.", ("fd_digits",)), Warned("This is worse.", ("score",), (1,))]
+    page = render(replace(study(), warnings=warned, notes=["A note."]))
+    assert "fd digits<sup>1</sup></th>" in page
+    assert page.count("8<sup>2</sup></td>") == 1
+    for line in ("All are rough.", "This is worse.", "A note."):
+        assert f"<li>{line}</li>" in page
+
+
+@pytest.mark.parametrize(
+    ("stages", "shown"),
+    [
+        ([("student-4-stochastic", 4, 2)], ["student-4"]),
+        ([("student-4", 4, 1), ("student-4-stochastic", 4, 2)], ["student-4", "student-4"]),
+        ([("a", 4, 1), ("a-stochastic", 4, 1)], ["a", "a-stochastic"]),
+        ([("a", 4, 2), ("a-stochastic", 4, 2)], ["a", "a-stochastic"]),
+        ([("student-4", 4, 2), ("student-4-stochastic", 4, 2)],
+         ["student-4", "student-4-stochastic"]),
+    ],
+)  # fmt: skip
+def test_two_stages_never_share_a_row(stages: list[tuple[str, int, int]], shown: list[str]) -> None:
+    made = [Stage(n, STAGE_ONE, 1, steps=k, stride=s) for n, k, s in stages]
+    assert list(shown_names(Plan(tuple(made))).values()) == shown
+    rows = [(name, stage.sampler) for name, stage in zip(shown, made, strict=True)]
+    assert len(set(rows)) == len(rows)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from fewstep.errors import FolderError
-from fewstep.recipes.results import COLUMNS, Results, key_of
+from fewstep.recipes.results import COLUMNS, JSON, Results, key_of, what_changed
 from fewstep.recipes.tables import aligned, comma_separated, markdown
 
 
@@ -36,6 +39,35 @@ def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
     path.write_text("no database at all, but long enough to be looked at" * 40)
     with pytest.raises(FolderError, match=r"results.sqlite cannot be used"):
         Results(path).get("x")
+
+
+def test_a_file_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
+    """Its rows have no reasons, and stay as they are."""
+    path = tmp_path / "results.sqlite"
+    old = [c for c in COLUMNS if c != "missing"]
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(f"CREATE TABLE cells ({', '.join(f'{c} {COLUMNS[c]}' for c in old)})")
+        values = [json.dumps({"x": 1}) if c in JSON else "y" for c in old]
+        db.execute(f"INSERT INTO cells VALUES ({', '.join('?' * len(old))})", values)
+    results = Results(path)
+    results.check()
+    results.put(row(1.0))
+    first, second = results.rows()
+    assert (first["model"], first["figures"], first["missing"]) == ("y", {"x": 1}, {})
+    assert second == row(1.0)
+
+
+def test_what_changed_is_named_by_its_cause() -> None:
+    before = {"data": "a", "weights": "b", "teacher": "c", "samples": 8}
+    assert what_changed(None, before) == ""
+    assert what_changed(before, before) == ""
+    said = what_changed(before, {**before, "data": "d", "teacher": "e"})
+    assert said == " (measured again: the training images changed)"
+    said = what_changed(before, {**before, "teacher": "e"})
+    assert said == " (measured again: the teacher changed)"
+    assert "the weights of the model, the clock" in what_changed(
+        before, {**before, "weights": "z", "clock": ["native"]}
+    )
 
 
 def test_a_table_three_ways() -> None:

@@ -1,0 +1,136 @@
+"""What could stop a report is found before its training; defaults fit the clock of the models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.models.pipelines import sd_folder
+from tests.recipes.making import features_folder, image_folder, student, teacher
+
+from fewstep.errors import FewstepError, FolderError, RecipeError
+from fewstep.models import save_model
+from fewstep.models.table import read_table
+from fewstep.recipes.check import check_report, fit_steps, nearest_divisor
+from fewstep.recipes.config import EvaluateConfig, check_recipe
+from fewstep.recipes.run import Run
+from fewstep.recipes.study import run_study
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("check")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEWSTEP_CACHE", str(path / "cache"))
+        features_folder(path / "look", image_folder(path / "pets"))
+    parent = teacher()
+    save_model(parent, path / "teacher")
+    student(parent, path / "student-4")
+    sd_folder(path / "sd")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEWSTEP_CACHE", str(home / "cache"))
+
+
+def recipe(home: Path, **more: Any) -> Any:
+    told: dict[str, Any] = {
+        "name": "tiny",
+        "data": {"name": str(home / "pets"), "held_out": 0.0},
+        "network": {"channels": [8], "groups": 4, "w_dim": 16},
+        "teacher": {"updates": 1, "batch_size": 4},
+        "distill": {"w": [0, 4], "batch_size": 4, "updates": 1,
+                    "stages": [{"parent": "teacher", "steps": 4}]},
+        "evaluate": {"w": [1, 1], "samples": 8, "reference_steps": 4, "teacher_steps": [2],
+                     "stage_one_steps": [2], "batch_size": 8, "features": str(home / "look")},
+    }  # fmt: skip
+    for part, changes in more.items():
+        told[part] = {**told.get(part, {}), **changes}
+    return check_recipe(told, "test")
+
+
+def checked(home: Path, out: Path, teachers: tuple[str, ...] = (), **more: Any) -> Any:
+    run = Run(recipe(home, **more), out, "cpu", progress=False)
+    return check_report(run, [home / name for name in teachers])
+
+
+def test_a_check_writes_nothing_and_keeps_what_fits(home: Path, tmp_path: Path) -> None:
+    found = checked(home, tmp_path / "run")
+    assert found.notes == ()
+    assert found.settings.w == (1.0,)  # each cell once
+    assert found.settings.stage_one_steps == (2,)
+    assert not (tmp_path / "run").exists()
+
+
+FROM_STAGE_ONE = {"stages": [{"parent": "stage-one", "steps": 4}]}
+
+
+@pytest.mark.parametrize(
+    ("more", "teachers", "error", "says"),
+    [
+        ({"evaluate": {"features": "nowhere"}}, (), FolderError, "evaluate.features.*not exist"),
+        ({"evaluate": {"features": "{home}/teacher"}}, (), FolderError, "config.json is missing"),
+        ({"evaluate": {"samples": 10**7}}, (), FewstepError, "evaluate.samples must fit"),
+        ({"evaluate": {"solver_steps": [5000]}}, (), RecipeError, "evaluate.solver_steps"),
+        ({"distill": FROM_STAGE_ONE}, (), FolderError, "student-4 starts from .* stage one"),
+        ({"distill": FROM_STAGE_ONE}, ("teacher",), FolderError, "Add its folder with --teacher"),
+        ({}, ("student-4",), FolderError, "a guided teacher"),
+    ],
+)
+def test_what_stops_a_report_stops_it_first(
+    more: dict[str, Any], teachers: tuple[str, ...], error: type[Exception], says: str,
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("fewstep.recipes.room.available_memory", lambda: 10**9)
+    features = more.get("evaluate", {}).get("features")
+    if features is not None:
+        more = {"evaluate": {"features": features.format(home=home)}}
+    given = [home / name for name in teachers]
+    with pytest.raises(error, match=says):
+        run_study(recipe(home, **more), tmp_path / "run", "cpu", lambda _: None, False, given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_file_of_the_run_is_found_first(home: Path, tmp_path: Path) -> None:
+    evaluation = tmp_path / "run" / "evaluation"
+    evaluation.mkdir(parents=True)
+    (evaluation / "results.sqlite").write_text("no database, but long enough to be read" * 40)
+    with pytest.raises(FolderError, match="must be a database of results"):
+        checked(home, tmp_path / "run")
+    (evaluation / "results.sqlite").unlink()
+    (evaluation / "features").mkdir()
+    with pytest.raises(FolderError, match=r"config.json is missing.*it is made again"):
+        checked(home, tmp_path / "run", evaluate={"features": None})
+
+
+def test_defaults_fit_the_table_and_given_numbers_must(home: Path) -> None:
+    table = read_table(home / "sd")
+    plain = EvaluateConfig()
+    assert fit_steps(plain, None) == (plain, [])
+    fitted, notes = fit_steps(plain, table)
+    assert (fitted.reference_steps, fitted.stage_one_steps) == (250, (50,))
+    assert fitted.teacher_steps == plain.teacher_steps
+    assert len(notes) == 2
+    assert "evaluate.stage_one_steps is 50 instead of the default 64" in notes[1]
+    # A resolved recipe, in which every default is written out, means the same.
+    again, _ = fit_steps(EvaluateConfig.model_validate(plain.model_dump()), table)
+    assert again == fitted
+    with pytest.raises(RecipeError, match=r"evaluate\.stage_one_steps.*48"):
+        fit_steps(EvaluateConfig(stage_one_steps=(48,)), table)
+    assert [nearest_divisor(n, 1000) for n in (1, 3, 48, 64, 256, 999)] == [1, 4, 50, 50, 250, 1000]
+
+
+def test_a_stage_one_of_a_narrow_range_is_not_asked_outside(home: Path, tmp_path: Path) -> None:
+    from tests.recipes.making import guided
+
+    from fewstep.distill.plan import Stage
+    from fewstep.models import student_of
+
+    one = student_of(guided(teacher()), Stage("stage-one", "teacher", 1), (0.0, 0.5), w_dim=16)
+    save_model(one, tmp_path / "narrow")
+    run = Run(recipe(home), tmp_path / "run", "cpu", progress=False)
+    with pytest.raises(RecipeError, match=r"evaluate\.w must lie in \[0, 0\.5\]"):
+        check_report(run, [home / "teacher", tmp_path / "narrow"])
