@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from tests.models.pipelines import edit, sd_folder
+from tests.recipes.making import features_folder, guided, image_folder
+from tests.recipes.making import teacher as pets_teacher
 
 import fewstep
 from fewstep.core.denoiser import Guided
 from fewstep.data import DataConfig
-from fewstep.models import Card, UNetConfig, UNetModel, build_unet
+from fewstep.metrics.rotations import TASK
+from fewstep.models import Card, UNetConfig, UNetModel, build_unet, load, student_of
 from fewstep.models.native import CLOCK
 from fewstep.models.unet_class import FAMILY
 from fewstep.recipes import evaluate
+from fewstep.recipes.conditions import Conditions, evenly
 from fewstep.recipes.evaluate import Evaluation
+from fewstep.recipes.identity import identity_of
 
 
 @pytest.fixture
@@ -78,3 +88,140 @@ def test_the_training_images_are_seen_once(
     (tmp_path / "results.sqlite").unlink()
     Evaluation(data, tmp_path, samples=20).cell("teacher", teacher, w=1.0, steps=2)
     assert len(built) == 2
+
+
+def differing(a: Any, b: Any) -> set[str]:
+    left, right = identity_of(a), identity_of(b)
+    return {k for k in left if left[k] != right[k]}
+
+
+def test_a_cell_depends_on_all_that_draws_it(teacher: Guided) -> None:
+    inner = teacher.denoiser
+    assert isinstance(inner, UNetModel)
+
+    def changed(**facts: Any) -> Guided:
+        return Guided(UNetModel(inner.unet, inner.card.model_copy(update=facts)), teacher.null_cond)
+
+    assert differing(teacher, changed(name="other", figures={"fd": 1.0})) == set()
+    assert differing(teacher, changed(weights_sha256="others")) == {"weights"}
+    assert differing(teacher, changed(clock="another")) == {"clock"}
+    assert differing(teacher, changed(prediction="epsilon")) == {"prediction"}
+    assert differing(teacher, changed(w_band=None)) == {"card"}
+    assert differing(teacher, Guided(inner, torch.tensor([3]))) == {"guidance"}
+    assert differing(teacher, replace(teacher, interval=(0.1, 1.0))) == {"guidance"}
+    assert differing(teacher, replace(teacher, threshold=torch.tanh)) == {"guidance"}
+    assert differing(teacher, inner) == {"guidance"}
+    # Without a hash on the card, the weights themselves are hashed.
+    bare, same, other = pets_teacher(), pets_teacher(), pets_teacher(seed=1)
+    assert differing(bare, same) == set()
+    assert differing(bare, other) == {"weights"}
+
+
+def test_a_stock_folder_is_known_by_all_of_its_parts(tmp_path: Path) -> None:
+    sd_folder(tmp_path / "a")
+    first = load(tmp_path / "a")
+    for part in ("unet", "vae", "text_encoder"):
+        folder = tmp_path / part
+        shutil.copytree(tmp_path / "a", folder)
+        (file,) = (folder / part).glob("*.safetensors")
+        data = bytearray(file.read_bytes())
+        data[-5] ^= 1  # a small change of one number
+        file.write_bytes(data)
+        assert differing(first, load(folder)) == {"weights" if part == "unet" else "encoders"}
+    shutil.copytree(tmp_path / "a", tmp_path / "betas")
+    edit(tmp_path / "betas" / "scheduler" / "scheduler_config.json", beta_end=0.0120001)
+    assert differing(first, load(tmp_path / "betas")) == {"clock"}
+    assert differing(first, load(tmp_path / "a", negative_prompt="blurry")) == {"card"}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images with a caption of their own each, and a classifier of others."""
+    path = tmp_path_factory.mktemp("pictures")
+    image_folder(path / "pets")
+    (path / "own").mkdir()
+    lines = []
+    for k, file in enumerate(sorted((path / "pets").rglob("*.png"))):
+        shutil.copy(file, path / "own" / f"{k}.png")
+        lines.append(json.dumps({"file_name": f"{k}.png", "text": f"thing_{k}"}))
+    (path / "own" / "metadata.jsonl").write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path_factory.getbasetemp() / "cells-cache"))
+
+
+def captions_in(path: Path, **more: Any) -> DataConfig:
+    return DataConfig(name=str(path / "own"), cond="prompt", held_out=0.0, **more)
+
+
+def test_captions_of_real_images_are_drawn_evenly(pictures: Path, tmp_path: Path) -> None:
+    evaluation = Evaluation(captions_in(pictures, captions=["a {}"]), tmp_path, samples=6)
+    assert evaluation.labels is None
+    source = evaluation.source
+    asked = [source.class_names[int(source.batch(k[None])[1])] for k in evenly(6, len(source))]
+    assert evaluation.conditions.texts == [f"a {name}" for name in asked]  # as they are written
+    assert len(set(asked)) == 6
+    many = Conditions(evaluation.data, source, 100)
+    assert len(many.texts) == 100
+    assert set(many.texts) == {f"a {name}" for name in source.class_names}
+
+
+def test_images_without_classes_get_features_of_their_turns(pictures: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    evaluation = Evaluation(captions_in(pictures), tmp_path, samples=6, say=said.append)
+    features = evaluation.features
+    assert (features.name, features.num_classes) == (TASK, None)
+    assert any("have no classes" in line for line in said)
+    assert evaluation.held_out_source is None
+    assert evaluation.held_out_cell() is None
+    # A model of classes draws its own, and is measured without them.
+    cell = evaluation.cell("teacher", guided(pets_teacher()), w=1.0, steps=2)
+    assert cell.row[f"fd_{TASK}"] is not None
+    assert {"score", "accuracy"} <= set(cell.missing)
+    again = Evaluation(captions_in(pictures), tmp_path, samples=6, say=said.append)
+    count = len(said)
+    assert again.features.sha256 == features.sha256
+    assert len(said) == count  # nothing was trained
+
+
+def test_features_of_other_images_are_not_taken_for_these(pictures: Path, tmp_path: Path) -> None:
+    image_folder(tmp_path / "others", each=4)
+    (tmp_path / "e").mkdir()
+    features_folder(tmp_path / "e" / "features", tmp_path / "others")
+    config = DataConfig(name=str(pictures / "pets"), held_out=0.0)
+    evaluation = Evaluation(config, tmp_path / "e", samples=6)
+    assert evaluation.features.name == "own"
+    assert len(list((tmp_path / "e").glob("features-*"))) == 1
+
+
+def test_a_reference_that_does_not_fit_is_read_in_parts(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = DataConfig(name=str(pictures / "pets"), held_out=0.0)
+    features = features_folder(tmp_path / "look", pictures / "pets")
+    shared: Any = {"samples": 6, "features_path": features}
+    whole = Evaluation(config, tmp_path / "a", **shared).cell("t", pets_guided(), w=0.0, steps=2)
+    monkeypatch.setattr(evaluate, "fits", lambda *_: False)
+    parts = Evaluation(config, tmp_path / "b", **shared).cell("t", pets_guided(), w=0.0, steps=2)
+    assert parts.row["fd_tiny"] == pytest.approx(whole.row["fd_tiny"], rel=1e-6)
+    assert parts.row["nearest"] is None
+    assert "do not fit in memory" in parts.missing["nearest"]
+
+
+def test_two_students_of_equal_weights_have_two_rows(pictures: Path, tmp_path: Path) -> None:
+    config = DataConfig(name=str(pictures / "pets"), held_out=0.0)
+    features = features_folder(tmp_path / "look", pictures / "pets")
+    evaluation = Evaluation(config, tmp_path / "e", samples=6, features_path=features)
+    stage = fewstep.Stage("a", "teacher", 1, steps=2)
+    made = student_of(pets_guided(), stage, (0.0, 4.0), w_dim=16)
+    cells = [evaluation.cell(name, made, w=1.0) for name in ("a", "b")]
+    assert [c.row["model"] for c in cells] == ["a", "b"]
+    assert cells[0].key != cells[1].key
+    assert len(evaluation.results.rows()) == 2
+
+
+def pets_guided() -> Guided:
+    return guided(pets_teacher())

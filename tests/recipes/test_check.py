@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,31 @@ def test_a_stage_one_of_a_narrow_range_is_not_asked_outside(home: Path, tmp_path
     run = Run(recipe(home), tmp_path / "run", "cpu", progress=False)
     with pytest.raises(RecipeError, match=r"evaluate\.w must lie in \[0, 0\.5\]"):
         check_report(run, [home / "teacher", tmp_path / "narrow"])
+
+
+PLANS = {
+    "no stages": [],
+    "stage one alone": [{"parent": "teacher"}],
+    "an encoder alone": [{"parent": "teacher", "steps": 2, "direction": "encode"}],
+    "a stochastic student alone": [{"parent": "teacher", "steps": 2, "stride": 2, "name": "noisy"}],
+    "a pair": [{"parent": "teacher", "steps": 2, "pair": True, "name": "two & two"}],
+}
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_a_report_of_any_plan_ends(plan: str, home: Path, tmp_path: Path) -> None:
+    """Also without held-out images, which this recipe has none of."""
+    made = recipe(home, distill={"stages": PLANS[plan]})
+    said: list[str] = []
+    page = run_study(made, tmp_path, "cpu", said.append, False, [home / "teacher"]).read_text()
+    assert ("no deterministic few-step student" in page) == (plan != "a pair")
+    assert "No images are held out" in page
+    assert any(line.startswith("warning (1): 8 samples") for line in said)
+    assert "two &amp; two" in page or plan != "a pair"
+    data = json.loads((tmp_path / "report.json").read_text())
+    names = {r["model"] for r in data["rows"]}
+    expected = {"stage one alone": "stage-one", "a stochastic student alone": "noisy",
+                "a pair": "two & two"}  # fmt: skip
+    assert names == {"teacher", expected.get(plan, "teacher")}
+    assert data["warnings"]
+    assert str(home) not in page + (tmp_path / "report.json").read_text()

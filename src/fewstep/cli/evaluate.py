@@ -141,8 +141,8 @@ def training_data(cards: list[Card], reference: str | None, folder: Path) -> Dat
     if reference is None and len(names) != 1:
         made = f"and they name {', '.join(sorted(names))}" if names else "and they name none"
         raise FolderError(
-            f"the models must name the same training images, {made}. Say which images to compare "
-            "with, using --reference."
+            f"the models must name the same training images, {made}. Use --reference with the "
+            "images to compare with."
         )
     card, name = cards[0], reference or names.pop()
     if name in DATASETS:

@@ -1,7 +1,7 @@
-"""Figures of samples, all on plain tensors, in float64.
+"""Metrics of samples, on plain tensors, in float64.
 
-A metric that looks through features carries their name: `fd_digits`, never `fid`, which is a
-number of one particular network and comparable only under it.
+A metric that is computed from features is named after them: `fd_digits`, never `fid`, which is the
+distance in the features of one particular network.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Are the samples as different from each other, and from the training images, as real ones?"""
+"""Diversity: variance within a class, and distance to the nearest training image."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def within_class_variance(x: Tensor, labels: Tensor) -> float:
     """
     if labels.shape != x.shape[:1]:
         raise ShapeError(
-            f"labels have shape {tuple(labels.shape)} beside {len(x)} samples; they must be "
-            f"({len(x)},). Give one class id a sample."
+            f"labels must have the shape ({len(x)},), got {tuple(labels.shape)}. Pass one class id "
+            "per sample."
         )
     classes, sizes = labels.unique(return_counts=True)
     if not len(classes) or int(sizes.min()) < 2:

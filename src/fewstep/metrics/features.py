@@ -1,4 +1,4 @@
-"""What the metrics look through: a module from images to features and class logits."""
+"""Feature extractors: from images to features and class logits."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def distance_names(features: Features) -> tuple[str, str]:
 
 
 def distance_key(row: Mapping[str, Any]) -> str:
-    """Return the key of the Fréchet distance in a row of figures."""
+    """Return the key of the Fréchet distance in a row of metrics."""
     return next(k for k in row if k == "fid" or k.startswith("fd_"))
 
 
@@ -63,8 +63,8 @@ def extract(features: Features, x: Tensor, batch_size: int = 500) -> FeatureOutp
     """
     if not len(x) or batch_size < 1:
         raise DataError(
-            f"{len(x)} images in batches of {batch_size}; both must be at least 1. Give images, "
-            "and a batch size that fits in memory."
+            f"the number of images and the batch size must be at least 1, got {len(x)} and "
+            f"{batch_size}. Pass images, and a batch size that fits in memory."
         )
     with torch.no_grad():
         parts = [features(part) for part in x.split(batch_size)]

@@ -1,4 +1,4 @@
-"""Precision and recall: how much of the samples lies among real images, and the other way."""
+"""Precision and recall: the share of samples near real images, and of real images near samples."""
 
 from __future__ import annotations
 

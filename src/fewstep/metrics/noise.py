@@ -1,4 +1,4 @@
-"""What comes back, and what the encoded noise looks like."""
+"""PSNR of reconstructions, and how close encoded noise is to a Gaussian."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def noise_figures(z: Tensor) -> dict[str, float]:
 
     `noise_mean` and `noise_variance`, of all elements; `noise_ks`, the Kolmogorov-Smirnov
     distance of all elements to N(0, 1); `noise_ks_sliced`, the mean of that distance over 64
-    fixed random directions, which sees elements that hang together. Gaussian noise itself has a
-    distance of about 0.87 / sqrt(n): n = B D for the first, and B for the second.
+    fixed random directions, which also sees correlations between elements. Gaussian noise itself
+    has a distance of about 0.87 / sqrt(n): n = B D for the first, and B for the second.
 
     Raises DataError for fewer than 2 examples.
     """

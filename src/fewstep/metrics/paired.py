@@ -1,4 +1,4 @@
-"""The distance between what two samplers make of the same noise."""
+"""The paired distance: between the samples of two samplers from the same noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a classifier makes of samples. Sanity checks only: class averages score perfectly."""
+"""Class score and accuracy of samples, sanity checks only: class averages score perfectly."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def class_score(logits: Tensor) -> float:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Return how often the largest of logits (B, K) is at labels (B,), between 0 and 1.
+    """Return the share of samples whose largest logit (B, K) is that of their label (B,), 0 to 1.
 
     Raises ShapeError unless the shapes fit, and DataError for no samples.
     """
@@ -35,7 +35,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
     if labels.shape != logits.shape[:1]:
         raise ShapeError(
             f"labels have shape {tuple(labels.shape)}; logits of shape {tuple(logits.shape)} take "
-            f"({len(logits)},). Give one class id a sample."
+            f"({len(logits)},). Pass one class id per sample."
         )
     return float((logits.argmax(dim=1) == labels.to(logits.device)).double().mean())
 
@@ -43,7 +43,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> float:
 def _check(logits: Tensor) -> None:
     if logits.ndim != 2:
         raise ShapeError(
-            f"logits have shape {tuple(logits.shape)}; they must be (B, K). Give one row a sample."
+            f"logits must be (B, K), got the shape {tuple(logits.shape)}. Pass one row per sample."
         )
     if not len(logits):
         raise DataError("logits of 0 samples; a score takes at least 1. Draw some samples.")

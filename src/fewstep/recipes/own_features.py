@@ -1,4 +1,4 @@
-"""Which features an evaluation looks through, and the ones it trains where none are given."""
+"""The features of an evaluation: those that are given, or ones that it trains on the images."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Warnings beside weak figures: one list of rules, shown wherever the figures are shown.
 
-A rule looks at a whole table and names the figures that say less than they seem to. The page of a
-report, `table.md` and the terminal mark those figures with the number of the warning and print the
+A rule reads a whole table and names the figures that are easily misread. The page of a report,
+`table.md` and the terminal mark those figures with the number of the warning and print the
 sentence below the table.
 """
 
@@ -147,8 +147,8 @@ def _weak_classifier(table: Table) -> Iterable[Warned]:
         what = "classes of the held-out images" if table.task == "classes" else "turns of images"
         yield Warned(
             f"The features' classifier is weak: it recognises {table.accuracy:.0%} of the {what}, "
-            f"where guessing gives {table.chance:.0%}. Figures in these features say little; use "
-            "other features (--features, evaluate.features).",
+            f"where guessing gives {table.chance:.0%}. Do not rely on figures in these features: "
+            "use others (--features, evaluate.features).",
             (*table.in_features, "score", "accuracy"),
         )
 
@@ -216,7 +216,7 @@ def _unpaired(table: Table) -> Iterable[Warned]:
     if rows:
         yield Warned(
             "The stochastic sampler adds noise of its own, so its images are not paired with the "
-            "teacher's and their distance says nothing.",
+            "teacher's and their paired distance means nothing.",
             (RMS,),
             rows,
         )
