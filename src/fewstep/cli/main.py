@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
         warnings.showwarning = _show_warning
         warnings.simplefilter("default", FewstepWarning)
         try:
-            app(args=kept, standalone_mode=False)
+            code = app(args=kept, standalone_mode=False)
         except typer.Exit as stop:
             return stop.exit_code
         except UsageError as error:
@@ -132,7 +132,9 @@ def main(arguments: list[str] | None = None) -> int:
             if debug:
                 traceback.print_exception(error)
             return _fail(*_explained(error))
-    return 0
+    if code == EXIT_INTERRUPTED:  # typer turns Ctrl-C into a code that it returns
+        return _fail(*_explained(KeyboardInterrupt()))
+    return code if isinstance(code, int) else 0
 
 
 def _explained(error: BaseException) -> tuple[str, int]:

@@ -98,11 +98,11 @@ def check_stages(
         if parents is not None and stage in stages:
             _check_parent(recipe, out, stage, {*parents, *made})
         _check_pair(recipe, stage, known.get(stage.parent))
+        if stage in stages:
+            _check_range(recipe, stage, known.get(stage.parent))
         parent = made.get(stage.parent) or _traits(recipe, found, stage.parent)
         try:
             stage.problem(_Planned(parent), recipe.distill.w, torch.tensor([0]))
-            if stage in stages:
-                _check_range(recipe, stage, known.get(stage.parent))
         except FewstepError as error:
             raise RecipeError(f"stage {stage.name!r}: {error}") from None
         steps = None if stage.steps is None else (stage.steps,)

@@ -1,0 +1,145 @@
+"""The command line as such: version, help, and one line for every error, foreseen or not."""
+
+from __future__ import annotations
+
+import errno
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import fewstep
+from fewstep.cli.main import main
+from fewstep.errors import FewstepWarning, FolderError, Interrupted
+
+
+def raising(error: BaseException) -> Callable[..., object]:
+    def load(*_: object, **__: object) -> object:
+        raise error
+
+    return load
+
+
+def said(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    *more: str,
+) -> tuple[int, str]:
+    """Return the exit code and stderr of a command in which something raises."""
+    monkeypatch.setattr("fewstep.recipes.config.load_recipe", raising(error))
+    code = main(["train", "digits", *more])
+    return code, capsys.readouterr().err
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"fewstep {fewstep.__version__}\n"
+    for arguments in (
+        ["-h"],
+        ["--help"],
+        ["train", "-h"],
+        ["features", "-h"],
+        ["features", "train", "-h"],
+    ):
+        assert main(arguments) == 0
+        assert "Usage:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TypeError("unsupported operand"),
+        RecursionError("maximum recursion depth exceeded"),
+        KeyError("x"),
+        RuntimeError("a\nb\n" * 500),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"),
+        AssertionError(),
+    ],
+)
+def test_what_nobody_foresaw_is_one_line_and_debug_shows_where(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    code, err = said(capsys, monkeypatch, error)
+    assert code == 1
+    assert err.startswith(f"fewstep: stopped by an unforeseen error ({type(error).__name__}")
+    assert err.count("\n") == 1
+    assert len(err) < 600
+    assert "--debug" in err
+    for place in (["train", "digits", "--debug"], ["--debug", "train", "digits"]):
+        assert main(place) == 1
+        shown = capsys.readouterr().err
+        assert "Traceback (most recent call last)" in shown
+        assert shown.splitlines()[-1] == err.strip()
+
+
+@pytest.mark.parametrize(
+    ("error", "says", "expected"),
+    [
+        (MemoryError(), "out of memory", 1),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 9"), "memory", 1),
+        (RuntimeError("CUDA out of memory. Tried to allocate 9 GiB"), "out of memory", 1),
+        (FileNotFoundError(errno.ENOENT, "x", "a/b"), "a/b cannot be used: No such file", 1),
+        (IsADirectoryError(errno.EISDIR, "x", "a"), "a cannot be used: Is a directory", 1),
+        (OSError(errno.EIO, "x"), "a file cannot be used: Input/output error", 1),
+        (FolderError("mine"), "fewstep: mine", 1),
+        (Interrupted("stopped at 3"), "stopped at 3", 130),
+        (KeyboardInterrupt(), "same command", 130),
+    ],
+)
+def test_known_kinds_of_errors_have_lines_of_their_own(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    says: str,
+    expected: int,
+) -> None:
+    code, err = said(capsys, monkeypatch, error)
+    assert (code, err.count("\n")) == (expected, 1)
+    assert says in err
+    assert "unforeseen" not in err
+
+
+def test_debug_after_two_dashes_is_an_argument(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--", "--debug"]) == 1
+    assert "recipe '--debug' is neither built in" in capsys.readouterr().err
+
+
+def test_warnings_of_fewstep_are_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> object:
+        for _unused in range(3):
+            warnings.warn("a damaged\ncheckpoint", FewstepWarning, stacklevel=1)
+        raise FolderError("end")
+
+    monkeypatch.setattr("fewstep.recipes.config.load_recipe", load)
+    assert main(["train", "digits"]) == 1
+    assert capsys.readouterr().err == "fewstep: a damaged checkpoint\nfewstep: end\n"
+
+
+@pytest.mark.parametrize("command", ["train", "distill", "report"])
+@pytest.mark.parametrize("device", ["gpu", "banana", "cuda:99", "mps", "", "cpu:0", "cuda:-1"])
+def test_a_device_that_is_not_there_is_never_the_cpu(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str, device: str
+) -> None:
+    assert main([command, "digits", "--out", str(tmp_path / "r"), "--device", device]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("fewstep: device must")
+    assert err.count("\n") == 1
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "distill", "report"])
+@pytest.mark.parametrize("out", ["file", "file/run", "a" * 300])
+def test_a_run_that_cannot_be_written_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str, out: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    options = ["--set", "evaluate.samples=8", "--device", "cpu"]
+    assert main([command, "digits", "--out", str(tmp_path / out), *options]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "cannot be written" in err
+    assert (tmp_path / "file").read_text() == "mine"
