@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench clean
+.PHONY: help demo test lint docs bench soak clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -44,6 +44,9 @@ docs: $(VENV)/.docs  ## the documentation, into site/
 
 bench: $(VENV)/.dev  ## ratios of speed, taken within one run
 	$(BIN)/python benchmarks/run.py
+
+soak: $(VENV)/.dev  ## kill, stop and crowd every command at random for SOAK_MINUTES (30), and compare what they made
+	$(BIN)/python -m soak
 
 clean:  ## remove the environment and what was built
 	rm -rf $(VENV) site build dist

@@ -12,6 +12,7 @@ from tests.forks import Forks
 
 RECIPE = {
     "name": "killed",
+    "data": {"name": "digits"},
     "network": {"channels": [8, 16], "groups": 4, "w_dim": 32, "dropout": 0.1},
     "teacher": {"updates": 90, "batch_size": 8, "checkpoint_every": 7, "log_every": 3},
     "distill": {
