@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fewstep.distill.pretrain import Pretrain
     from fewstep.edit import decode, encode, img2img, inpaint, interpolate, transfer
     from fewstep.errors import FewstepError
-    from fewstep.models import Model, load
+    from fewstep.models import Model, load, save_model
     from fewstep.models.pipeline import ClassConditionalPipeline
     from fewstep.train import TrainConfig
 
@@ -46,6 +46,7 @@ _HOMES = {
     "interpolate": "fewstep.edit",
     "load": "fewstep.models",
     "sample": "fewstep.core.sample",
+    "save_model": "fewstep.models",
     "transfer": "fewstep.edit",
 }
 
@@ -72,6 +73,7 @@ __all__ = [
     "interpolate",
     "load",
     "sample",
+    "save_model",
     "transfer",
 ]
 

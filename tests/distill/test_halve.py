@@ -10,10 +10,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fewstep.core.angle import rotate
+from fewstep.core.angle import phi_from_alphas_cumprod, rotate
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Traits
-from fewstep.core.grid import Grid, cosine
+from fewstep.core.grid import Grid, cosine, discrete
 from fewstep.distill.halve import Halve, collapse, collapse_coefficients
 from fewstep.distill.problem import loss, snr_plus_one, truncated_snr
 from fewstep.errors import GridError, RangeError
@@ -306,6 +306,69 @@ def test_a_student_as_a_teacher_steps_by_itself() -> None:
     student.traits = Traits((3,), (0.0, 4.0), steps=(8,))  # type: ignore[misc]
     with pytest.raises(RangeError, match="made for \\(8,\\) steps"):
         Halve(student, 4, order=2)
+
+
+def few_steps(steps: int, sampler: str | None = None) -> Told:
+    class Few(Told):
+        traits = Traits((3,), (0.0, 4.0), steps=(steps,), sampler=sampler)
+
+    return Few()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "told", "fits"),
+    [
+        (None, {"steps": 2}, True),
+        (None, {"steps": 4, "substeps": 1}, True),
+        (None, {"steps": 1, "substeps": 4}, True),
+        (None, {"steps": 3}, False),
+        (None, {"steps": 4}, False),
+        (None, {"steps": 8}, False),
+        (None, {"steps": 2, "substeps": 4}, False),
+        (None, {"steps": 2, "substeps": 1}, False),  # steps twice as long as those it learnt
+        (None, {"steps": 2, "stride": 2}, True),  # as the paper's stochastic students
+        (None, {"steps": 4, "stride": 2}, False),
+        (None, {"steps": 2, "direction": "encode"}, False),
+        ("encode", {"steps": 2, "direction": "encode"}, True),
+        ("encode", {"steps": 2}, False),
+        ("stochastic", {"steps": 2}, False),
+        ("stochastic", {"steps": 2, "substeps": 1}, True),
+        (None, {"steps": 2, "grid": (1.5, 0.7, 0.0)}, False),
+    ],
+)
+def test_a_few_step_teacher_is_asked_for_its_own_steps_alone(
+    sampler: str | None, told: dict[str, object], fits: bool
+) -> None:
+    teacher = few_steps(4, sampler)
+    if fits:
+        Halve(teacher, **told)  # type: ignore[arg-type]
+        return
+    with pytest.raises(GridError, match=r"steps that its teacher was trained for, 4 of"):
+        Halve(teacher, **told)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("steps", [2, 4, 8, 16, 512])
+def test_a_chain_on_a_table_asks_for_trained_steps(steps: int) -> None:
+    """Grids of a table are nested too, though their angles are not equally spaced."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1024, dtype=torch.float64) ** 2
+    phis = phi_from_alphas_cumprod(torch.cumprod(1 - betas, 0))
+
+    class OnTable(Told):
+        traits = Traits((3,), (0.0, 4.0), steps=(2 * steps,), clock=lambda n: discrete(phis, n))
+
+    def split(phi: float, to: float, parts: int) -> Grid:
+        fine = discrete(phis, 2 * steps)
+        near = [min(range(len(fine)), key=lambda k: abs(fine[k] - x)) for x in (phi, to)]
+        assert parts == near[1] - near[0]
+        return fine[near[0] : near[1] + 1]
+
+    assert len(Halve(OnTable(), steps, split=split).moves) == steps
+
+
+def test_huge_numbers_are_refused_at_once() -> None:
+    for told in ({"steps": 10**12}, {"steps": 4, "substeps": 10**12}, {"steps": True}):
+        with pytest.raises((GridError, RangeError), match=r"at most|whole number"):
+            Halve(Told(), **told)
 
 
 def test_w_is_the_teachers_own_unless_said() -> None:

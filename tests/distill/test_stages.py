@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fewstep.core.angle import x_from_v
 from fewstep.core.cond import Cond
+from fewstep.core.grid import discrete
 from fewstep.distill.halve import Halve
 from fewstep.distill.match import Match
 from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan, Stage, chain, direct
@@ -146,6 +147,80 @@ def test_a_plan_adds_up() -> None:
 def test_a_plan_that_cannot_be_followed(stages: tuple[Stage, ...], says: str) -> None:
     with pytest.raises(RecipeError, match=says):
         Plan(stages)
+
+
+FOUR = Stage("student-4", TEACHER, 1, 4)
+ENCODER = Stage("encoder-4", TEACHER, 1, 4, direction="encode")
+PAIR = Stage("pair-4", TEACHER, 1, 4, pair=True)
+
+
+@pytest.mark.parametrize(
+    ("parent", "told", "says"),
+    [
+        (ENCODER, {"steps": 2}, "direction must be that of its parent, 'encode'"),
+        (FOUR, {"steps": 2, "direction": "encode"}, "direction must be that of its parent"),
+        (FOUR, {"steps": 3}, "sub-steps must be steps that student-4 was made for"),
+        (FOUR, {"steps": 4}, "Use steps 2 with substeps 2"),
+        (FOUR, {"steps": 8}, "sub-steps must be steps"),
+        (FOUR, {"steps": 2, "substeps": 4}, "sub-steps must be steps"),
+        (FOUR, {"steps": 2, "order": 2}, "order must be 1 with a parent made for 4 steps"),
+        (FOUR, {"steps": None}, "must take any number of steps, got student-4"),
+        (PAIR, {"steps": 2}, "a pair starts from the teacher or a pair"),
+        (FOUR, {"steps": 2, "pair": True}, "a pair starts from the teacher or a pair"),
+    ],
+)
+def test_a_parent_is_not_asked_for_what_it_was_not_trained_for(
+    parent: Stage, told: dict[str, object], says: str
+) -> None:
+    with pytest.raises(RecipeError, match=says):
+        Plan((parent, Stage("child", parent.name, 1, **told)))  # type: ignore[arg-type]
+
+
+def test_parents_that_fit() -> None:
+    for parent, told in (
+        (FOUR, {"steps": 2}),
+        (FOUR, {"steps": 1, "substeps": 4}),
+        (FOUR, {"steps": 2, "stride": 2}),
+        (ENCODER, {"steps": 2, "direction": "encode"}),
+        (PAIR, {"steps": 2, "pair": True}),
+        (Stage(STAGE_ONE, TEACHER, 1), {"steps": 3, "substeps": 5, "order": 2}),
+    ):
+        Plan((parent, Stage("child", parent.name, 1, **told)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        ({"substeps": 9}, "substeps must be left out of a stage without steps"),
+        ({"order": 2, "stride": 2, "direction": "encode"}, "stride, direction, order must be left"),
+        ({"pair": True}, "pair must be left out"),
+        ({"steps": 4, "stride": 2, "direction": "encode"}, "an encoder of stride 2"),
+        ({"steps": 4, "order": 2, "direction": "encode"}, "order must be 1 for an encoder"),
+        ({"steps": 4, "stride": 3}, "stride must be 1"),
+        ({"steps": 0}, "at least 1 step"),
+        ({"steps": 10**30}, "at most"),
+        ({"steps": 4, "substeps": 10**9}, "at most"),
+        ({"steps": 4, "substeps": 0}, "substeps must be a whole number from 1"),
+        ({"updates": 0}, "updates must be a whole number from 1"),
+        ({"updates": 10**30}, "updates must be a whole number from 1"),
+    ],
+)
+def test_a_stage_that_makes_no_sense(told: dict[str, object], says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        Stage(**{"name": "a", "parent": TEACHER, "updates": 1, **told})  # type: ignore[arg-type]
+
+
+def test_steps_that_are_no_grid_of_the_teachers_clock() -> None:
+    table = torch.linspace(0.01, 1.5, 1000)
+    Plan((FOUR,)).check_clock(lambda n: discrete(table, n))
+    with pytest.raises(RecipeError, match="'three': steps = 3 does not divide"):
+        Plan((Stage("three", TEACHER, 1, 3),)).check_clock(lambda n: discrete(table, n))
+
+
+@pytest.mark.parametrize(("first", "last"), [(4, 0), (10**30, 1), (0, 0)])
+def test_a_chain_of_numbers_that_are_none(first: int, last: int) -> None:
+    with pytest.raises(RecipeError, match=r"at least 1|at most"):
+        chain(first, last, match=None, updates=1)
 
 
 @pytest.mark.parametrize(("first", "last"), [(12, 1), (4, 8), (6, 4)])

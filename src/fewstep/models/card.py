@@ -168,7 +168,7 @@ def _rules(card: Card) -> Iterator[tuple[str, bool]]:
     yield (
         f"steps must be a whole number from 1 to {MAX_STEPS} for a few-step student and null "
         f"elsewhere, got {card.steps} with stage {card.stage!r}",
-        few != (card.steps is not None) or not 1 <= (card.steps or 1) <= MAX_STEPS,
+        few != (card.steps is not None) or not _counts(card.steps),
     )
     if card.family != OWN:
         yield (
@@ -196,6 +196,10 @@ def _rules(card: Card) -> Iterator[tuple[str, bool]]:
     )
 
 
+def _counts(number: int | None) -> bool:
+    return number is None or 1 <= number <= MAX_STEPS
+
+
 def _rules_of_numbers(card: Card) -> Iterator[tuple[str, bool]]:
     sizes = len(card.shape) == 3 or card.family == OWN
     yield (
@@ -214,7 +218,7 @@ def _rules_of_numbers(card: Card) -> Iterator[tuple[str, bool]]:
     yield (
         f"substeps and order must be null or 1 or more, and order at most 2, got {card.substeps} "
         f"and {card.order}",
-        not (1 <= (card.substeps or 1) <= MAX_STEPS and card.order in (None, 1, 2)),
+        not (_counts(card.substeps) and card.order in (None, 1, 2)),
     )
     told = [*card.figures.values(), *card.training.values()]
     yield (

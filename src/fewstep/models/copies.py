@@ -62,6 +62,9 @@ def copied_index(source: Path, index: dict[str, Any], required: dict[str, Any]) 
     kinds that stock pipelines know (`NEVER_RUN`), are in the folder, and hold no pickle alone.
     """
     kept: dict[str, Any] = without_paths(index)
+    for part in NEVER_RUN:
+        if part in kept and kept[part] is None:
+            kept[part] = [None, None]
     for part in components(index):
         if part in (*required, "scheduler"):
             continue

@@ -49,7 +49,8 @@ class OwnModel(UNetModel):
     @property
     def traits(self) -> Traits:
         """The module's traits with the facts of the card."""
-        card, tensor = self.card, next(iter(_tensors(self.unet).values()), None)
+        card, tensors = self.card, _tensors(self.unet).values()
+        tensor = next((t for t in tensors if t.is_floating_point()), None)
         own = traits_of(self.unet)
         return replace(
             own,
