@@ -14,12 +14,9 @@ def demo_command(out: Out = None, set_: Set = None, device: Device = None) -> No
     """
     checked = load_run_recipe("digits", set_)
     from fewstep.core.device import choose_device
-    from fewstep.recipes.run import Run
     from fewstep.recipes.study import run_study
 
-    place, folder = choose_device(device), out or Path("runs") / "demo"
-    with Run(checked, folder, place, say).writing():
-        report = run_study(checked, folder, place, say)
+    report = run_study(checked, out or Path("runs") / "demo", choose_device(device), say)
     say(f"report: {report}")
 
 

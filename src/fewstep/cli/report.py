@@ -29,12 +29,9 @@ def report_command(
     checked = load_run_recipe(recipe, set_, given, out)
     folder = run_folder(recipe, out, checked)
     from fewstep.core.device import choose_device
-    from fewstep.recipes.run import Run
     from fewstep.recipes.study import run_study
 
-    place = choose_device(device)
-    with Run(checked, folder, place, say).writing(teachers=given):
-        report = run_study(checked, folder, place, say, teachers=given)
+    report = run_study(checked, folder, choose_device(device), say, teachers=given)
     say(f"report: {report}")
 
 

@@ -50,13 +50,18 @@ def run_study(
     teachers: folders of a finished teacher, or of a finished stage one; without them the run
         trains its own.
 
-    Raises what `check_report` raises, before anything is trained.
+    Raises what `Run.check` and `check_report` raise, before anything is written or trained.
     """
     started = time.perf_counter()
     run = Run(recipe, out, device, say, progress)
+    run.check_folder()
     checked = check_report(run, teachers)
-    run.prepare()
-    cost = run.plan.cost(recipe.distill.batch_size)
+    with run.writing(teachers=teachers):
+        return _run(run, checked, teachers, started)
+
+
+def _run(run: Run, checked: Checked, teachers: Sequence[Path], started: float) -> Path:
+    cost = run.plan.cost(run.recipe.distill.batch_size)
     run.tell(f"plan: {len(run.plan.stages)} students, {cost.evaluations:,} network evaluations")
     for note in checked.notes:
         run.tell(f"note: {note}")
@@ -68,23 +73,23 @@ def run_study(
         for stage in run.plan:
             run.distill(stage)
         if not run.is_main:  # the others have nothing left to do
-            return out / "report.html"
+            return run.out / "report.html"
         with writer_of(checked.evaluation.folder):
             cells = measure_run(run, checked)
     finally:
         # A run that was interrupted took time too.
         if run.is_main:
-            seconds = _clock(out, time.perf_counter() - started)
+            seconds = _clock(run.out, time.perf_counter() - started)
     study = _study(run, checked, cells, seconds)
     sheets = {
         w: [cell.images[:SHEET] for (*_, v), cell in cells.items() if v == w]
         for w in checked.settings.w
     }
     measured = list(cells.values())
-    write_figures(out, [c.row for c in measured], sheets, _remarks(measured, run, checked))
+    write_figures(run.out, [c.row for c in measured], sheets, _remarks(measured, run, checked))
     for line in remark_lines(Remarks(study.warnings, study.missing)):
         run.tell(line)
-    return write_report(out, study)
+    return write_report(run.out, study)
 
 
 @dataclass(frozen=True)
