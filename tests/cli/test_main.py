@@ -25,11 +25,10 @@ def said(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
     error: BaseException,
-    *more: str,
 ) -> tuple[int, str]:
     """Return the exit code and stderr of a command in which something raises."""
     monkeypatch.setattr("fewstep.recipes.config.load_recipe", raising(error))
-    code = main(["train", "digits", *more])
+    code = main(["train", "digits"])
     return code, capsys.readouterr().err
 
 
