@@ -216,3 +216,9 @@ def test_an_eps_network_that_divides_by_zero_is_found(guided: bool, dtype: torch
         check_denoiser(wrong, COND, shape=(2,))  # type: ignore[arg-type]
     assert check_denoiser(Right(), COND, shape=(2,))
     assert Right.traits.clock(1)[0] < HALF_PI
+
+
+@pytest.mark.parametrize("w_dim", [2, 5, 10**9])
+def test_features_of_w_that_cannot_be(sd: Path, w_dim: int) -> None:
+    with pytest.raises(RangeError, match="w_dim must be an even number from 4"):
+        student_of(load(sd), FOUR, (0.0, 4.0), w_dim=w_dim)

@@ -10,16 +10,18 @@ from torch import Tensor
 from fewstep.core.denoiser import coefficient_dtype
 from fewstep.errors import RangeError
 
+LARGEST = 1e6  # beyond it float32 keeps nothing of what is added
+
 
 def check_interval(
     name: str, interval: tuple[float, float], low: float = -math.inf, high: float = math.inf
 ) -> tuple[float, float]:
-    """Return (a, b). Raises RangeError unless low <= a <= b <= high, both finite."""
+    """Return (a, b). Raises RangeError unless low <= a <= b <= high, both at most LARGEST."""
     a, b = float(interval[0]), float(interval[1])
-    if not (low <= a <= b <= high and math.isfinite(a) and math.isfinite(b)):
-        bounds = f" within [{low:g}, {high:g}]" if math.isfinite(high) else ""
+    low, high = max(low, -LARGEST), min(high, LARGEST)
+    if not low <= a <= b <= high:
         raise RangeError(
-            f"{name} = {interval}; it must be (low, high), low <= high,{bounds} finite."
+            f"{name} = {interval}; it must be (low, high), low <= high, within [{low:g}, {high:g}]."
         )
     return a, b
 

@@ -44,13 +44,15 @@ def parse_json(path: Path) -> Any:
     """Return what a JSON file holds. Raises FolderError: missing, not JSON, or NaN or infinity."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_not_a_number)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise FolderError(f"{path} is missing; copy the whole folder again.") from None
     except RecursionError:
         raise FolderError(
             f"{path} is not JSON (nested too deeply); the folder is damaged."
         ) from None
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise FolderError(f"{path} cannot be read ({error.strerror}). Check its rights.") from None
+    except ValueError as error:
         reason = (str(error).strip().splitlines() or [""])[0][:LONGEST]
         raise FolderError(f"{path} is not JSON ({reason}); the folder is damaged.") from None
 

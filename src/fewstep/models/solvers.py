@@ -92,8 +92,11 @@ def solve(
         )
     if traits.shape is None:
         raise ShapeError("the shape of one example is unknown to this model.")
-    if steps < 1:
-        raise RangeError(f"steps = {steps}; give 1 or more.")
+    most = len(table) if table else TIMESTEPS
+    if not 1 <= steps <= most:
+        raise RangeError(
+            f"steps = {str(steps)[:40]}; give 1 or more, up to the {most} timesteps of the clock."
+        )
     device, dtype = traits.device or torch.device("cpu"), traits.dtype or torch.float32
     total = conds.batch_size(cond)
     cond = conds.to(cond, device)

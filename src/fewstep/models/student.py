@@ -17,7 +17,7 @@ from fewstep.models.lora import Lora, adapted, has_adapter, merged
 from fewstep.models.own import own_or_known
 from fewstep.models.pipeline_folder import weights_sha256
 from fewstep.models.pipeline_model import PipelineModel
-from fewstep.models.unet_class import UNetModel, network_of
+from fewstep.models.unet_class import MOST, UNetModel, network_of
 from fewstep.models.w_input import BAND
 
 W_DIM = 256  # features of w: as many as published consistency models have
@@ -61,6 +61,10 @@ def student_of(
     """
     inner = own_or_known(parent.denoiser if isinstance(parent, Guided) else parent)
     known = inner.card.w_range
+    if w_dim % 2 or not 4 <= w_dim <= MOST:
+        raise RangeError(
+            f"w_dim must be an even number from 4 to {MOST}, got {str(w_dim)[:40]}. Use {W_DIM}."
+        )
     finite = all(map(math.isfinite, w))
     if not finite or not w[0] <= w[1] or (known and not known[0] <= w[0] <= w[1] <= known[1]):
         raise RangeError(

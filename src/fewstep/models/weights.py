@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
 import json
 import os
 import re
@@ -24,7 +23,8 @@ from torch import nn
 
 from fewstep.atomic import sha256
 from fewstep.errors import FolderError, NonFiniteError
-from fewstep.models.parts import CONVERT, PICKLED, is_number, read_json, reading
+from fewstep.models.parts import CONVERT, PICKLED, read_json, reading
+from fewstep.models.settings import check_settings
 
 STEMS = ("diffusion_pytorch_model", "model")  # as diffusers and transformers name their files
 FLOATS = ("F16", "BF16", "F32", "F64")
@@ -158,7 +158,7 @@ def load_part(kind: Any, path: Path, *, extra: Iterable[str] = (), **options: An
             misshapen, not a float or not finite.
     """
     weights = find_weights(path)
-    _check_config(kind, path / "config.json")
+    check_settings(kind, path / "config.json")
     _check_headers(weights)
     if hasattr(kind, "load_config"):
         options = {"torch_dtype": torch.float32, **options}
@@ -291,48 +291,6 @@ def _check_headers(weights: Weights) -> None:
     if weights.index is not None:
         listed = set(read_json(weights.index)["weight_map"])
         check_names(weights.index, missing=listed - set(seen), unexpected=set(seen) - listed)
-
-
-def _check_config(kind: Any, path: Path) -> None:
-    """Refuse settings of the wrong type, or that would need another library or all the memory."""
-    config = read_json(path)
-    known = inspect.signature(kind.__init__).parameters
-    for key, value in config.items():
-        if key in known and not _is_like(value, known[key]):
-            raise FolderError(
-                f"{path}: {key} must be like {known[key].default!r}, got {str(value)[:40]!r}. Copy "
-                "the file again."
-            )
-    if config.get("quantization_config") is not None:
-        raise FolderError(
-            f"{path}: quantization_config must not be set: a quantised model cannot be distilled. "
-            "Give the model that it was made from."
-        )
-    for key, value in config.items():
-        limit = 1000 if "layers" in key else 10**7
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int) and abs(number) > limit:
-                raise FolderError(
-                    f"{path}: {key} must lie in [-{limit}, {limit}], got {str(number)[:40]}. Copy "
-                    "the file again."
-                )
-
-
-def _is_like(value: Any, parameter: inspect.Parameter) -> bool:
-    """Whether a setting has the type of its default: a number, a text or a list of them."""
-    default, types = parameter.default, str(parameter.annotation)
-    counts = isinstance(default, int | float) and not isinstance(default, bool)
-    if value is None:
-        return not counts or "None" in types or "Optional" in types
-    if isinstance(value, list) and not isinstance(default, list | tuple):
-        return default is None or "tuple" in types.lower() or "list" in types.lower()
-    if isinstance(default, bool):
-        return isinstance(value, bool)
-    if isinstance(default, str):
-        return isinstance(value, str)
-    if isinstance(default, list | tuple):
-        return isinstance(value, list)
-    return (is_number(value) and not value < 0 <= default) if counts else True
 
 
 def _check_report(report: dict[str, Any], path: Path, extra: set[str]) -> None:
