@@ -194,7 +194,8 @@ def test_roundtrip_measures_and_keeps(run: Path, tmp_path: Path) -> None:
         (("roundtrip", "{run}/encoder-4", "{run}/student-2", "--teacher", "{run}/teacher"),
          "partner"),
         (("distill", "digits-encoders", "--teacher", "{run}/encoder-4"), "not a teacher"),
-        (("report", "digits-encoders", "--teacher", "{run}/stage-one"), "guided teacher"),
+        (("report", "digits-encoders", "--teacher", "{run}/stage-one", "--set", "distill.w=[0,4]"),
+             "guided teacher"),
     ],
 )  # fmt: skip
 def test_what_is_refused(

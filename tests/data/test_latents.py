@@ -114,7 +114,7 @@ def test_killed_and_resumed_it_has_the_same_bytes(tmp_path: Path) -> None:
     assert {NAMES[0], MANIFEST} == set(contents(folder))
     with pytest.raises(DataError, match="1 of 3 shards"):
         Latents(folder)
-    (folder / f".partial-{NAMES[1]}").write_bytes(b"cut short")
+    (folder / f".partial-0123abcd-{NAMES[1]}").write_bytes(b"cut short")
     rest = Encoder()
     resumed = cached(tmp_path / "killed", rest)
     assert rest.asked == [range(1), range(4, 8), range(8, 10)]

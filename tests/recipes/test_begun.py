@@ -153,7 +153,7 @@ def test_settings_that_a_student_depends_on_are_refused_with_the_way_on(
 def test_settings_of_the_stage_that_has_not_begun_may_still_change(
     recipe: Path, halved: Path
 ) -> None:
-    run(recipe, halved, "distill.stages.1.substeps=4").check_folder()
+    run(recipe, halved, "distill.stages.1.lr=1e-4").check_folder()
     grown = "[{parent: teacher, steps: 4}, {parent: teacher, steps: 8, name: more}]"
     run(recipe, halved, f"distill.stages={grown}").check_folder()
 

@@ -33,10 +33,11 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_data_are_conditioned_as_latents_are(told: dict[str, Any], cond: str) -> None:
-    made = check_recipe({"name": "x", **told}, "test")
+    data = {"name": "digits", **told.get("data", {})}
+    made = check_recipe({"name": "x", **told, "data": data}, "test")
     assert made.data.cond == cond
     assert check_recipe(made.model_dump(mode="json"), "test") == made
-    typed = Recipe(name="x", data=DataConfig(), latents=LatentConfig())
+    typed = Recipe(name="x", data=DataConfig(name="digits"), latents=LatentConfig())
     assert typed.data.cond == "prompt"
 
 

@@ -19,6 +19,7 @@ def recipe() -> Recipe:
     return check_recipe(
         {
             "name": "small",
+            "data": {"name": "digits"},
             "network": {"channels": [8, 16], "groups": 4, "w_dim": 32},
             "teacher": {"updates": 1, "batch_size": 8},
             "distill": {"w": [-0.5, 4.5], "updates": 1, "batch_size": 8, "stages": stages},
