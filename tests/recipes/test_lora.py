@@ -85,12 +85,14 @@ def test_its_memory_is_told_before_and_after_and_kept(study: tuple[Run, list[str
         assert all(isinstance(size, int) and size > 0 for size in sizes)
 
 
-def test_what_is_wrong_is_said_by_its_key(tmp_path: Path) -> None:
+def test_what_is_wrong_is_said_by_its_key(study: tuple[Run, list[str]], tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"distill\.lora\.rank"):
         recipe(rank=0)
     with pytest.raises(RecipeError, match=r"distill\.lora\.rnk is not a key.*'rank'"):
         recipe(rnk=4)
-    run = Run(recipe(), tmp_path / "run", "cpu", progress=False)
-    run.prepare()
-    # Nothing is made yet: the setting may change (tests/recipes/test_begun.py has what is refused).
+    finished, _ = study
+    with pytest.raises(RecipeError, match=r"distill\.lora\.rank"):
+        Run(recipe(rank=3), finished.out, "cpu", progress=False).prepare()
+    # A folder in which nothing depends on the adapter yet takes another one.
+    Run(recipe(), tmp_path / "run", "cpu", progress=False).prepare()
     Run(recipe(rank=3), tmp_path / "run", "cpu", progress=False).prepare()
