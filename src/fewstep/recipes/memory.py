@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from fewstep.core.cond import Cond, take
@@ -54,7 +55,7 @@ class Memory:
 
     def check(self, name: str, config: TrainConfig) -> None:
         """Raise RangeError where the stage cannot fit into the memory of its device."""
-        check_room(name, self.estimate.total, config, str(self.watch.device))
+        check_room(name, self.estimate.total, config, self.watch.device)
 
     def measured(self) -> dict[str, int]:
         """Return the estimate and the peak in bytes, for the card."""
@@ -68,9 +69,8 @@ class Memory:
         return str(self.estimate)
 
 
-def check_room(name: str, needed: int, config: TrainConfig, device: str | None) -> None:
+def check_room(name: str, needed: int, config: TrainConfig, place: torch.device) -> None:
     """Raise RangeError where a stage needs more bytes than its device has."""
-    place = processes(device).device
     limit = memory_limit(place)
     if needed > limit:
         raise RangeError(

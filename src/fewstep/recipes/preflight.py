@@ -32,7 +32,7 @@ from fewstep.recipes.begun import TRAINING, check_name, is_done, trained_here, u
 from fewstep.recipes.config import Recipe
 from fewstep.recipes.memory import COPIES, check_room
 from fewstep.recipes.teachers import check_kind, name_of
-from fewstep.train import check_trainable
+from fewstep.train import check_trainable, processes
 
 Found = dict[str, tuple[Path, Card]]
 
@@ -214,7 +214,7 @@ def check_network(name: str, recipe: Recipe, shape: tuple[int, ...], classes: in
     held = COPIES * sum(p.numel() * p.element_size() for p in unet.parameters())
     config = recipe.train_config(None)
     if not config.shard:
-        check_room(name, held, config, None)
+        check_room(name, held, config, processes().device)
 
 
 def check_fit(recipe: Recipe, found: Found, images: Dataset | Prompts) -> None:
@@ -298,4 +298,5 @@ def check_held(recipe: Recipe, found: Found, device: str | None) -> None:
                        for f in (folder / part).glob(n)}  # fmt: skip
         size = sum(f.stat().st_size for f in found_files)
         # The teacher's own weights beside what is held for each weight of the student.
-        check_room(stage.name, (COPIES + 1) * size, recipe.train_config(stage), device)
+        place = processes(device).device
+        check_room(stage.name, (COPIES + 1) * size, recipe.train_config(stage), place)
