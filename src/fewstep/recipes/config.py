@@ -16,13 +16,24 @@ from fewstep.atomic import atomic_write
 from fewstep.distill.plan import TEACHER
 from fewstep.errors import RecipeError, did_you_mean
 from fewstep.recipes.reading import RESOLVED, override, parse, read_text, shown
-from fewstep.recipes.schema import LatentConfig, Recipe
+from fewstep.recipes.schema import (
+    DistillConfig,
+    EvaluateConfig,
+    LatentConfig,
+    Recipe,
+    StageConfig,
+    TeacherConfig,
+)
 
 __all__ = [
     "RECIPE",
     "TEACHER",
+    "DistillConfig",
+    "EvaluateConfig",
     "LatentConfig",
     "Recipe",
+    "StageConfig",
+    "TeacherConfig",
     "built_in_recipes",
     "check_recipe",
     "differences",

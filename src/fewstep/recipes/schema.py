@@ -236,6 +236,14 @@ class Recipe(Part):
             )
         return self
 
+    @model_validator(mode="after")
+    def _condition(self) -> Recipe:
+        # What the model is conditioned on also decides which column of the data is read.
+        if self.latents is not None and "cond" in DataConfig.model_fields:
+            data = self.data.model_copy(update={"cond": self.latents.cond})
+            object.__setattr__(self, "data", data)
+        return self
+
     def train_config(self, stage: Stage | None) -> TrainConfig:
         """Return the training of a stage, or with None of the teacher."""
         source: Optimisation = self.teacher if stage is None else self.distill
