@@ -1,7 +1,7 @@
 """Disturb commands at random moments, run them again to their end, and compare what they made.
 
     make soak                        # or: python -m soak [--minutes 30] [--seed 0] [--jobs 2]
-    python -m soak --table           # print the table of the last results for docs/reliability.md
+    python -m soak --page            # write the counts of the last results into docs/reliability.md
     python -m soak --only 17         # round 17 of a seed again; its folder is kept
 
 A round runs one command in a new folder, disturbs it once or several times, runs the same command
@@ -31,7 +31,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from soak.rounds import DISTURBANCES, Reference, Round
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results" / "soak.json"
+DOCS = Path(__file__).parents[1] / "docs"
+RESULTS, PAGE = DOCS / "results" / "soak.json", DOCS / "reliability.md"
+MARKS = ("<!-- counts of `make soak` -->", "<!-- end of the counts -->")
 
 
 def main() -> None:
@@ -45,10 +47,10 @@ def main() -> None:
     parser.add_argument("--only", type=int, help="run this round of the seed alone")
     parser.add_argument("--out", type=Path, default=RESULTS, help="JSON file of the counts")
     parser.add_argument("--keep", type=Path, default=Path("soak-failures"))
-    parser.add_argument("--table", action="store_true", help="print the counts of --out, then exit")
+    parser.add_argument("--page", action="store_true", help=f"write the counts into {PAGE.name}")
     given = parser.parse_args()
-    if given.table:
-        print("\n".join(markdown(json.loads(given.out.read_text()))))
+    if given.page:
+        write_page(PAGE, json.loads(given.out.read_text()))
         return
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         found = soak(given, Path(folder))
@@ -168,12 +170,23 @@ def markdown(found: dict[str, Any]) -> list[str]:
     return [*lines, "", f"{found['minutes']:g} minutes, {where}."]
 
 
+def write_page(page: Path, found: dict[str, Any]) -> None:
+    """Put the counts between the marks of the page."""
+    before, _, rest = page.read_text(encoding="utf-8").partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not end:
+        raise SystemExit(f"soak: {page} must have the lines {MARKS[0]} and {MARKS[1]}")
+    table = "\n".join(markdown(found))
+    page.write_text(f"{before}{MARKS[0]}\n\n{table}\n\n{MARKS[1]}{after}", encoding="utf-8")
+
+
 def _commit() -> str:
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True,
-        cwd=Path(__file__).parent, check=False,
-    )  # fmt: skip
-    return done.stdout.strip() or "unknown"
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=DOCS, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -84,8 +84,10 @@ class Child:
 
     def signal_after(self, seconds: float, number: signal.Signals) -> Ended:
         """Send a signal after a time, or nothing if it has ended by then; wait for its end."""
-        end = self.began + seconds
-        while time.monotonic() < end:
+        begun = None
+        while begun is None or time.monotonic() < begun + seconds:
+            if begun is None and self.err.exists():
+                begun = time.monotonic()
             if os.waitid(os.P_PID, self.process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 return self.ended()
             time.sleep(0.002)
@@ -96,16 +98,16 @@ class Child:
 def _become(arguments: list[str], cwd: Path, err: Path, moment: Moment) -> NoReturn:
     code = 1
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(
-                number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-            )
+        # A shell that starts this in the background lets it ignore Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.environ["FEWSTEP_CACHE"] = str(cwd / "cache")
         os.dup2(os.open(os.devnull, os.O_RDWR), 0)
         os.dup2(0, 1)
-        os.dup2(os.open(err, os.O_WRONLY | os.O_CREAT), 2)
         os.chdir(cwd)
         sys.argv = ["fewstep", *arguments]
         events = _watch(moment)
+        # Its file tells the parent that the command begins.
+        os.dup2(os.open(err, os.O_WRONLY | os.O_CREAT), 2)
         try:
             entry()
         finally:

@@ -33,7 +33,8 @@ class Reference:
     Attributes:
         run: folder of a finished run, for the commands that need one.
         ends: folder that each command has made, by its name.
-        seconds, events, largest: how long each took, its number of events, its largest file.
+        seconds, events: how long each took, and its number of events.
+        largest, total: bytes of its largest file, and of all its files.
     """
 
     run: Path
@@ -41,12 +42,13 @@ class Reference:
     seconds: dict[str, float]
     events: dict[str, int]
     largest: dict[str, int]
+    total: dict[str, int]
 
     @staticmethod
     def made(home: Path) -> Reference:
         """Run every command twice; raise SystemExit where the two ends differ."""
         run = prepare(home / "start")
-        reference = Reference(run, {}, {}, {}, {})
+        reference = Reference(run, {}, {}, {}, {}, {})
         for command in COMMANDS:
             ends = [
                 reference._end(command, home / f"undisturbed-{k}" / command.name) for k in (1, 2)
@@ -59,6 +61,7 @@ class Reference:
             files = [p.stat().st_size for p in ends[0].rglob("*") if p.is_file()]
             reference.ends[command.name] = ends[0]
             reference.largest[command.name] = max(files)
+            reference.total[command.name] = sum(files)
         return reference
 
     def _end(self, command: Command, folder: Path) -> Path:
@@ -133,7 +136,8 @@ class Round:
     def _full(self) -> None:
         """Let a disk of a random size be full: a real one where one can be mounted."""
         largest = self.reference.largest[self.command.name]
-        with _small_disk(self.folder / DISK, self.chance.randint(4096, 4 * largest)) as mounted:
+        small = self.chance.randint(4096, self.reference.total[self.command.name])
+        with _small_disk(self.folder / DISK, small) as mounted:
             size = None if mounted else self.chance.randint(0, largest)
             done = self._start(Moment(size=size)).ended()
         self.told.append(f"{'a small disk' if mounted else 'small files'} -> {done.code}")
