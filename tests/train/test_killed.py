@@ -10,6 +10,8 @@ import yaml
 from safetensors.torch import load_file
 from tests.forks import Forks
 
+from fewstep.train import read_metrics
+
 RECIPE = {
     "name": "killed",
     "data": {"name": "digits"},
@@ -75,6 +77,10 @@ def same(tmp_path: Path, models: tuple[str, ...]) -> None:
             a, b = (load_file(tmp_path / side / part) for side in ("whole", "killed"))
             assert a.keys() == b.keys()
             assert all(a[k].equal(b[k]) for k in a), part
+        rows = [read_metrics(tmp_path / side / "training" / name) for side in ("whole", "killed")]
+        for row in (*rows[0], *rows[1]):
+            row.pop("updates_per_second")
+        assert rows[0] == rows[1]
     left = [p.name for p in (tmp_path / "killed").rglob(".partial-*")]
     assert left == []
 

@@ -283,6 +283,22 @@ def test_a_stop_request_is_answered_at_an_update_with_a_checkpoint(
     update = json.loads((tmp_path / "checkpoints" / "latest.json").read_text())["update"]
     assert update == 13  # the update that was begun is finished
     assert same(go(tmp_path).ema_state, go(tmp_path / "whole").ema_state)
+    assert logged(tmp_path) == logged(tmp_path / "whole")
+
+
+def logged(folder: Path) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if "second" not in k} for row in read_metrics(folder)]
+
+
+def test_a_resumed_run_has_the_same_log(tmp_path: Path) -> None:
+    """The last checkpoint, at update 30, lies between two readings of the loss."""
+    config = CONFIG.model_copy(update={"log_every": 7})
+    go(tmp_path, config)
+    shutil.rmtree(tmp_path / "checkpoints" / "00000040")
+    (tmp_path / "checkpoints" / "latest.json").write_text('{"update": 30}')
+    go(tmp_path, config)
+    go(tmp_path / "whole", config)
+    assert logged(tmp_path) == logged(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -139,6 +139,7 @@ class _Loop:
         )
         self.ema = [p.detach().clone() for p in self.parameters]
         self.update = 0
+        self._forget()
         if found is not None:
             self._restore(found)
         # accelerate's wrapper looks for a package on the disk twice a step; only fp16 needs it.
@@ -146,7 +147,6 @@ class _Loop:
         if self.accelerator.scaler is not None:
             self.stepper = self.accelerator.prepare(self.optimizer)
         self.weighting = WEIGHTINGS[config.weighting]
-        self._forget()
 
     def _check_trainable(self, student: nn.Module) -> None:
         if not self.names:
@@ -200,7 +200,9 @@ class _Loop:
                 last = self.update == config.updates
                 late = is_time_up()
                 stop = self._agree(late or stopping(), last)
-                if last or stop or self.update % config.log_every == 0:
+                # A stop writes no row of its own, so the log does not depend on it; a loss that is
+                # not finite is reported at once, as nothing would be saved.
+                if last or self.update % config.log_every == 0 or (stop and not self._is_finite()):
                     self._read(log, progress)
                 if last or stop or self.update % config.checkpoint_every == 0:
                     self._save()
@@ -271,7 +273,7 @@ class _Loop:
     def _forget(self) -> None:
         self.loss_sum = torch.zeros((), device=self.device)
         self.norm_sum = torch.zeros((), device=self.device)
-        self.count, self.since = 0, time.perf_counter()
+        self.count, self.untimed, self.since = 0, 0, time.perf_counter()
 
     def _read(self, log: Log | None, progress: Progress | None) -> None:
         """Read the sums from the device: the only place where the loop waits for it."""
@@ -279,7 +281,7 @@ class _Loop:
         total = summed(self.loss_sum) / self.accelerator.num_processes
         norms = summed(self.norm_sum) / self.accelerator.num_processes
         mean_loss, norm = float(total) / self.count, float(norms) / self.count
-        rate = self.count / (time.perf_counter() - self.since)
+        rate = (self.count - self.untimed) / (time.perf_counter() - self.since)
         first = self.update - self.count + 1
         finite = torch.isfinite(total) & torch.isfinite(norms)
         # The gradient scaler of fp16 handles an overflow: it skips the update.
@@ -299,13 +301,24 @@ class _Loop:
             progress.loss(mean_loss)
         self._forget()
 
+    def _is_finite(self) -> bool:
+        """Whether all losses and gradients since the last reading are finite."""
+        return not self.count or bool(torch.isfinite(summed(self.loss_sum + self.norm_sum)))
+
+    def _readings(self) -> dict[str, Any]:
+        """Return the sums since the last reading, (processes, 2), and the number of updates."""
+        sums = torch.zeros(self.accelerator.num_processes, 2, device=self.device)
+        sums[self.accelerator.process_index] = torch.stack([self.loss_sum, self.norm_sum])
+        return {"sums": summed(sums).cpu(), "count": self.count}
+
     def _save(self) -> None:
-        if self.count and not bool(torch.isfinite(summed(self.loss_sum + self.norm_sum))):
+        if not self._is_finite():
             return  # the next reading raises; this state must not replace a good one
         weights, ema = self._unfrozen(self._weights()), self._unfrozen(self.ema_state())
         adamw = self.optimizer.state_dict()
         moments = {i: {k: whole(v) for k, v in s.items()} for i, s in adamw["state"].items()}
-        optimizer = {"adamw": {**adamw, "state": moments}}
+        # Without the sums, the row of the log after a resume would average fewer updates.
+        optimizer = {"adamw": {**adamw, "state": moments}, "readings": self._readings()}
         if self.accelerator.scaler is not None:
             optimizer["scaler"] = self.accelerator.scaler.state_dict()
         if self.accelerator.is_main_process:
@@ -325,6 +338,12 @@ class _Loop:
         self.optimizer.load_state_dict({**adamw, "state": moments})
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(found.optimizer["scaler"])
+
+        readings = found.optimizer.get("readings")  # older checkpoints have none
+        if readings is not None and len(readings["sums"]) == self.accelerator.num_processes:
+            sums = readings["sums"][self.accelerator.process_index].to(self.device)
+            self.loss_sum, self.norm_sum = sums[0].clone(), sums[1].clone()
+            self.count = self.untimed = int(readings["count"])
 
     def _named(self) -> Iterator[tuple[str, Tensor]]:
         return zip(self.names, self.parameters, strict=True)
