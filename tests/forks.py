@@ -95,6 +95,8 @@ def _fork(job: dict[str, Any]) -> int:
     code = 1
     try:
         signal.alarm(LIMIT)
+        # A shell that starts the tests in the background lets them ignore Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(os.open(job["stdout"], WRITE), 1)
         os.dup2(os.open(job["stderr"], WRITE), 2)

@@ -34,6 +34,21 @@ def test_a_writer_that_names_no_errno_is_asked_about_the_disk_before_room_is_mad
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Error while serializing: I/O error: File too large (os error 27)", "File too large"),
+        ("[enforce fail at inline_container.cc:664] . unexpected pos 704 vs 598", "File too large"),
+    ],
+)
+def test_errors_of_libraries_about_writing_are_explained(
+    tmp_path: Path, text: str, reason: str
+) -> None:
+    with pytest.raises(FolderError, match=reason), atomic_folder(tmp_path / "model"):
+        raise RuntimeError(text)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_error_of_the_body_is_not_taken_for_a_full_disk(tmp_path: Path) -> None:
     for error in (RuntimeError("mine"), FileNotFoundError(errno.ENOENT, "mine")):
         with pytest.raises(type(error), match="mine"), atomic_folder(tmp_path / "model"):

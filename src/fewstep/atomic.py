@@ -130,10 +130,7 @@ def translate_os_errors(path: Path, only: tuple[int, ...] | None = None) -> Iter
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        number = error.errno if isinstance(error, OSError) else None
-        if number is None and _is_full(path):
-            # torch and safetensors report a full disk in words of their own.
-            number = errno.ENOSPC
+        number = error.errno if isinstance(error, OSError) else _number_in(error, path)
         if number is None or (only is not None and number not in only):
             raise
         advice = "Use another folder or file"
@@ -240,6 +237,16 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _number_in(error: Exception, path: Path) -> int | None:
+    """Return the number of the system's error behind one of safetensors or torch, or None."""
+    if found := re.search(r"\(os error (\d+)\)", str(error)):
+        return int(found[1])
+    if _is_full(path):
+        return errno.ENOSPC
+    torch_failed = re.search(r"PytorchStreamWriter failed writing|unexpected pos \d+", str(error))
+    return errno.EFBIG if torch_failed else None  # the disk has room: a limit on files
 
 
 def _is_full(path: Path) -> bool:

@@ -6,6 +6,7 @@ Nothing here imports torch before a command runs, so that `--help` is instant.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -132,7 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
             if debug:
                 traceback.print_exception(error)
             return _fail(*_explained(error))
-    if code == EXIT_INTERRUPTED:  # typer turns Ctrl-C into a code that it returns
+    if code == EXIT_INTERRUPTED:  # typer returns this number for Ctrl-C, and prints nothing
         return _fail(*_explained(KeyboardInterrupt()))
     return code if isinstance(code, int) else 0
 
@@ -197,6 +198,9 @@ def _fail(message: str, code: int) -> int:
 
 def entry() -> None:
     """Console script."""
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        # A request to stop is answered like Ctrl-C. Training has a handler of its own.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     code = main()
     # Only a command that trained has imported this; the others must not wait for the import.
     distributed = sys.modules.get("torch.distributed")

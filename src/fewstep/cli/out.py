@@ -58,7 +58,7 @@ def check_out(
         _check_inputs(out, inputs)
         if not overwrite:
             _check_contents(out)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link to itself
         reason = getattr(error, "strerror", None) or error
         raise FolderError(
             f"--out must be a place that can be written, got {str(out)[:200]!r}: {reason}. Choose "
