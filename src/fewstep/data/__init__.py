@@ -66,6 +66,8 @@ def _is_path(name: str) -> bool:
     return kind_of(name) is not None or "/" in name or "." in name
 
 
+load_data = open_dataset  # the same function under the verb of `fewstep.load`
+
 __all__ = [
     "DATASETS",
     "MAX_PIXELS",
@@ -85,6 +87,7 @@ __all__ = [
     "fill",
     "image_files",
     "indices",
+    "load_data",
     "opaque",
     "open_dataset",
     "open_image",
