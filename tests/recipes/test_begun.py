@@ -385,3 +385,26 @@ def test_the_name_of_a_stage_is_a_name(recipe: Path, tmp_path: Path, name: str) 
 def test_a_stage_may_have_a_name_of_its_own(recipe: Path, tmp_path: Path) -> None:
     stage = "distill.stages=[{parent: teacher, steps: 4, name: my-4.v2_x}]"
     run(recipe, tmp_path / "run", stage).check(plan=True)
+
+
+def test_a_report_ends_beside_files_of_the_users_in_a_students_folder(
+    recipe: Path, halved: Path, tmp_path: Path
+) -> None:
+    from fewstep.models import load
+    from fewstep.recipes.evaluate import Cell
+    from fewstep.recipes.study import _figures
+
+    out = Path(shutil.copytree(halved, tmp_path / "run"))
+    (out / "student-4" / "notes.txt").write_text("mine")
+    told: list[str] = []
+    made = Run(load_recipe(str(recipe)), out, "cpu", told.append, progress=False)
+    row = {"fd_digits": 1.5, "rms_to_teacher": 0.5}
+    cells = {("student-4", "deterministic", 4, 1.0): Cell(row, "key", tmp_path / "cell")}
+    model = load(out / "student-4")
+    _figures(made, "student-4", "student-4", model, cells)
+    assert (out / "student-4" / "notes.txt").read_text() == "mine"
+    assert any("notes.txt" in line for line in told)
+    (out / "student-4" / "notes.txt").unlink()
+    _figures(made, "student-4", "student-4", load(out / "student-4"), cells)
+    card = json.loads((out / "student-4" / "fewstep.json").read_text())
+    assert card["figures"] == {"fd_digits at w=1": 1.5, "rms_to_teacher at w=1": 0.5}

@@ -69,7 +69,8 @@ class CheckedRun(RunFolder):
 
     def check_folder(self, trains: Collection[str] | None = None) -> None:
         """Check the folder as `prepare` does, and write nothing."""
-        check_targets(self.recipe, self.out)
+        with translate_os_errors(self.out):
+            check_targets(self.recipe, self.out)
         path = self.out / RECIPE
         with translate_os_errors(self.out):
             there = sorted(p.name for p in self.out.iterdir()) if self.out.exists() else []

@@ -16,6 +16,7 @@ from fewstep.atomic import atomic_write
 from fewstep.core.denoiser import Guided
 from fewstep.core.device import choose_device
 from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan, Stage, student_name
+from fewstep.errors import FolderError
 from fewstep.lock import writer_of
 from fewstep.metrics import Features, distance_key, paired_rms
 from fewstep.models import UNetModel, card_of, save_model
@@ -190,7 +191,10 @@ def _figures(
     }
     if figures != card.figures:
         model.card = card.model_copy(update={"figures": figures})
-        save_model(model.cpu(), run.folder(name))
+        try:
+            save_model(model.cpu(), run.folder(name))
+        except FolderError as error:  # the user's own files beside the weights
+            run.tell(f"note: {name} keeps its card without these figures: {error}")
 
 
 def _roles(plan: Plan) -> dict[str, str]:
