@@ -35,6 +35,10 @@ class RecipeError(FewstepError):
     """A recipe or a `--set` has an unknown key or a value that is not allowed."""
 
 
+class NoDataError(RecipeError):
+    """A recipe does not name its data."""
+
+
 class FolderError(FewstepError):
     """A folder or file is missing, was not made by fewstep, is cut short, or cannot be written."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fewstep.errors import RangeError, RecipeError
+from fewstep.errors import NoDataError, RangeError
 
 if TYPE_CHECKING:
     from fewstep.recipes.config import Recipe
@@ -163,9 +163,9 @@ def load_run_recipe(
     settings = list(overrides or ())
     try:
         return load_recipe(name, settings)
-    except RecipeError as error:
+    except NoDataError:
         known = data_of(list(teachers) or ([] if out is None else [out / "teacher"]))
-        if known is None or "data.name is required" not in str(error):
+        if known is None:
             raise
         recipe = load_recipe(name, [*settings, f"data.name={known}"])
         say(f"data: {known}, as in the teacher's training (the recipe names no data)")

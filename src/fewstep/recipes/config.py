@@ -14,9 +14,10 @@ from pydantic import BaseModel, ValidationError
 
 from fewstep.atomic import atomic_write
 from fewstep.distill.plan import TEACHER
-from fewstep.errors import RecipeError, did_you_mean
+from fewstep.errors import NoDataError, RecipeError, did_you_mean
 from fewstep.recipes.reading import RESOLVED, override, parse, read_text, shown
 from fewstep.recipes.schema import (
+    NO_DATA,
     DistillConfig,
     EvaluateConfig,
     LatentConfig,
@@ -86,7 +87,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         wrong = str(error).removeprefix(f"{path}: ")
         blamed = [s for s, k in zip(overrides, keys, strict=True) if _concerns(k, wrong)]
         given = " ".join(f"--set {s[:100]}" for s in (blamed or overrides)[:3])
-        raise RecipeError(f"{given}: {wrong}") from None
+        raise type(error)(f"{given}: {wrong}") from None
 
 
 def recipe_path(name: str) -> Path:
@@ -116,9 +117,8 @@ def check_recipe(data: dict[str, Any], where: str) -> Recipe:
     except ValidationError as error:
         found = [_explain(e) for e in error.errors(include_url=False)[:3]]
         more = error.error_count() - len(found)
-        raise RecipeError(
-            f"{where}: {' '.join(found)}{f' And {more} more.' if more else ''}"
-        ) from None
+        kind = NoDataError if error.errors()[0]["type"] == NO_DATA else RecipeError
+        raise kind(f"{where}: {' '.join(found)}{f' And {more} more.' if more else ''}") from None
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from None
     recipe.distill.plan()  # stages that do not fit together are a wrong recipe
@@ -182,7 +182,7 @@ def _explain(error: Any) -> str:
         hint = did_you_mean(keys[-1][:200], allowed) or f" It may be {', '.join(allowed)}."
         return f"{where[:200]} is not a key.{hint}"
     message = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "value_error":
+    if error["type"] in ("value_error", NO_DATA):
         # Of a whole part of the recipe: its own words name the keys.
         inside = f"{where}: " if keys else ""
         return f"{inside}{message}."

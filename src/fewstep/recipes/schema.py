@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from fewstep.data import DataConfig
 from fewstep.distill.match import WALK
@@ -15,6 +16,7 @@ from fewstep.train import Optimisation, TrainConfig
 from fewstep.train.config import MOST_UPDATES
 
 MOST_STEPS = 10_000
+NO_DATA = "no_data"  # type of the error of a recipe that does not name its data
 Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
 W = Annotated[float, Field(ge=-1000.0, le=1000.0, allow_inf_nan=False)]
 
@@ -230,9 +232,10 @@ class Recipe(Part):
     @model_validator(mode="after")
     def _has_data(self) -> Recipe:
         if "name" not in self.data.model_fields_set:
-            raise ValueError(
+            raise PydanticCustomError(
+                NO_DATA,
                 "data.name is required; add the path of your images, or digits for the built-in "
-                "data set, for example with --set data.name=FOLDER"
+                "data set, for example with --set data.name=FOLDER",
             )
         return self
 
