@@ -219,6 +219,28 @@ def test_a_teacher_that_students_were_made_from_is_not_trained_on(
         run(recipe, halved, "teacher.updates=4").prepare()
 
 
+def test_no_advice_to_train_on_a_teacher_that_students_were_made_from(
+    recipe: Path, taught: Path, halved: Path
+) -> None:
+    for out, advised in ((taught, True), (halved, False)):
+        with pytest.raises(RecipeError, match=r"teacher\.updates = 2 .* 9") as caught:
+            run(recipe, out, "teacher.updates=9").check_folder(["student-2"])
+        assert ("run `fewstep train`" in str(caught.value)) == advised
+
+
+def test_a_change_of_conditions_names_the_key_of_the_user(recipe: Path, taught: Path) -> None:
+    with pytest.raises(RecipeError, match=r"latents\.cond = None and the recipe now has 'prompt'"):
+        run(recipe, taught, "latents={cond: prompt}").check_folder()
+
+
+def test_cache_refuses_the_folder_of_another_run(
+    recipe: Path, taught: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = ("--set", "latents={cond: prompt}", "--teacher", "elsewhere")
+    assert main(["cache", str(recipe), "--out", str(taught), *prompts]) == 1
+    assert "latents.cond = None and the recipe now has 'prompt'" in capsys.readouterr().err
+
+
 def test_another_teacher_for_the_same_run_is_refused(
     recipe: Path, taught: Path, halved: Path, tmp_path: Path
 ) -> None:

@@ -36,8 +36,11 @@ def cache_command(
             f"{checked.name} works on images, and only a recipe with `latents:` has something to "
             "encode. Run `fewstep train` at once."
         )
-    from fewstep.recipes.run import Run
+    from fewstep.recipes.run import Run, is_run
 
+    if is_run(folder):
+        # The run's own teacher encodes, so the recipe must be one that the run goes on with.
+        Run(checked, folder, device, say).check_folder(())
     if teacher:
         latents = checked.latents.model_copy(update={"folder": str(teacher[0])})
         checked = checked.model_copy(update={"latents": latents})

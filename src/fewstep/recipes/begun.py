@@ -28,7 +28,8 @@ RESERVED = {
 }
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 # Where data and encoders are may change; that they are the same is in every fingerprint.
-_PLACES = {"latents": {"folder", "root"}, "data": {"name"}}
+# data.cond is a copy of latents.cond, which is the key that users set.
+_PLACES = {"latents": {"folder", "root"}, "data": {"name", "cond"}}
 
 
 @dataclass(frozen=True)
@@ -146,13 +147,12 @@ def check_changes(out: Path, old: Recipe, new: Recipe, trains: Collection[str]) 
         if change.is_longer and change.new > change.old and change.name in trains:
             _check_extension(out, old, change)
         else:
-            raise RecipeError(_refusal(out, change, trains))
+            raise RecipeError(_refusal(out, old, change, trains))
 
 
 def _check_extension(out: Path, old: Recipe, change: Change) -> None:
     name = change.name
-    children = [s.name for s in old.distill.plan() if s.parent == name]
-    made = next((c for c in children if is_done(out, c) or has_checkpoint(out, c)), None)
+    made = _made_from(out, old, name)
     if made is not None:
         raise RecipeError(
             f"{change.key} can be raised while nothing was made from {name}, and {out / made} was. "
@@ -166,7 +166,13 @@ def _check_extension(out: Path, old: Recipe, change: Change) -> None:
         )
 
 
-def _refusal(out: Path, change: Change, trains: Collection[str]) -> str:
+def _made_from(out: Path, recipe: Recipe, name: str) -> str | None:
+    """Return a model of the run that was, or is being, made from the model `name`, or None."""
+    children = [s.name for s in recipe.distill.plan() if s.parent == name]
+    return next((c for c in children if is_done(out, c) or has_checkpoint(out, c)), None)
+
+
+def _refusal(out: Path, old: Recipe, change: Change, trains: Collection[str]) -> str:
     depends = f"{out / change.name} depends on it"
     if change.new is None and change.old == "made":
         what = f"the recipe no longer has the stage {change.name}, which {out} holds"
@@ -179,7 +185,8 @@ def _refusal(out: Path, change: Change, trains: Collection[str]) -> str:
     other = "use --out OTHER"
     if change.name != TEACHER and is_done(out, TEACHER):
         other = f"use --teacher {out / TEACHER} --out OTHER"
-    if change.name == TEACHER and change.is_longer and TEACHER not in trains:
+    is_teacher = change.name == TEACHER and TEACHER not in trains
+    if is_teacher and change.is_longer and _made_from(out, old, TEACHER) is None:
         other += ", or run `fewstep train` with these settings to train the teacher on"
     return f"{what}. {keep}, or {other}."
 
