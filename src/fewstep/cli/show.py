@@ -47,7 +47,7 @@ def describe(card: Card) -> str:
         "clock": f"{card.clock}, predicts {card.prediction or 'v_prediction'}",
         "weights": card.weights_sha256[:16],
         "LoRA": _lora(card),
-        "parents": " <- ".join(f"{p.name} ({p.sha256[:8]})" for p in card.parents) or "none",
+        "parents": _parents(card) or "none",
         "made by": _training(card),
     }
     lines = [_row(key, value) for key, value in rows.items() if value]
@@ -92,6 +92,12 @@ def _targets(card: Card) -> str:
         return ""
     by = "second order" if card.order == 2 else "DDIM"
     return f"{card.substeps} sub-steps of its parent a step, by {by}"
+
+
+def _parents(card: Card) -> str:
+    # A module of the user's that was never saved has no hash.
+    names = [f"{p.name} ({p.sha256[:8] or 'never saved'})" for p in card.parents]
+    return " <- ".join(names)
 
 
 def _lora(card: Card) -> str:

@@ -180,8 +180,8 @@ def load_own_model(folder: Path, factory: Factory | None, device: str = "cpu") -
     if factory is None:
         raise FolderError(
             f"{folder} holds a module of your own, of the class {name}, and fewstep cannot build "
-            "it by itself. Pass a factory in Python: fewstep.load(FOLDER, factory="
-            f"{name})."
+            "it by itself. Load it in Python, with a factory that builds the module without "
+            f"arguments (the class or a function): fewstep.load(FOLDER, factory={name})."
         )
     if not path.is_file():
         raise FolderError(f"{path} is missing; copy the whole folder again.")

@@ -385,8 +385,8 @@ def check_trainable(config: TrainConfig, device: str | None) -> None:
         )
     if state.device.type == "cpu" and config.precision != "fp32":
         raise RangeError(
-            f"precision {config.precision} on a CPU is 13 to 21 times slower than fp32 here; use "
-            "precision fp32, or a GPU."
+            f"precision must be fp32 here: {config.precision} on a CPU is 13 to 21 times slower. "
+            "Set precision to fp32, or use a GPU."
         )
     if config.shard and config.precision == "fp16":
         raise RangeError("shard with precision fp16 is not supported; use bf16.")
