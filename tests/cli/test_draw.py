@@ -252,6 +252,7 @@ def test_a_class_is_written_in_one_way(names: tuple[str, ...], text: str, ids: l
         (tuple(map(str, range(10))), "0,10,11", "no class 10, no class 11. Its classes are 0 to 9"),
         (IMAGENET, "crane", "names the classes number 3 and 4. Pass the number"),
         ((), "5", "Its classes are 0 to 4"),
+        (("cat, wild", "dog"), "cow", "Its classes are 'cat, wild', dog. Pass"),
     ],
 )
 def test_classes_that_are_not_there(names: tuple[str, ...], text: str, says: str) -> None:

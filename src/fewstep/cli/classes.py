@@ -124,7 +124,9 @@ class Classes:
     def _listed(self) -> str:
         if list(self.names) in ([], [str(k) for k in range(self.count)]):
             return f"0 to {self.count - 1}"
-        return ", ".join(self.names[:10]) + (", ..." if len(self.names) > 10 else "")
+        # Quoted where a comma would read as two classes.
+        shown = [repr(name) if "," in name else name for name in self.names[:10]]
+        return ", ".join(shown) + (", ..." if len(self.names) > 10 else "")
 
 
 def _joined(parts: Iterable[str]) -> str:

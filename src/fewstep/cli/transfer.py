@@ -95,7 +95,8 @@ def transfer_command(
     settings["steps"] = [o.card.steps or steps for o in (one, two)]
     drawn = drawn_of(rows, read.files, settings)
     written = sheet.save([read.images, *rows], drawn, settings)
-    say(f"{counted(count)}, each drawn in {len(targets)} other ways: {written}")
+    ways = "1 other way" if len(targets) == 1 else f"{len(targets)} other ways"
+    say(f"{counted(count)}, each drawn in {ways}: {written}")
 
 
 def _targets(
