@@ -1,0 +1,53 @@
+"""The recipes in the guides are valid, and the code of the guide to extending runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from fewstep.cli.main import main
+from fewstep.recipes.config import load_recipe
+
+GUIDES = Path(__file__).parents[1] / "docs" / "guide"
+
+
+def blocks(guide: str, language: str) -> list[str]:
+    text = (GUIDES / f"{guide}.md").read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def test_a_network_of_ones_own_is_distilled_saved_and_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    code = blocks("extending", "python")
+    assert len(code) == 2
+    for block in code:
+        exec(compile(block, "extending.md", "exec"), names)
+    assert names["points"].shape == (3, 2)
+    assert bool(torch.isfinite(names["points"]).all())
+    capsys.readouterr()
+    assert main(["show", "my-student-4"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"parents +\S+ \([0-9a-f]{8}\)", shown)
+
+
+@pytest.mark.parametrize("guide", ["recipes", "stable-diffusion"])
+def test_recipes_that_a_guide_prints_whole_are_valid(guide: str, tmp_path: Path) -> None:
+    whole = [b for b in blocks(guide, "yaml") if "name" in yaml.safe_load(b)]
+    assert len(whole) == 1
+    path = tmp_path / "printed.yaml"
+    path.write_text(whole[0], encoding="utf-8")
+    assert len(list(load_recipe(str(path)).distill.plan())) >= 3
+
+
+def test_a_recipe_needs_a_name_and_data_alone(tmp_path: Path) -> None:
+    path = tmp_path / "least.yaml"
+    path.write_text("name: least\ndata: {name: digits}\n", encoding="utf-8")
+    assert load_recipe(str(path)).name == "least"
