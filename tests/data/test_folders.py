@@ -11,7 +11,7 @@ import pytest
 import torch
 from tests.data.making import cells, named, numbers, opened, parquet, put
 
-from fewstep.data import DataConfig, caption, captions_of, check_data, fill
+from fewstep.data import DataConfig, caption, captions_of, check_data, fill, open_dataset
 from fewstep.data.listing import list_folder
 from fewstep.errors import DataError
 
@@ -175,6 +175,35 @@ def test_captions_beside_images(tmp_path: Path) -> None:
     (root / "1.caption").write_text(" \n")
     with pytest.raises(DataError, match=r"1\.png has no caption"):
         opened(root)
+
+
+def test_files_of_captions_may_have_suffixes_in_upper_case(tmp_path: Path) -> None:
+    root = tree(tmp_path / "set", "0.PNG", "1.png")
+    (root / "0.TXT").write_text("a cat")
+    (root / "1.Caption").write_text("a dog")
+    assert named(opened(root)) == ["a cat", "a dog"]
+    (root / "0.txt").write_text("a bee")
+    (root / "2.txt").write_text("no image")
+    assert named(opened(root)) == ["a cat", "a dog"]  # of two, the first in the order of their text
+
+
+def test_a_column_of_captions_that_is_not_there_is_named(tmp_path: Path) -> None:
+    root = metadata(tree(tmp_path / "set", "0.png", "1.png"),
+                    [{"file_name": f"{k}.png", "foo": str(k), "text": "x"} for k in range(2)])  # fmt: skip
+    for cond in ("class", "prompt"):
+        with pytest.raises(DataError, match="no column of the name 'bar'; its columns are foo, te"):
+            opened(root, caption="bar", cond=cond)
+
+
+def test_images_that_change_while_a_process_runs_are_seen(tmp_path: Path) -> None:
+    root = tree(tmp_path / "set", "a/0.png", "b/1.png")
+    config = DataConfig(name=str(root), size=4, held_out=0.0)
+    first = open_dataset(config)
+    assert open_dataset(config).content_hash() == first.content_hash()
+    put(root / "b" / "2.png", 2)
+    second = open_dataset(config)
+    assert (len(first), len(second)) == (2, 3)
+    assert second.content_hash() != first.content_hash()
 
 
 def test_of_several_captions_a_hash_chooses_one_and_all_are_used(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ BAD = [
     (pa.array([0, -1, 1, 0]), "row 1 has no label"),
     (pa.array([0, None, 1, 0]), "row 1 has no label"),
     (pa.array(["a", "", "b", "a"]), "row 1 has no label"),
-    (pa.array([0.0, 1.5, 1.0, 0.0]), "row 1 has a label of type float"),
+    (pa.array([0.0, 1.5, 1.0, 0.0]), "row 1 has a label of type float, 1.5; labels"),
     (pa.array([0.0, math.inf, 1.0, 0.0]), "row 1 has a label of type float"),
     (pa.array([0, 2**40, 1, 0]), "row 1 has label 1099511627776; labels may be at most"),
     (pa.array([0, 2**64 - 1, 1, 0], pa.uint64()), "row 1 has label 18446744073709551615;"),

@@ -63,8 +63,9 @@ def label_column(kinds: Mapping[str, Kind], config: DataConfig, where: str) -> C
     """
     prompts = config.cond == "prompt"
     named = (config.caption or config.label) if prompts else config.label
-    if named is not None and named not in kinds:
-        raise _no_column(f"the name {named!r}", kinds, where)
+    for given in (config.caption, named):
+        if given is not None and given not in kinds:
+            raise _no_column(f"the name {given!r}", kinds, where)
     texts = [n for n in (config.caption or "", *CAPTIONS) if _holds_text(kinds, n)]
     classes = [n for n, kind in kinds.items() if kind is Kind.CLASS]
     classes += [n for n in LABELS if kinds.get(n) not in (None, Kind.IMAGE)]

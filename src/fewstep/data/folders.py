@@ -177,7 +177,10 @@ def _layout(listing: Listing) -> Layout:
                 f"{listing.root / one} and {two.name} lie in one folder. Remove one of them."
             )
     known = set(listing.files)
-    texts = {f.with_suffix(""): f for s in reversed(SIDECARS) for f in known if f.suffix == s}
+    files = sorted(known, key=Path.as_posix, reverse=True)  # of a.TXT and a.txt, the first wins
+    texts = {
+        f.with_suffix(""): f for s in reversed(SIDECARS) for f in files if f.suffix.lower() == s
+    }
     beside = {f: texts[f.with_suffix("")] for f in images if f.with_suffix("") in texts}
     return Layout(
         listing, images, _classes(base, images), beside, metadata,

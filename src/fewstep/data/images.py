@@ -53,7 +53,7 @@ class Images:
         classes (one will do for prompts), or a split without images.
         """
         check_split(split)
-        cache = _cached(config)
+        cache = _decoded(config)
         self.split, self.skipped = split, cache.account.left_out[BAD]
         held_out = uniform(0, "held-out", torch.arange(len(cache.labels))) < config.held_out
         chosen = held_out if split == "held-out" else ~held_out
@@ -110,8 +110,8 @@ def check_some(config: DataConfig, split: str, count: int) -> None:
         )
 
 
-@functools.lru_cache(maxsize=4)
-def _cached(config: DataConfig) -> _Cache:
+def _decoded(config: DataConfig) -> _Cache:
+    """Return the decoded images, as the files are now: files may change while a process runs."""
     source = open_source(Path(config.name), config)
     told: dict[str, Any] = {
         "format": FORMAT,
@@ -123,22 +123,30 @@ def _cached(config: DataConfig) -> _Cache:
     key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     folder = cache_root() / "images" / key
     if not (folder / "meta.json").is_file():
+        _cached.cache_clear()
         _build(folder, source, config)
+    images, labels, names, skipped = _cached(folder)
+    account = Account(
+        source.unit, source.seen, len(labels), 0, 0, len(names), source.captions,
+        source.columns, source.left_out + Counter({BAD: skipped}),
+    )  # fmt: skip
+    return _Cache(key, images, labels, names, account)
+
+
+@functools.lru_cache(maxsize=4)
+def _cached(folder: Path) -> tuple[np.ndarray, Tensor, tuple[str, ...], int]:
+    """Return what a folder of decoded images holds: images, labels, names and how many bad ones."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         images = np.memmap(folder / "images.u8", np.uint8, "r", shape=tuple(meta["shape"]))
         labels = torch.from_numpy(np.fromfile(folder / "labels.i64", np.int64))
-        names, bad = tuple(map(str, meta["class_names"])), Counter({BAD: int(meta["skipped"])})
+        names, skipped = tuple(map(str, meta["class_names"])), int(meta["skipped"])
         whole = len(labels) == len(images) and int(labels.max()) < len(names)
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         whole = False
     if not whole:
         raise DataError(f"{folder} is damaged. Remove it, and the images are decoded again.")
-    account = Account(
-        source.unit, source.seen, len(labels), 0, 0, len(names), source.captions,
-        source.columns, source.left_out + bad,
-    )  # fmt: skip
-    return _Cache(key, images, labels, names, account)
+    return images, labels, names, skipped
 
 
 def _content(files: Sequence[tuple[str, Path]]) -> str:

@@ -39,8 +39,8 @@ def class_of(value: Any, where: str, known: int = 0) -> int | str:
         return _text(str(value), where, "label")
     if not isinstance(value, int):
         raise DataError(
-            f"{where} has a label of type {type(value).__name__}; labels must be whole numbers or "
-            "text, one for each image."
+            f"{where} has a label of type {type(value).__name__}, {str(value)[:40]}; labels must "
+            "be whole numbers or text, one for each image."
         )
     if value < 0:
         raise DataError(f"{where} has no label.")
