@@ -265,6 +265,29 @@ def test_a_teacher_from_elsewhere_leaves_the_settings_of_teachers_free(
     run(recipe, tmp_path / "run", "teacher.updates=99", "teacher.lr=1e-2").check(["student-4"])
 
 
+def test_a_teacher_from_elsewhere_may_meet_other_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    pets = tmp_path / "pets"
+    for k in range(8):
+        (pets / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (20 * k, 0, 0)).save(pets / "ab"[k % 2] / f"{k}.png")
+    path = tmp_path / "pets.yaml"
+    path.write_text(yaml.safe_dump({**TINY, "data": {"name": str(pets), "held_out": 0.0}}))
+    first = make(path, tmp_path / "first")
+    Image.new("RGB", (8, 8), (0, 99, 0)).save(pets / "a" / "new.png")
+    with pytest.raises(DataError, match=r"use --teacher \S+/first/teacher --out OTHER"):
+        run(path, first.out).check(["student-4"])
+    # What the message advises, with the same recipe.
+    other = run(path, tmp_path / "other")
+    with other.writing(["student-4"], [first.folder("teacher")]):
+        other.use_teacher(first.folder("teacher"))
+        other.distill(other.plan.stages[0])
+    run(path, other.out).check()
+    assert run(path, other.out).is_made("student-4")
+
+
 def test_images_that_changed_under_a_run_are_noticed(tmp_path: Path) -> None:
     for k in range(8):
         path = tmp_path / "pets" / "ab"[k % 2] / f"{k}.png"

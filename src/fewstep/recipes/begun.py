@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fewstep.atomic import atomic_write
 from fewstep.distill.plan import STAGE_ONE, TEACHER
 from fewstep.errors import RecipeError
 from fewstep.models import read_card
@@ -84,7 +85,7 @@ def trained_here(out: Path, recipe: Recipe, name: str) -> bool:
     """
     if has_checkpoint(out, name):
         return True
-    if not is_done(out, name):
+    if not is_done(out, name) or (out / TRAINING / f"{name}.given").is_file():
         return False
     if name not in (TEACHER, STAGE_ONE) or (out / TRAINING / name).is_dir():
         return True
@@ -94,6 +95,11 @@ def trained_here(out: Path, recipe: Recipe, name: str) -> bool:
     return made.get("recipe") == recipe.name and made.get("updates") == settings.get(
         _updates_key(name)
     )
+
+
+def note_given(out: Path, name: str) -> None:
+    """Note that a model was brought in with --teacher, however alike its recipe is to this one."""
+    atomic_write(out / TRAINING / f"{name}.given", b"")
 
 
 def settings_of(recipe: Recipe, name: str) -> dict[str, Any] | None:

@@ -44,7 +44,7 @@ from fewstep.models import (
 )
 from fewstep.models.native import CLOCK
 from fewstep.models.unet_class import FAMILY
-from fewstep.recipes.begun import TRAINING, has_checkpoint, is_run
+from fewstep.recipes.begun import TRAINING, has_checkpoint, is_run, note_given
 from fewstep.recipes.memory import Memory
 from fewstep.recipes.preflight import no_parent
 from fewstep.recipes.run_checks import CheckedRun
@@ -155,6 +155,8 @@ class Run(CheckedRun):
         else:
             model = self._load_parent(folder)
             model.card = model.card.model_copy(update={"name": name})
+            if self.is_main:
+                note_given(self.out, name)
             self._save(model)
         return read_card(self.folder(name))
 
