@@ -223,6 +223,23 @@ def test_sample_refuses_what_the_model_was_not_made_for(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name", ["table.csv", "evaluation.json", "plots", "sheets"])
+def test_evaluate_replaces_no_file_of_the_users(run: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / name).write_text("mine")
+    done = fewstep("evaluate", run / "student-4", "--samples", 4, "--out", "mine", cwd=tmp_path)
+    one_line_error(done, f"without a {name}", "Choose another folder")
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == [name]
+    assert (tmp_path / "mine" / name).read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", ["sample", "evaluate"])
+def test_seeds_have_bounds(run: Path, tmp_path: Path, command: str) -> None:
+    done = fewstep(command, run / "student-4", "--seed", 2**70, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Invalid value for '--seed'" in done.stderr
+
+
 def test_a_folder_that_is_no_model(run: Path, tmp_path: Path) -> None:
     one_line_error(fewstep("show", tmp_path, cwd=tmp_path), "not a fewstep model")
     one_line_error(fewstep("sample", run, cwd=tmp_path), "There are models in it", "student-4")

@@ -81,6 +81,7 @@ class Strict:
         ({"batch_size": 1.5}, RangeError, "batch_size"),
         ({"batch_size": True}, RangeError, "batch_size"),
         ({"seed": 0.5}, RangeError, "seed must be an integer"),
+        ({"seed": 2**63}, RangeError, "seed must lie between"),
         ({"seed": "0"}, RangeError, "seed"),
         ({"seed": None}, RangeError, "seed"),
         ({"steps": 2.0}, RangeError, "steps must be an integer"),

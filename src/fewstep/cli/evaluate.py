@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fewstep.cli.options import (
+    LARGEST_SEED,
     Device,
     GuidanceScale,
     numbers,
@@ -15,12 +16,14 @@ from fewstep.cli.options import (
     say,
     whole,
 )
+from fewstep.cli.out import check_results
 from fewstep.errors import FolderError, RangeError, did_you_mean
 
 if TYPE_CHECKING:
     from fewstep.data import DataConfig
     from fewstep.models import Card
 
+WRITTEN = ("evaluation.json", "table.md", "table.csv", "plots", "sheets")
 MAX_STEPS = 100_000
 MAX_SAMPLES = 10_000_000
 
@@ -65,7 +68,12 @@ def evaluate_command(
     samples: Annotated[
         int, typer.Option(min=2, max=MAX_SAMPLES, help="Images per cell of the table.")
     ] = 2000,
-    seed: Annotated[int, typer.Option(help="Seed of the noise, the same in every cell.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=-LARGEST_SEED, max=LARGEST_SEED, help="Seed of the noise, the same in every cell."
+        ),
+    ] = 0,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("evaluation"),
     device: Device = None,
     guidance_scale: GuidanceScale = None,
@@ -84,6 +92,7 @@ def evaluate_command(
     from fewstep.recipes.room import check_samples
 
     place = choose_device(device)
+    check_results(out, WRITTEN)
     comparison = Comparison(
         tuple(dict.fromkeys(models)),
         tuple(weights),

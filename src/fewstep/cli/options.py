@@ -72,7 +72,8 @@ Teachers = Annotated[
         "the run's own. May be repeated to give both.",
     ),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of the noise.")]
+LARGEST_SEED = 2**63 - 1
+Seed = Annotated[int, typer.Option(min=-LARGEST_SEED, max=LARGEST_SEED, help="Seed of the noise.")]
 Scale = Annotated[
     int | None,
     typer.Option(

@@ -8,7 +8,14 @@ from typing import Annotated
 
 import typer
 
-from fewstep.cli.options import Device, GuidanceScale, numbers, refuse_guidance_scale, say
+from fewstep.cli.options import (
+    LARGEST_SEED,
+    Device,
+    GuidanceScale,
+    numbers,
+    refuse_guidance_scale,
+    say,
+)
 from fewstep.cli.out import check_results
 
 TABLES = ("roundtrip.json", "table.md", "table.csv")
@@ -34,7 +41,9 @@ def roundtrip_command(
     ] = None,
     w: Annotated[str, typer.Option(help="Guidance weights, for example 0,1,2,4.")] = "0,1,2,4",
     samples: Annotated[int, typer.Option(min=2, max=10_000_000, help="Images at most.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed of the fresh samples.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=-LARGEST_SEED, max=LARGEST_SEED, help="Seed of the fresh samples.")
+    ] = 0,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("roundtrip"),
     device: Device = None,
     guidance_scale: GuidanceScale = None,

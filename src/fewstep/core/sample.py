@@ -81,6 +81,9 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
     return check_finite(torch.cat(list(parts)), "the sampled result", DIVERGED)
 
 
+LARGEST_SEED = 2**63 - 1
+
+
 def whole_number(value: object, name: str, least: int | None = None) -> int:
     """Return an integer argument. Raises RangeError where it is none, or is below `least`."""
     try:
@@ -117,6 +120,11 @@ class Walk:
         Raises RangeError: a seed that is no integer, or a batch_size below 1.
         """
         seed, total = whole_number(seed, "seed"), len(self.w)
+        if abs(seed) > LARGEST_SEED:
+            raise RangeError(
+                f"seed must lie between -2**63 and 2**63, got a number of {seed.bit_length()} "
+                "bits. Choose a smaller one."
+            )
         size = total if batch_size is None else whole_number(batch_size, "batch_size", 1)
         for first in range(0, total, size):
             part = slice(first, min(first + size, total))
