@@ -44,6 +44,12 @@ def test_a_model_that_was_fetched_is_found_by_its_id(cached: Path) -> None:
     assert load_vae("someone/small-sd").config.scaling_factor == 0.5
 
 
+@pytest.mark.parametrize("name", [None, 3])
+def test_what_is_no_path_is_refused(name: object) -> None:
+    with pytest.raises(FolderError, match="must be a folder's path or the id"):
+        fewstep.load(name)  # type: ignore[arg-type]
+
+
 def test_a_model_that_is_not_there_is_said(cached: Path) -> None:
     with pytest.raises(FolderError, match="nobody/nothing is neither a folder here nor a model"):
         fewstep.load("nobody/nothing")

@@ -18,7 +18,7 @@ from fewstep.core import cond as conds
 from fewstep.core.denoiser import Guided, Traits
 from fewstep.core.seed import Noise
 from fewstep.data.latents import cache_latents
-from fewstep.errors import FolderError, RangeError, ShapeError
+from fewstep.errors import FewstepWarning, FolderError, RangeError, ShapeError
 from fewstep.models import (
     TextUNet,
     card_of,
@@ -204,7 +204,7 @@ def test_stage_two_asks_its_teacher_on_the_teachers_grid(sd: Path) -> None:
 
 
 def test_long_prompts_are_cut_as_by_the_pipeline_and_it_is_said(sd: Path) -> None:
-    with pytest.warns(UserWarning, match="1 of 2 prompts are longer than 12 tokens"):
+    with pytest.warns(FewstepWarning, match="1 of 2 prompts are longer than 12 tokens"):
         cond = encode_prompts(sd, ["a", "a b c d e f g h i j k l m"])
     assert torch.equal(cond[1], encode_prompts(sd, ["a b c d e f g h i j"])[0])
 

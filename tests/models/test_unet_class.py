@@ -8,7 +8,7 @@ import torch
 import fewstep
 from fewstep.core.denoiser import Guided
 from fewstep.errors import RangeError, ShapeError
-from fewstep.models import UNetConfig, UNetModel, build_unet, with_w_input
+from fewstep.models import UNetConfig, UNetModel, build_unet, student_of, with_w_input
 from fewstep.models.native import timestep_from_phi
 from fewstep.testing import check_denoiser
 
@@ -36,6 +36,13 @@ def test_zero_w_input_still_gets_a_gradient_in_its_slow_columns_only(teacher: UN
     assert 0 < int(used.sum()) < 32
     assert not used[0]
     assert not used[16]
+
+
+@pytest.mark.parametrize("w", [3, None, (0,), (0, 1, 2), "ab", (4, 0), (0, float("inf"))])
+def test_a_range_of_w_is_two_finite_numbers(teacher: UNetModel, w: object) -> None:
+    stage = fewstep.Stage("student-4", "teacher", updates=1, steps=4)
+    with pytest.raises(RangeError, match=r"it must be \(low, high\)"):
+        student_of(teacher, stage, w, w_dim=16)  # type: ignore[arg-type]
 
 
 def test_surgery_leaves_the_teacher_alone(teacher: UNetModel) -> None:

@@ -21,7 +21,13 @@ def local(name: Path | str) -> Path:
     before is found.
     Raises FolderError where there is no such model, or it cannot be fetched.
     """
-    path = Path(name)
+    try:
+        path = Path(name)
+    except TypeError:
+        raise FolderError(
+            f"a model must be a folder's path or the id of a hub's model, got {str(name)[:60]}. "
+            "Pass a string such as 'runs/demo/teacher'."
+        ) from None
     told = path.as_posix()
     if path.exists() or not _ID.fullmatch(told) or path.parent.exists():
         return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 from torch import nn
 
@@ -65,8 +66,7 @@ def student_of(
         raise RangeError(
             f"w_dim must be an even number from 4 to {MOST}, got {str(w_dim)[:40]}. Use {W_DIM}."
         )
-    finite = all(map(math.isfinite, w))
-    if not finite or not w[0] <= w[1] or (known and not known[0] <= w[0] <= w[1] <= known[1]):
+    if not _is_range(w) or (known and not known[0] <= w[0] <= w[1] <= known[1]):
         raise RangeError(
             f"w = {w}; it must be (low, high)"
             + (f" within the parent's range {known}." if known else ", low <= high, both finite.")
@@ -141,3 +141,12 @@ def _base_sha256(parent: PipelineModel, card: Card) -> str:
             "adapter kept apart needs a folder that has them. Save the parent, and load it again."
         )
     return found
+
+
+def _is_range(w: Any) -> bool:
+    """Return whether w is two finite numbers, the first not above the second."""
+    try:
+        low, high = map(float, w)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return math.isfinite(low) and math.isfinite(high) and low <= high

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fewstep.core.finite import check_finite
-from fewstep.errors import FolderError
+from fewstep.errors import FewstepWarning, FolderError
 from fewstep.models.parts import is_number, read_json, reading
 from fewstep.models.weights import load_part
 
@@ -115,11 +115,16 @@ def _ids(words: Any, prompts: list[str], length: int) -> tuple[Tensor, Tensor]:
     short = words(
         prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
     )
-    cut = [p for p, i in zip(prompts, words(prompts).input_ids, strict=True) if len(i) > length]
+    cut = [
+        p
+        for p, i in zip(prompts, words(prompts, verbose=False).input_ids, strict=True)
+        if len(i) > length
+    ]
     if cut:
         warnings.warn(
             f"{len(cut)} of {len(prompts)} prompts are longer than {length} tokens and are cut, "
             f"the first is {cut[0][:60]!r}",
+            FewstepWarning,
             stacklevel=4,
         )
     return short.input_ids, short.attention_mask
