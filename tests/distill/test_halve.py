@@ -292,6 +292,8 @@ class Told(Gaussian):
         ({"steps": 4, "direction": "up"}, RangeError, "'decode' or 'encode'"),
         ({"steps": 4, "w": (0, 5)}, RangeError, "wider than the teacher"),
         ({"steps": 4, "w": (3, 1)}, RangeError, "low <= high"),
+        ({"steps": 4, "w": 3}, RangeError, "low <= high"),
+        ({"steps": 4, "w": (0, 1, 2)}, RangeError, "low <= high"),
         ({"steps": 4, "grid": (1.0, 0.0)}, GridError, "N \\+ 1"),
         ({"steps": 1, "grid": (0.0, 1.0)}, GridError, "fall"),
     ],

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import fewstep
 from fewstep.core.angle import HALF_PI, phi_from_alphas_cumprod, v_from_eps
 from fewstep.core.denoiser import Traits
-from fewstep.errors import FolderError, NonFiniteError, RangeError, ShapeError
+from fewstep.errors import FolderError, NonFiniteError, RangeError, RecipeError, ShapeError
 from fewstep.models import (
     Lora,
     OwnModel,
@@ -21,9 +21,12 @@ from fewstep.models import (
     TableDenoiser,
     card_of,
     load,
+    read_card,
     save_model,
     student_of,
 )
+from fewstep.recipes.config import load_recipe
+from fewstep.recipes.teachers import check_kind
 from fewstep.testing import CheckFailed, check_denoiser
 
 FOUR = fewstep.Stage("student-4", "teacher", updates=1, steps=4)
@@ -138,6 +141,29 @@ def test_what_cannot_be_saved_says_why(tmp_path: Path) -> None:
     with pytest.raises(RangeError, match="lora must be left out"):
         student_of(Net(), FOUR, (0.0, 4.0), lora=Lora())
     assert not list(tmp_path.iterdir())
+
+
+def test_a_factory_that_is_none_is_refused(tmp_path: Path) -> None:
+    save_model(Net(), tmp_path / "own")
+    for factory in (3, Net()):
+        with pytest.raises(RangeError, match="factory must be callable without arguments"):
+            load(tmp_path / "own", factory=factory)  # type: ignore[arg-type]
+
+
+def test_weights_of_the_users_are_not_replaced_by_a_module(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_text("mine")
+    with pytest.raises(FolderError, match=r"must be empty or hold a fewstep\.json"):
+        save_model(Net(), tmp_path)
+    assert (tmp_path / "model.safetensors").read_text() == "mine"
+    save_model(Net(), tmp_path / "own")
+    save_model(Net(), tmp_path / "own")  # fewstep made this one
+
+
+def test_a_module_of_your_own_is_no_teacher_of_a_recipe(tmp_path: Path) -> None:
+    save_model(Net(), tmp_path / "own")
+    recipe = load_recipe("digits", ["data.name=digits"])
+    with pytest.raises(RecipeError, match=r"module of your own\. Distil it in Python"):
+        check_kind(recipe, read_card(tmp_path / "own"), tmp_path / "own")
 
 
 def test_a_factory_is_not_for_other_folders(sd: Path) -> None:

@@ -43,7 +43,7 @@ def describe(card: Card) -> str:
         "targets": _targets(card),
         "sampler": card.sampler or "any",
         "w": "any" if card.w_range is None else f"{card.w_range[0]:g} to {card.w_range[1]:g}",
-        "images" if card.family == "unet-class" else "latents": _examples(card),
+        {"unet-class": "images", "own": "examples"}.get(card.family, "latents"): _examples(card),
         "clock": f"{card.clock}, predicts {card.prediction or 'v_prediction'}",
         "weights": card.weights_sha256[:16],
         "LoRA": _lora(card),

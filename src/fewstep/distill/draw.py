@@ -17,7 +17,10 @@ def check_interval(
     name: str, interval: tuple[float, float], low: float = -math.inf, high: float = math.inf
 ) -> tuple[float, float]:
     """Return (a, b). Raises RangeError unless low <= a <= b <= high, both at most LARGEST."""
-    a, b = float(interval[0]), float(interval[1])
+    try:
+        a, b = map(float, interval)
+    except (TypeError, ValueError, OverflowError):
+        a = b = math.nan
     low, high = max(low, -LARGEST), min(high, LARGEST)
     if not low <= a <= b <= high:
         raise RangeError(

@@ -151,7 +151,7 @@ def _card(module: nn.Module, name: str) -> Card:
 def write_own_model(model: OwnModel, folder: Path) -> Card:
     """Write the weights and the card of a module of the user's; return the card."""
     tensors = _tensors(model.unet)
-    with atomic_folder(folder) as partial:
+    with atomic_folder(folder, CARD) as partial:
         # Clones, since safetensors refuses tensors that share memory.
         save_file(
             {k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()},
@@ -182,6 +182,11 @@ def load_own_model(folder: Path, factory: Factory | None, device: str = "cpu") -
             f"{folder} holds a module of your own, of the class {name}, and fewstep cannot build "
             "it by itself. Load it in Python, with a factory that builds the module without "
             f"arguments (the class or a function): fewstep.load(FOLDER, factory={name})."
+        )
+    if isinstance(factory, nn.Module) or not callable(factory):
+        raise RangeError(
+            f"factory must be callable without arguments, got a {type(factory).__name__}. Pass the "
+            f"class {name}, or a function that returns a module of it."
         )
     if not path.is_file():
         raise FolderError(f"{path} is missing; copy the whole folder again.")

@@ -9,6 +9,7 @@ import torch
 from fewstep.distill.plan import STAGE_ONE, TEACHER
 from fewstep.errors import FolderError, RecipeError
 from fewstep.models import Card, card_in, load_model, read_card
+from fewstep.models.card import OWN
 from fewstep.models.unet_class import FAMILY
 from fewstep.recipes.config import Recipe
 
@@ -34,6 +35,12 @@ def condition_of(card: Card) -> str:
 def check_kind(recipe: Recipe, card: Card, folder: Path) -> None:
     """Raise RecipeError unless the recipe's data are of the kind that the model works on."""
     latents, takes = recipe.latents, condition_of(card)
+    if card.family == OWN:
+        raise RecipeError(
+            f"--teacher must be a model that fewstep can build, and {folder} holds a module of "
+            "your own. Distil it in Python, with fewstep.load(FOLDER, factory=...) and "
+            "fewstep.Halve."
+        )
     if latents is None and card.family != FAMILY:
         raise RecipeError(
             f"{folder} works on latents and {recipe.name} has images; write `latents:` into the "
