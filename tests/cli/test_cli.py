@@ -233,11 +233,30 @@ def test_evaluate_replaces_no_file_of_the_users(run: Path, tmp_path: Path, name:
     assert (tmp_path / "mine" / name).read_text() == "mine"
 
 
+@pytest.mark.parametrize("command", ["evaluate", "roundtrip"])
+def test_results_go_into_a_folder(run: Path, tmp_path: Path, command: str) -> None:
+    (tmp_path / "notes.yaml").write_text("mine")
+    done = fewstep(
+        *(command, run / "student-4", "--teacher", run / "teacher", "--out", "notes.yaml"),
+        cwd=tmp_path,
+    )
+    one_line_error(done, "must be a folder, got the file notes.yaml")
+    assert (tmp_path / "notes.yaml").read_text() == "mine"
+
+
 @pytest.mark.parametrize("command", ["sample", "evaluate"])
 def test_seeds_have_bounds(run: Path, tmp_path: Path, command: str) -> None:
     done = fewstep(command, run / "student-4", "--seed", 2**70, cwd=tmp_path)
     assert done.returncode == 2
     assert "Invalid value for '--seed'" in done.stderr
+
+
+def test_a_device_is_checked_before_the_images_are_read(recipe: Path, tmp_path: Path) -> None:
+    for command in (("features", "train", "digits", "--out", "f"), ("train", recipe)):
+        done = fewstep(*command, "--device", "x", cwd=tmp_path)
+        one_line_error(done, 'device must be "cpu", "cuda" or "cuda:N"')
+    done = fewstep("features", "train", "digits", "--out", "f", "--held-out", 0, cwd=tmp_path)
+    assert "unforeseen" not in done.stderr
 
 
 def test_a_folder_that_is_no_model(run: Path, tmp_path: Path) -> None:

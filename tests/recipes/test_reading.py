@@ -169,3 +169,8 @@ def test_the_folder_of_a_run_stands_for_its_recipe(tmp_path: Path) -> None:
         with pytest.raises(RecipeError, match="neither built in") as caught:
             load_recipe(bad)
         assert len(str(caught.value)) < 1000
+
+
+def test_a_setting_that_is_no_text_is_refused() -> None:
+    with pytest.raises(RecipeError, match="--set must be UTF-8 text"):
+        load_recipe("digits", ["data.name=a\udcff"])

@@ -36,6 +36,7 @@ def cache_command(
             f"{checked.name} works on images, and only a recipe with `latents:` has something to "
             "encode. Run `fewstep train` at once."
         )
+    from fewstep.core.device import choose_device
     from fewstep.recipes.run import Run, is_run
 
     if is_run(folder):
@@ -44,7 +45,7 @@ def cache_command(
     if teacher:
         latents = checked.latents.model_copy(update={"folder": str(teacher[0])})
         checked = checked.model_copy(update={"latents": latents})
-    data = Run(checked, folder, device, say).latents
+    data = Run(checked, folder, choose_device(device), say).latents
     say(f"latents: {data.folder}")
     typer.echo(str(data.folder))
 

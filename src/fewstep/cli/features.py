@@ -56,13 +56,14 @@ def train_command(
     The folder is a model of the transformers library. `fewstep evaluate --features` takes it, and
     any other vision model of that library.
     """
+    from fewstep.core.device import choose_device
     from fewstep.data import check_data, open_dataset
     from fewstep.errors import DataError
     from fewstep.metrics import train_features
-    from fewstep.recipes.run import default_device
 
     if channels not in (1, 3):
         raise DataError(f"--channels must be 3 (RGB) or 1 (grey), got {channels}.")
+    place = choose_device(device)
     told = {"size": size, "channels": channels, "held_out": held_out, "skip_bad": skip_bad}
     config = check_data({**told, "name": data, "label": label, "background": background})
     train = open_dataset(config, "train")
@@ -75,7 +76,7 @@ def train_command(
         epochs=epochs,
         flip=flip,
         seed=seed,
-        device=device or default_device(),
+        device=place,
     )
     typer.echo(f"{found.name}: accuracy {found.held_out_accuracy:.4f} on the held-out images")
     say(f"features: {out}")

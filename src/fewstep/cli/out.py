@@ -49,11 +49,14 @@ def check_out(
         out: the file or folder to write.
         overwrite: also replace files that fewstep did not draw.
         inputs: what the command reads; it is never replaced.
-        suffixes: of the files that the command can write.
+        suffixes: of the files that the command can write; none where it writes a folder alone.
         folder: whether the command can also write a folder.
     """
     try:
-        _check_kind(out, suffixes, folder)
+        if suffixes:
+            _check_kind(out, suffixes, folder)
+        elif out.exists() and not out.is_dir():
+            raise FolderError(f"--out must be a folder, got the file {out}. Choose another name.")
         _check_place(out)
         _check_inputs(out, inputs)
         if not overwrite:

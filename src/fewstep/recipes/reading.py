@@ -113,6 +113,13 @@ def override(data: dict[str, Any], setting: str) -> str:
             f"--set must have the form key.key=value, got {shown(setting)}. Write for example "
             "--set distill.lr=1e-3."
         )
+    try:
+        setting.encode()
+    except UnicodeEncodeError:
+        raise RecipeError(
+            f"--set must be UTF-8 text, got {shown(setting)}. Rename a file or folder whose name "
+            "is not UTF-8."
+        ) from None
     value = parse_value(text, f"--set {dotted}")
     where: Any = data
     for depth, key in enumerate(keys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -69,11 +70,13 @@ class CheckedRun(RunFolder):
 
     def check_folder(self, trains: Collection[str] | None = None) -> None:
         """Check the folder as `prepare` does, and write nothing."""
-        with translate_os_errors(self.out):
-            check_targets(self.recipe, self.out)
         path = self.out / RECIPE
         with translate_os_errors(self.out):
-            there = sorted(p.name for p in self.out.iterdir()) if self.out.exists() else []
+            check_targets(self.recipe, self.out)
+            try:
+                there = sorted(os.listdir(self.out))
+            except FileNotFoundError:  # a file among its parents is another error
+                there = []
         if self._is_begun:
             if not is_run(self.out):
                 raise FolderError(

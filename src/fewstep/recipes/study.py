@@ -329,6 +329,9 @@ def _features(features: Features) -> str:
 def _clock(out: Path, seconds: float) -> float:
     """Add to the time that earlier, interrupted runs of this folder took; return the sum."""
     path = out / "seconds.json"
-    before = float(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else 0.0
+    try:
+        before = max(0.0, float(json.loads(path.read_bytes())))
+    except (OSError, ValueError, TypeError, OverflowError):
+        before = 0.0  # none yet, or damaged; it is told in the report, and nothing depends on it
     atomic_write(path, json.dumps(before + seconds).encode())
     return before + seconds
