@@ -188,8 +188,8 @@ def test_files_of_captions_may_have_suffixes_in_upper_case(tmp_path: Path) -> No
 
 
 def test_a_column_of_captions_that_is_not_there_is_named(tmp_path: Path) -> None:
-    root = metadata(tree(tmp_path / "set", "0.png", "1.png"),
-                    [{"file_name": f"{k}.png", "foo": str(k), "text": "x"} for k in range(2)])  # fmt: skip
+    rows = [{"file_name": f"{k}.png", "foo": str(k), "text": "x"} for k in range(2)]
+    root = metadata(tree(tmp_path / "set", "0.png", "1.png"), rows)
     for cond in ("class", "prompt"):
         with pytest.raises(DataError, match="no column of the name 'bar'; its columns are foo, te"):
             opened(root, caption="bar", cond=cond)

@@ -250,7 +250,10 @@ def _shape(
     sampler: Sampler,
 ) -> tuple[int, ...]:
     if z is None and sampler.encodes:
-        raise ShapeError("the encoding sampler starts from images: pass them as z=(B, *D).")
+        raise ShapeError(
+            "an encoder starts from images, and none were given. Pass them as z=(B, *D), or use "
+            "`fewstep encode` on the command line."
+        )
     found = tuple(z.shape[1:]) if z is not None else shape or traits.shape
     if found is None:
         raise ShapeError(

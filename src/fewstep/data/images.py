@@ -106,7 +106,8 @@ def check_some(config: DataConfig, split: str, count: int) -> None:
     if not count:
         raise DataError(
             f"{config.name} has no {split} images with held_out = {config.held_out:g}. "
-            f"{'Raise' if split == 'held-out' else 'Lower'} data.held_out, or give more images."
+            f"{'Raise' if split == 'held-out' else 'Lower'} data.held_out "
+            "(for `fewstep features train`, --held-out), or give more images."
         )
 
 
