@@ -15,6 +15,7 @@ from fewstep.errors import RecipeError
 LARGEST = 1 << 20  # bytes; a recipe is a page or two
 LONGEST = 200  # characters of a key
 DEEPEST = 32  # levels of lists and keys inside each other
+MOST_VALUES = 100_000  # in all, with what YAML aliases repeat
 RESOLVED = "# The resolved recipe of this run, written by fewstep.\n"
 _DATE = "tag:yaml.org,2002:timestamp"
 _LISTS = 4  # digits of a place in a list
@@ -59,12 +60,13 @@ def parse(text: str, where: str) -> Any:
     """Return what YAML text holds. Dates stay text.
 
     Raises RecipeError, with the line: text that is not YAML, a key that is given twice, a control
-    character, lists inside lists without end, a number of thousands of digits.
+    character, lists inside lists without end, a number of thousands of digits, aliases that repeat
+    each other.
     """
     try:
         loader = _Loader(text)
         try:
-            return loader.get_single_data()
+            found = loader.get_single_data()
         finally:
             loader.dispose()
     except yaml.reader.ReaderError as error:
@@ -78,6 +80,23 @@ def parse(text: str, where: str) -> Any:
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be read"
         raise RecipeError(f"{where}{line} is not YAML: {problem}.") from None
+    if _count(found, {}) > MOST_VALUES:
+        raise RecipeError(
+            f"{where} must hold at most {MOST_VALUES:,} values, and its aliases (*name) repeat "
+            "more. Write the values themselves."
+        )
+    return found
+
+
+def _count(value: object, known: dict[int, int]) -> int:
+    """Return the number of values, with each repetition of an alias; a loop counts once."""
+    if not isinstance(value, list | dict):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = 1
+        inside = value.values() if isinstance(value, dict) else value
+        known[id(value)] = 1 + sum(_count(v, known) for v in inside)
+    return known[id(value)]
 
 
 def parse_value(text: str, where: str) -> Any:
