@@ -81,9 +81,6 @@ def joined(parts: Sequence[Tensor]) -> Tensor:
     return check_finite(torch.cat(list(parts)), "the sampled result", DIVERGED)
 
 
-LARGEST_SEED = 2**63 - 1
-
-
 def whole_number(value: object, name: str, least: int | None = None) -> int:
     """Return an integer argument. Raises RangeError where it is none, or is below `least`."""
     try:
@@ -120,7 +117,7 @@ class Walk:
         Raises RangeError: a seed that is no integer, or a batch_size below 1.
         """
         seed, total = whole_number(seed, "seed"), len(self.w)
-        if abs(seed) > LARGEST_SEED:
+        if abs(seed) >= 2**63:
             raise RangeError(
                 f"seed must lie between -2**63 and 2**63, got a number of {seed.bit_length()} "
                 "bits. Choose a smaller one."
