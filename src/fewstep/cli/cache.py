@@ -39,13 +39,14 @@ def cache_command(
     from fewstep.core.device import choose_device
     from fewstep.recipes.run import Run, is_run
 
+    place = choose_device(device)
     if is_run(folder):
-        # The run's own teacher encodes, so the recipe must be one that the run goes on with.
-        Run(checked, folder, device, say).check_folder(())
+        # The run's own teacher encodes, so the recipe must be one that can continue the run.
+        Run(checked, folder, place, say).check_folder(())
     if teacher:
         latents = checked.latents.model_copy(update={"folder": str(teacher[0])})
         checked = checked.model_copy(update={"latents": latents})
-    data = Run(checked, folder, choose_device(device), say).latents
+    data = Run(checked, folder, place, say).latents
     say(f"latents: {data.folder}")
     typer.echo(str(data.folder))
 

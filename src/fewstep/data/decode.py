@@ -198,7 +198,7 @@ def _eight_bits(image: Image.Image, where: str) -> Image.Image:
 
 
 def _top(values: np.ndarray, image: Image.Image, where: str) -> float:
-    """Return the value that stands for white."""
+    """Return the value of a white pixel."""
     if image.mode.startswith("I;16") or image.format == "PNG":
         return 65535
     if not np.isfinite(values).all():

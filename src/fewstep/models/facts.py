@@ -97,7 +97,7 @@ def check_size(card: Card, shape: tuple[int, ...], factor: int = 1) -> None:
     """Raise ShapeError unless data have the shape that a model works on.
 
     Call it before a student is trained: it would be trained at one size and drawn at another, and
-    an SDXL model is told the size of its folder.
+    an SDXL model has the size from its folder as an input.
 
     Args:
         card: of the teacher.

@@ -59,7 +59,7 @@ def built_in_recipes() -> list[str]:
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Return a recipe by name or by path of a YAML file, with `key.key=value` overrides applied.
 
-    The folder of a run stands for its `recipe.yaml`.
+    The folder of a run may be given in place of its `recipe.yaml`.
 
     Raises RecipeError for an unknown name or file, a line that is not YAML, an unknown key (with
     the nearest known one), or a value that is not allowed; always with the key.

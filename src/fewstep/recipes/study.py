@@ -332,6 +332,6 @@ def _clock(out: Path, seconds: float) -> float:
     try:
         before = max(0.0, float(json.loads(path.read_bytes())))
     except (OSError, ValueError, TypeError, OverflowError):
-        before = 0.0  # none yet, or damaged; it is told in the report, and nothing depends on it
+        before = 0.0  # none yet, or damaged; only the report's total time depends on it
     atomic_write(path, json.dumps(before + seconds).encode())
     return before + seconds
