@@ -1,4 +1,4 @@
-"""The most memory that this process has held; a module that imports nothing heavy."""
+"""The memory that this process holds, and has held; a module that imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -10,13 +10,27 @@ STATUS = Path("/proc/self/status")
 
 
 def resident_peak() -> int:
-    """Return bytes.
+    """Return the most memory that this process has held, in bytes.
 
     Linux's getrusage begins with what the parent held before the exec, and its status does not.
     """
-    if STATUS.is_file():
-        for line in STATUS.read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) * 1024
+    found = _status("VmHWM")
+    if found is not None:
+        return found
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_now() -> int:
+    """Return the memory that this process holds, in bytes; where the system does not say, the peak, which is at least as large."""
+    found = _status("VmRSS")
+    return resident_peak() if found is None else found
+
+
+def _status(name: str) -> int | None:
+    if not STATUS.is_file():
+        return None
+    for line in STATUS.read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024
+    return None

@@ -11,6 +11,7 @@ from fewstep.errors import RecipeError
 from fewstep.models import UNetModel, read_card
 from fewstep.recipes.config import Recipe, check_recipe
 from fewstep.recipes.run import Run
+from fewstep.train import memory
 
 LORA = {"rank": 2, "alpha": 4, "targets": ["to_q", "to_k", "to_v", "to_out.0"]}
 RECIPE = {
@@ -81,8 +82,10 @@ def test_its_memory_is_told_before_and_after_and_kept(study: tuple[Run, list[str
         assert "MB (weights " in told[1]
         assert " s, memory at most " in told[2]
         training = read_card(run.folder(name)).training
-        sizes = training["memory_estimate_bytes"], training["memory_peak_bytes"]
-        assert all(isinstance(size, int) and size > 0 for size in sizes)
+        assert training["memory_estimate_bytes"] > 0
+        # Some containers do not let a process reset its peak, which is then not known.
+        assert training.get("memory_peak_bytes", 1) > 0
+        assert "memory_peak_bytes" in training or not memory._forget_peak()
 
 
 def test_what_is_wrong_is_said_by_its_key(study: tuple[Run, list[str]], tmp_path: Path) -> None:

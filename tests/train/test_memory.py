@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from fewstep.distill.match import Match
 from fewstep.distill.plan import Stage
 from fewstep.models import Lora, UNetConfig, UNetModel, build_unet, student_of
 from fewstep.models.card import Card
-from fewstep.train import Estimate, TrainConfig, Watch, estimate, in_units
+from fewstep.train import Estimate, TrainConfig, Watch, estimate, in_units, memory
 
 SMALL = UNetConfig(channels=(8, 16), groups=4, w_dim=32, attention=(False, True))
 WITHIN = 2.0  # the factor between what is foreseen and what is measured
@@ -96,11 +98,43 @@ def test_it_reads_as_a_line() -> None:
     assert in_units(123456) == "0.1 MB"
 
 
-def test_a_watch_sees_what_was_there_for_a_moment() -> None:
-    watch = Watch(torch.device("cpu"), held=1000)
-    assert watch.peak() < 20e6
-    torch.ones(25_000_000).sum()
-    assert 90e6 < watch.peak() < 130e6
+MOMENT = """
+import sys, torch
+from pathlib import Path
+from fewstep.train import Watch, memory
+
+def brief(numbers):
+    torch.ones(numbers).sum()
+
+memory._CLEAR = Path(sys.argv[1])
+brief(50_000_000)
+watch = Watch(torch.device("cpu"), held=1000)
+before = watch.peak()
+brief(25_000_000)
+during = watch.peak()
+brief(100_000_000)
+print(before, during, watch.peak())
+"""
+
+
+@pytest.mark.parametrize("resets", [True, False])
+def test_a_watch_sees_what_was_there_for_a_moment_or_says_that_it_cannot(
+    resets: bool, tmp_path: Path
+) -> None:
+    clear = memory._CLEAR if resets else tmp_path / "nowhere" / "clear_refs"
+    out = subprocess.run(
+        [sys.executable, "-c", MOMENT, str(clear)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    before, during, after = (None if one == "None" else int(one) for one in out)
+    assert after is not None
+    assert 390e6 < after < 430e6
+    if resets and during is not None:  # some containers do not let a process reset its peak
+        assert before is not None
+        assert before < 20e6
+        assert 90e6 < during < 130e6
+    else:
+        assert before is None
+        assert during is None
 
 
 MEASURE = """

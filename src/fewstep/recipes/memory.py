@@ -58,10 +58,11 @@ class Memory:
         check_room(name, self.estimate.total, config, self.watch.device)
 
     def measured(self) -> dict[str, int]:
-        """Return the estimate and the peak in bytes, for the card."""
+        """Return the estimate and, where it is known, the peak in bytes, for the card."""
+        peak = self.watch.peak()
         return {
             "memory_estimate_bytes": self.estimate.total,
-            "memory_peak_bytes": self.watch.peak(),
+            **({} if peak is None else {"memory_peak_bytes": peak}),
         }
 
     def __str__(self) -> str:

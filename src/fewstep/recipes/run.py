@@ -229,9 +229,10 @@ class Run(CheckedRun):
         }
         model.card = model.card.model_copy(update={"training": training})
         card = self._save(model)
+        most = peak.get("memory_peak_bytes")
         self.tell(
             f"{name}: done in {time.perf_counter() - started:.0f} s, memory at most "
-            f"{in_units(peak['memory_peak_bytes'])}"
+            f"{'not known here' if most is None else in_units(most)}"
         )
         return card
 

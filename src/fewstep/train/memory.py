@@ -24,7 +24,7 @@ from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Guided
 from fewstep.core.seed import generator
 from fewstep.distill.problem import WEIGHTINGS, Problem, loss
-from fewstep.resident import resident_peak
+from fewstep.resident import resident_now, resident_peak
 from fewstep.train.config import TrainConfig
 
 _CLEAR = Path("/proc/self/clear_refs")
@@ -182,7 +182,9 @@ class Watch:
     """The most memory that is in use from now on.
 
     On CUDA that is what the allocator has given out. Elsewhere it is how much larger the process
-    is than it was without weights: libraries that are loaded meanwhile count as well.
+    is than it was without weights: libraries that are loaded meanwhile count as well. Linux keeps
+    the peak of the whole life of a process, and some containers forbid to reset it: there a peak
+    that stays below an earlier one is not known.
 
     Attributes:
         device: the one that is watched.
@@ -198,15 +200,15 @@ class Watch:
         self.device = device
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        else:
-            _forget_peak()
-        self.bare = resident_peak() - held if bare is None else bare
+        self._before = 0 if device.type == "cuda" or _forget_peak() else resident_peak()
+        self.bare = resident_now() - held if bare is None else bare
 
-    def peak(self) -> int:
-        """Return the peak so far, in bytes."""
+    def peak(self) -> int | None:
+        """Return the peak so far, in bytes; None where an earlier peak hides it."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        return resident_peak() - self.bare
+        peak = resident_peak()
+        return peak - self.bare if peak > self._before else None
 
 
 def in_units(size: int) -> str:
@@ -216,10 +218,11 @@ def in_units(size: int) -> str:
     return f"{size / 1e6:.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"
 
 
-def _forget_peak() -> None:
-    """Reset the peak to what is resident now; where the system cannot, it stays."""
+def _forget_peak() -> bool:
+    """Reset the peak, and return whether it is what is resident now."""
     with suppress(OSError):
         _CLEAR.write_text("5")
+    return resident_peak() < resident_now() + 2**20
 
 
 def _like(t: Tensor) -> Tensor:
