@@ -14,7 +14,7 @@ from networks import W_DIM, Latent, Subject, latent
 from torch import Tensor, nn
 
 from fewstep.core.denoiser import Guided
-from fewstep.distill.halve import Halve
+from fewstep.distill.steps import StepDistillation
 from fewstep.models import Lora
 from fewstep.models.lora import adapted
 from fewstep.train import TrainConfig, estimate
@@ -65,7 +65,7 @@ def side(setting: Setting, subject: Subject, student: nn.Module, folder: Path) -
     config = TrainConfig(
         updates=10**6, batch_size=subject.batch, log_every=10**6, precision=setting.precision
     )
-    problem = Halve(Guided(subject.teacher, subject.null_cond), steps=4, w=W)
+    problem = StepDistillation(Guided(subject.teacher, subject.null_cond), steps=4, w=W)
 
     def batch(update: int, part: int, parts: int) -> tuple[Tensor, Tensor]:
         del update, part, parts

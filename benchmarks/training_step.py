@@ -16,9 +16,9 @@ from torch import Tensor
 from fewstep.core.denoiser import Guided
 from fewstep.core.seed import generator
 from fewstep.data import DataConfig, Dataset, augment, open_dataset, walk
-from fewstep.distill.halve import Halve
-from fewstep.distill.match import Match
+from fewstep.distill.guidance import GuidanceDistillation
 from fewstep.distill.problem import Problem
+from fewstep.distill.steps import StepDistillation
 from fewstep.models.native import timestep_from_phi
 from fewstep.models.w_input import w_features
 from fewstep.train import TrainConfig
@@ -30,7 +30,7 @@ LOADED = ("digits", "cifar10-small")
 
 def bare_update(subject: Subject, forwards: Work) -> Work:
     """Return the bare update of a fresh student after the forwards of its teacher."""
-    problem = Match(Guided(subject.teacher, subject.null_cond), w=W)
+    problem = GuidanceDistillation(Guided(subject.teacher, subject.null_cond), w=W)
     r = problem(subject.x, subject.cond, generator(subject.x.device, 0))
     student = subject.fresh()
     parameters = list(student.parameters())
@@ -52,7 +52,7 @@ def bare_update(subject: Subject, forwards: Work) -> Work:
     return update
 
 
-def stage_one(setting: Setting, subject: Subject) -> tuple[Match, Work]:
+def stage_one(setting: Setting, subject: Subject) -> tuple[GuidanceDistillation, Work]:
     """Return the problem, and bare forwards of the guided pair: one batch of twice the size."""
     z = torch.randn(2 * subject.batch, *subject.x.shape[1:], device=setting.device)
     t = torch.full((len(z),), 500.0, device=setting.device)
@@ -63,10 +63,10 @@ def stage_one(setting: Setting, subject: Subject) -> tuple[Match, Work]:
         with torch.no_grad():
             subject.call(subject.teacher, z, t, cond)
 
-    return Match(Guided(subject.teacher, subject.null_cond), w=W), forwards
+    return GuidanceDistillation(Guided(subject.teacher, subject.null_cond), w=W), forwards
 
 
-def stage_two(setting: Setting, subject: Subject) -> tuple[Halve, Work]:
+def stage_two(setting: Setting, subject: Subject) -> tuple[StepDistillation, Work]:
     """Return the problem, and bare forwards of its teacher: one for each of two half-steps."""
     teacher = subject.student
     z = torch.randn_like(subject.x)
@@ -78,7 +78,7 @@ def stage_two(setting: Setting, subject: Subject) -> tuple[Halve, Work]:
             for _ in range(2):
                 subject.call(teacher, z, t, subject.cond, features)
 
-    return Halve(teacher, steps=4, w=W), forwards
+    return StepDistillation(teacher, steps=4, w=W), forwards
 
 
 Stage = Callable[[Setting, Subject], "tuple[Problem, Work]"]

@@ -26,10 +26,10 @@ from matplotlib.figure import Figure
 
 from fewstep.atomic import atomic_write
 from fewstep.distill.plan import STAGE_ONE, TEACHER
+from fewstep.measure.evaluate import Evaluation
 from fewstep.recipes.config import Recipe, load_recipe
-from fewstep.recipes.evaluate import Evaluation
 from fewstep.recipes.run import Run
-from fewstep.recipes.tables import comma_separated
+from fewstep.show.tables import comma_separated
 from studies.cells import RMS, Cells
 from studies.common import DOCS, StudyError, argument_parser, joined, markdown, read_json
 from studies.cost_to_quality_plans import BROUGHT, PLANS

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from tests.distill.test_mixture_distillation import W, data, draw
 from tests.distill.toy import Net, fit
 
-from fewstep.distill.halve import Halve
-from fewstep.distill.match import Match
+from fewstep.distill.guidance import GuidanceDistillation
+from fewstep.distill.steps import StepDistillation
 from fewstep.distill.trajectory import States
 from fewstep.metrics import paired_rms
 from studies.common import argument_parser
@@ -59,10 +59,10 @@ def compare(
     ones: dict[States, Net] = {}
     for first, second in KINDS:
         if first not in ones:
-            stage_one = Match(teacher, w=W, states=first)
+            stage_one = GuidanceDistillation(teacher, w=W, states=first)
             ones[first] = fit(Net(), stage_one, mixture, stage_one_updates, seed, lr=3e-3)
         student = ones[first]
         for steps, substeps in ((8, 4), (4, 2)):
-            stage = Halve(student, steps, substeps=substeps, w=W, states=second)
+            stage = StepDistillation(student, steps, substeps=substeps, w=W, states=second)
             student = fit(student, stage, mixture, student_updates, seed + steps, lr=2e-3)
         yield first, second, [paired_rms(draw(student, w, 4), references[w]) / own[w] for w in WS]

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import fewstep
-from fewstep.recipes.sheet import contact_sheet
+from fewstep.show.sheet import contact_sheet
 from studies.common import StudyError, argument_parser
 
 DPI = 110

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.atomic import atomic_write
+from fewstep.measure.evaluate import Evaluation
 from fewstep.models import load
 from fewstep.recipes.config import load_recipe
-from fewstep.recipes.evaluate import Evaluation
-from fewstep.recipes.figures import HEAD
-from fewstep.recipes.plots import against_evaluations
-from fewstep.recipes.tables import comma_separated
+from fewstep.show.figures import HEAD
+from fewstep.show.plots import against_evaluations
+from fewstep.show.tables import comma_separated
 from studies.cells import DDIM, RMS, Cell, Cells
 from studies.common import DOCS, argument_parser, markdown, read_json
 

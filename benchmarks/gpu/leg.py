@@ -39,7 +39,7 @@ from fewstep.distill.plan import Stage
 from fewstep.errors import TimeUp
 from fewstep.metrics import Features, Reference, measure, train_features, vision_features
 from fewstep.models import UNetModel, student_of, to_images
-from fewstep.recipes.sheet import rows_of, save_sheet
+from fewstep.show.sheet import rows_of, save_sheet
 from fewstep.train import TrainConfig, Watch, estimate, read_metrics, time_limit, train
 
 # Shares of the time. What is left is for samples and metrics.

@@ -7,6 +7,7 @@ Public names are resolved when first used, so that `import fewstep` and the comm
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -14,10 +15,10 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from fewstep.core.denoiser import Denoiser, Guided, Traits
     from fewstep.core.sample import sample
-    from fewstep.distill.halve import Halve
-    from fewstep.distill.match import Match
+    from fewstep.distill.guidance import GuidanceDistillation
     from fewstep.distill.plan import Plan, Stage, chain, direct
     from fewstep.distill.pretrain import Pretrain
+    from fewstep.distill.steps import StepDistillation
     from fewstep.edit import decode, encode, img2img, inpaint, interpolate, transfer
     from fewstep.errors import FewstepError
     from fewstep.models import Model, load, save_model
@@ -28,13 +29,13 @@ _HOMES = {
     "ClassConditionalPipeline": "fewstep.models.pipeline",
     "Denoiser": "fewstep.core.denoiser",
     "FewstepError": "fewstep.errors",
+    "GuidanceDistillation": "fewstep.distill.guidance",
     "Guided": "fewstep.core.denoiser",
-    "Halve": "fewstep.distill.halve",
-    "Match": "fewstep.distill.match",
     "Model": "fewstep.models",
     "Plan": "fewstep.distill.plan",
     "Pretrain": "fewstep.distill.pretrain",
     "Stage": "fewstep.distill.plan",
+    "StepDistillation": "fewstep.distill.steps",
     "TrainConfig": "fewstep.train",
     "Traits": "fewstep.core.denoiser",
     "chain": "fewstep.distill.plan",
@@ -50,17 +51,20 @@ _HOMES = {
     "transfer": "fewstep.edit",
 }
 
+# Names of before 0.2, which are not those of the literature.
+_RENAMED = {"Halve": "StepDistillation", "Match": "GuidanceDistillation"}
+
 __all__ = [
     "ClassConditionalPipeline",
     "Denoiser",
     "FewstepError",
+    "GuidanceDistillation",
     "Guided",
-    "Halve",
-    "Match",
     "Model",
     "Plan",
     "Pretrain",
     "Stage",
+    "StepDistillation",
     "TrainConfig",
     "Traits",
     "__version__",
@@ -84,4 +88,8 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(_HOMES[name]), name)
     if name == "testing":
         return importlib.import_module("fewstep.testing")
+    if name in _RENAMED:
+        new = _RENAMED[name]
+        warnings.warn(f"fewstep.{name} is now fewstep.{new}", DeprecationWarning, stacklevel=2)
+        return __getattr__(new)
     raise AttributeError(f"module 'fewstep' has no attribute {name!r}")

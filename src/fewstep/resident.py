@@ -22,7 +22,7 @@ def resident_peak() -> int:
 
 
 def resident_now() -> int:
-    """Return the memory that this process holds, in bytes; where the system does not say, the peak, which is at least as large."""
+    """Return the memory that this process holds, in bytes; its peak where no more is known."""
     found = _status("VmRSS")
     return resident_peak() if found is None else found
 

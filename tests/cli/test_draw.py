@@ -24,7 +24,7 @@ from fewstep.cli.options import numbers, whole
 from fewstep.cli.out import check_out
 from fewstep.errors import FewstepError, RangeError
 from fewstep.models import UNetModel, build_unet, save_model
-from fewstep.recipes.sheet import check_sheet, contact_sheet, most_shown, rows_of
+from fewstep.show.sheet import check_sheet, contact_sheet, most_shown, rows_of
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.sample import sample
-from fewstep.distill.halve import Halve
-from fewstep.distill.match import Match
+from fewstep.distill.guidance import GuidanceDistillation
+from fewstep.distill.steps import StepDistillation
 from fewstep.metrics import paired_rms
 from fewstep.testing import Mixture
 
@@ -23,10 +23,10 @@ def data() -> Mixture:
 
 
 def distil(teacher: Denoiser, mixture: Mixture, seed: int) -> dict[int, Net]:
-    student = fit(Net(), Match(teacher, w=W), mixture, 1500, seed, lr=3e-3)
+    student = fit(Net(), GuidanceDistillation(teacher, w=W), mixture, 1500, seed, lr=3e-3)
     out = {}
     for steps, substeps in ((8, 4), (4, 2)):
-        stage = Halve(student, steps, substeps=substeps, w=W)
+        stage = StepDistillation(student, steps, substeps=substeps, w=W)
         student = out[steps] = fit(student, stage, mixture, 500, seed + steps, lr=2e-3)
     return out
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from fewstep.core.angle import x_from_v
 from fewstep.core.cond import Cond
 from fewstep.core.grid import discrete
-from fewstep.distill.halve import Halve
-from fewstep.distill.match import Match
+from fewstep.distill.guidance import GuidanceDistillation
 from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan, Stage, chain, direct
 from fewstep.distill.pretrain import Pretrain
 from fewstep.distill.problem import loss
+from fewstep.distill.steps import StepDistillation
 from fewstep.errors import RangeError, RecipeError
 from fewstep.testing import Counting, Mixture, check_stage
 
@@ -53,7 +53,7 @@ def test_the_exact_denoiser_is_the_best_answer_to_pretraining() -> None:
 
 def test_stage_one_asks_for_the_guided_velocity_at_each_examples_w() -> None:
     teacher = Counting(MIXTURE.guided())
-    problem = Match(teacher, w=(0.5, 3.0))
+    problem = GuidanceDistillation(teacher, w=(0.5, 3.0))
     check_stage(problem, X[:8], COND[:8])
     teacher.evaluations = 0
     r = problem(X, COND, torch.Generator().manual_seed(0))
@@ -70,14 +70,14 @@ def test_stage_one_asks_for_the_guided_velocity_at_each_examples_w() -> None:
 
 
 def test_one_fixed_w() -> None:
-    r = Match(MIXTURE.guided(), w=(2.0, 2.0))(X[:9], COND[:9], torch.Generator())
+    r = GuidanceDistillation(MIXTURE.guided(), w=(2.0, 2.0))(X[:9], COND[:9], torch.Generator())
     assert r.w.tolist() == [2.0] * 9
 
 
 @pytest.mark.parametrize("w", [(4.0, 0.0), (0.0, math.inf), (math.nan, 1.0)])
 def test_a_range_that_is_none(w: tuple[float, float]) -> None:
     with pytest.raises(RangeError, match="w = "):
-        Match(MIXTURE.guided(), w=w)
+        GuidanceDistillation(MIXTURE.guided(), w=w)
 
 
 def test_the_papers_chain() -> None:
@@ -122,7 +122,7 @@ def test_the_cost_said_before_is_the_cost_counted_after(stage: Stage) -> None:
 
     teacher = Counting(MIXTURE.guided() if stage.parent == TEACHER else OnePass())
     problem = stage.problem(teacher, (0.0, 4.0))
-    assert isinstance(problem, Match if stage.steps is None else Halve)
+    assert isinstance(problem, GuidanceDistillation if stage.steps is None else StepDistillation)
     for u in range(stage.updates):
         problem(X[:8], COND[:8], torch.Generator().manual_seed(u))
     cost = stage.cost(8)
@@ -232,7 +232,7 @@ def test_a_chain_that_does_not_halve(first: int, last: int) -> None:
 def test_a_pair_learns_both_passes_of_its_parent() -> None:
     stage = Stage("pair-4", TEACHER, 100, 4, 2, pair=True)
     problem = stage.problem(MIXTURE, (0.0, 4.0), MIXTURE.null_cond)
-    assert isinstance(problem, Halve)
+    assert isinstance(problem, StepDistillation)
     check_stage(problem, X[:8], COND[:8])
     r = problem(X, COND, torch.Generator().manual_seed(0))
     assert isinstance(r.cond, Tensor)
@@ -243,7 +243,7 @@ def test_a_pair_learns_both_passes_of_its_parent() -> None:
     # A parent of one pass: half of what the guided pair costs.
     assert stage.cost(8).teacher * 2 == Stage("student-4", TEACHER, 100, 4, 2).cost(8).teacher
     with pytest.raises(RangeError, match=r"dropout = 2"):
-        Halve(MIXTURE, 4, w=(0, 0), null_cond=MIXTURE.null_cond, dropout=2)
+        StepDistillation(MIXTURE, 4, w=(0, 0), null_cond=MIXTURE.null_cond, dropout=2)
 
 
 def test_a_plan_may_start_at_a_stage_one_from_elsewhere() -> None:

@@ -14,10 +14,10 @@ from fewstep.core.angle import HALF_PI, renoise, rotate
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Traits
 from fewstep.core.grid import cosine
-from fewstep.distill.halve import Halve
-from fewstep.distill.match import Match
+from fewstep.distill.guidance import GuidanceDistillation
 from fewstep.distill.plan import TEACHER, Stage
 from fewstep.distill.problem import Regression
+from fewstep.distill.steps import StepDistillation
 from fewstep.distill.trajectory import visits
 from fewstep.errors import RangeError
 from fewstep.testing import Counting, Gaussian, Mixture, check_stage
@@ -59,7 +59,9 @@ def parts(r: Regression, counts: list[int]) -> list[Regression]:
 def test_states_of_stage_two_lie_on_the_teachers_own_trajectory(
     direction: str, batch: int, counts: list[int], substeps: int
 ) -> None:
-    stage = Halve(TEACHER_PAIR, 4, substeps, direction=direction, w=(0.0, 4.0), states="trajectory")  # type: ignore[arg-type]
+    stage = StepDistillation(
+        TEACHER_PAIR, 4, substeps, direction=direction, w=(0.0, 4.0), states="trajectory"
+    )  # type: ignore[arg-type]
     r = stage(X[:batch], COND[:batch], seeded())
     assert stage.split is not None
     met = parts(r, counts)
@@ -77,7 +79,7 @@ def test_states_of_stage_two_lie_on_the_teachers_own_trajectory(
 
 
 def test_the_targets_of_stage_two_are_those_of_noised_data_at_the_same_states() -> None:
-    stage = Halve(TEACHER_PAIR, 4, 3, w=(0.0, 4.0), states="trajectory")
+    stage = StepDistillation(TEACHER_PAIR, 4, 3, w=(0.0, 4.0), states="trajectory")
     r = stage(X, COND, seeded())
     index = torch.arange(4).repeat_interleave(6)
     noised = replace(stage, states="noised")
@@ -88,7 +90,7 @@ def test_the_targets_of_stage_two_are_those_of_noised_data_at_the_same_states() 
 
 def test_a_gaussians_trajectory_ends_where_its_closed_form_says() -> None:
     teacher = Gaussian(0.3, 0.4)
-    stage = Halve(teacher, 8, 2, w=(0.0, 1.0), states="trajectory")
+    stage = StepDistillation(teacher, 8, 2, w=(0.0, 1.0), states="trajectory")
     x = torch.zeros(80, 3, dtype=torch.float64)
     r = stage(x, torch.zeros(80), seeded())
     last = stage.moves[-1]
@@ -97,7 +99,7 @@ def test_a_gaussians_trajectory_ends_where_its_closed_form_says() -> None:
 
 
 def test_a_stochastic_student_meets_the_states_of_its_sampler() -> None:
-    stage = Halve(TEACHER_PAIR, 4, 4, stride=2, w=(0.0, 4.0), states="trajectory")
+    stage = StepDistillation(TEACHER_PAIR, 4, 4, stride=2, w=(0.0, 4.0), states="trajectory")
     r = stage(X, COND, seeded())
     met, draws = parts(r, [6] * 4), seeded()
     torch.rand(6, generator=draws, dtype=torch.float64)  # w
@@ -121,17 +123,21 @@ def test_every_stage_passes_the_public_check(
     told: tuple[int, int, int, str], dtype: torch.dtype
 ) -> None:
     n, k, stride, direction = told
-    stage = Halve(TEACHER_PAIR, n, k, stride, direction, w=(0.0, 4.0), states="trajectory")  # type: ignore[arg-type]
+    stage = StepDistillation(
+        TEACHER_PAIR, n, k, stride, direction, w=(0.0, 4.0), states="trajectory"
+    )  # type: ignore[arg-type]
     check_stage(stage, X.to(dtype), COND)
 
 
 def test_stage_one_passes_the_public_check() -> None:
     for dtype in (torch.float64, torch.float32):
-        check_stage(Match(TEACHER_PAIR, states="trajectory"), X.to(dtype), COND)
+        check_stage(GuidanceDistillation(TEACHER_PAIR, states="trajectory"), X.to(dtype), COND)
 
 
 def test_states_of_stage_one_lie_on_the_teachers_own_trajectory() -> None:
-    r = Match(TEACHER_PAIR, w=(0.0, 4.0), states="trajectory", walk=5)(X, COND, seeded())
+    r = GuidanceDistillation(TEACHER_PAIR, w=(0.0, 4.0), states="trajectory", walk=5)(
+        X, COND, seeded()
+    )
     met = parts(r, [5, 5, 5, 5, 4])
     assert met[0].phi.tolist() == [HALF_PI] * 5
     for here, after in zip(met, met[1:], strict=False):
@@ -147,7 +153,9 @@ def test_states_of_stage_one_lie_on_the_teachers_own_trajectory() -> None:
 def test_the_angles_of_stage_one_cover_the_range(phi: tuple[float, float] | None) -> None:
     low, high = phi or (0.0, HALF_PI)
     x = torch.zeros(8000, 1)
-    r = Match(Gaussian(), phi=phi, states="trajectory", walk=8)(x, torch.zeros(8000), seeded())
+    r = GuidanceDistillation(Gaussian(), phi=phi, states="trajectory", walk=8)(
+        x, torch.zeros(8000), seeded()
+    )
     angles = r.phi.reshape(8, 1000)
     assert bool((angles[:-1] > angles[1:]).all())
     drawn = (angles[1:].flatten().sort().values - low) / (high - low)
@@ -190,8 +198,8 @@ def test_decoding_needs_no_images(stride: int) -> None:
     """Prompts alone will do: what the images hold is not looked at."""
     none = torch.full_like(X, math.nan)
     for problem in (
-        Halve(TEACHER_PAIR, 4, stride=stride, w=(0, 4), states="trajectory"),
-        Match(TEACHER_PAIR, states="trajectory"),
+        StepDistillation(TEACHER_PAIR, 4, stride=stride, w=(0, 4), states="trajectory"),
+        GuidanceDistillation(TEACHER_PAIR, states="trajectory"),
     ):
         a, b = problem(none, COND, seeded()), problem(X, COND, seeded())
         assert torch.equal(a.z, b.z)
@@ -219,7 +227,7 @@ def test_conditions_of_several_tensors_are_carried_along() -> None:
             return cond["text"].to(z)[:, :2]
 
     cond: Cond = {"text": torch.randn(24, 4), "size": torch.arange(24)}
-    r = Halve(ByText(), 4, w=(0, 1), states="trajectory")(X, cond, seeded())
+    r = StepDistillation(ByText(), 4, w=(0, 1), states="trajectory")(X, cond, seeded())
     assert isinstance(r.cond, dict)
     assert r.cond["size"].tolist() == list(range(6)) * 4
 
@@ -236,16 +244,18 @@ class Late(Gaussian):
 
 def test_what_cannot_be_walked_is_said() -> None:
     with pytest.raises(RangeError, match="cannot hold a trajectory of 32 states"):
-        Halve(TEACHER_PAIR, 32, w=(0, 4), states="trajectory")(X, COND, seeded())
+        StepDistillation(TEACHER_PAIR, 32, w=(0, 4), states="trajectory")(X, COND, seeded())
     with pytest.raises(RangeError, match="'noised' or 'trajectory'"):
-        Halve(TEACHER_PAIR, 4, w=(0, 4), states="walked")  # type: ignore[arg-type]
+        StepDistillation(TEACHER_PAIR, 4, w=(0, 4), states="walked")  # type: ignore[arg-type]
     with pytest.raises(RangeError, match="an encoder of stride 2"):
-        Halve(TEACHER_PAIR, 4, stride=2, direction="encode", w=(0, 4), states="trajectory")
+        StepDistillation(
+            TEACHER_PAIR, 4, stride=2, direction="encode", w=(0, 4), states="trajectory"
+        )
     with pytest.raises(RangeError, match="walk = 1"):
-        Match(TEACHER_PAIR, states="trajectory", walk=1)
+        GuidanceDistillation(TEACHER_PAIR, states="trajectory", walk=1)
     with pytest.raises(RangeError, match=r"phi ends at 0\.2 and"):
-        Match(TEACHER_PAIR, phi=(0.1, 0.2), states="trajectory")
-    assert Match(Late(), states="trajectory").phi == (0.1, 1.5)
+        GuidanceDistillation(TEACHER_PAIR, phi=(0.1, 0.2), states="trajectory")
+    assert GuidanceDistillation(Late(), states="trajectory").phi == (0.1, 1.5)
 
 
 def test_noised_states_are_not_named_in_what_a_stage_is_known_by() -> None:

@@ -29,7 +29,7 @@ from PIL import Image
 
 import fewstep
 from fewstep.cli import main as command_line
-from fewstep.recipes import sheet
+from fewstep.show import sheet
 from fewstep.train import loop
 
 STEPS = 2  # updates of a training that is not stopped by itself

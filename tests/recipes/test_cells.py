@@ -17,14 +17,14 @@ from tests.recipes.making import teacher as pets_teacher
 import fewstep
 from fewstep.core.denoiser import Guided
 from fewstep.data import DataConfig
+from fewstep.measure import evaluate
+from fewstep.measure.conditions import Conditions, evenly
+from fewstep.measure.evaluate import Evaluation
+from fewstep.measure.identity import identity_of
 from fewstep.metrics.rotations import TASK
 from fewstep.models import Card, UNetConfig, UNetModel, build_unet, load, student_of
 from fewstep.models.native import CLOCK
 from fewstep.models.unet_class import FAMILY
-from fewstep.recipes import evaluate
-from fewstep.recipes.conditions import Conditions, evenly
-from fewstep.recipes.evaluate import Evaluation
-from fewstep.recipes.identity import identity_of
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ def test_what_stops_a_report_stops_it_first(
     more: dict[str, Any], teachers: tuple[str, ...], error: type[Exception], says: str,
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("fewstep.recipes.room.available_memory", lambda: 10**9)
+    monkeypatch.setattr("fewstep.measure.room.available_memory", lambda: 10**9)
     features = more.get("evaluate", {}).get("features")
     if features is not None:
         more = {"evaluate": {"features": features.format(home=home)}}

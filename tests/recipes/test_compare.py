@@ -18,9 +18,9 @@ from tests.recipes.making import features_folder, image_folder, student, teacher
 from fewstep.cli.main import main
 from fewstep.data import images
 from fewstep.errors import RangeError
+from fewstep.measure.evaluate import Evaluation
 from fewstep.models import save_model
 from fewstep.recipes.compare import Comparison
-from fewstep.recipes.evaluate import Evaluation
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -188,7 +188,7 @@ def test_what_cannot_be_is_refused_before_anything_is_drawn(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(Evaluation, "cell", lambda *_, **__: pytest.fail("a cell was drawn"))
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr("fewstep.recipes.room.available_memory", lambda: 10**9)
+    monkeypatch.setattr("fewstep.measure.room.available_memory", lambda: 10**9)
     told = [str(home / o) if (home / o).is_dir() else o for o in options]
     code, _, err = evaluate(*told, "--out", "e")
     assert code != 0

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewstep.recipes.escape import in_csv, in_html, in_markdown, in_plot, printable
-from fewstep.recipes.plots import against_evaluations, loss_curves
-from fewstep.recipes.tables import aligned, comma_separated, markdown
+from fewstep.show.escape import in_csv, in_html, in_markdown, in_plot, printable
+from fewstep.show.plots import against_evaluations, loss_curves
+from fewstep.show.tables import aligned, comma_separated, markdown
 
 law = settings(deadline=None, derandomize=True, max_examples=60)
 NASTY = ("<img src=x onerror=alert(1)>", '" onload="x', "a|b", "`rm`", "[x](http://e)", "=1+1",

@@ -18,8 +18,8 @@ from tests.models.pipelines import dit_folder, sd_folder
 
 from fewstep.data import Digits
 from fewstep.distill.plan import STAGE_ONE, TEACHER, student_name
+from fewstep.measure import own_features
 from fewstep.metrics import DigitsFeatures, digits_features
-from fewstep.recipes import own_features
 from fewstep.recipes.config import built_in_recipes, check_recipe, load_recipe
 from fewstep.recipes.study import run_study
 

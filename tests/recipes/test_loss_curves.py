@@ -1,7 +1,7 @@
 """The loss of a small run of every kind of stage is the stored one: code may move, numbers not.
 
-`loss_curves.json` was made by running this file: `python -m tests.recipes.test_loss_curves`. A change
-that alters numbers on purpose writes it again, and says so in CHANGELOG.md.
+`python -m tests.recipes.test_loss_curves` writes `loss_curves.json`. A change that alters numbers
+on purpose writes it again, and says so in CHANGELOG.md.
 """
 
 from __future__ import annotations

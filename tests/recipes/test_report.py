@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from fewstep.distill.plan import STAGE_ONE, Plan, Stage
-from fewstep.recipes.report import KnobCheck, SheetRow, Study, render, write_report
-from fewstep.recipes.sheet import contact_sheet, png, to_pixels
 from fewstep.recipes.study import shown_names
-from fewstep.recipes.weak import Warned
+from fewstep.show.report import KnobCheck, SheetRow, Study, render, write_report
+from fewstep.show.sheet import contact_sheet, png, to_pixels
+from fewstep.show.weak import Warned
 
 KEYS = {
     *("model", "sampler", "steps", "evaluations", "w", "fd_digits", "score", "accuracy"),

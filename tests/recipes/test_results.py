@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from fewstep.errors import FolderError
-from fewstep.recipes.results import COLUMNS, JSON, Results, key_of, what_changed
-from fewstep.recipes.tables import aligned, comma_separated, markdown
+from fewstep.measure.database import COLUMNS, JSON, Results, key_of, what_changed
+from fewstep.show.tables import aligned, comma_separated, markdown
 
 
 def row(w: float) -> dict[str, object]:

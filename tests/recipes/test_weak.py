@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from fewstep.recipes.figures import Remarks, markdown_page, remark_lines, terminal_page
-from fewstep.recipes.weak import RULES, Table, marks_of, reasons_of, warnings_of
+from fewstep.show.figures import Remarks, markdown_page, remark_lines, terminal_page
+from fewstep.show.weak import RULES, Table, marks_of, reasons_of, warnings_of
 
 
 def row(model: str, **figures: Any) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from fewstep.measure.evaluate import Evaluation
 from fewstep.models import network_of, save_model, student_of
 from fewstep.recipes.config import Recipe, check_recipe
-from fewstep.recipes.evaluate import Evaluation
 from fewstep.recipes.run import Run
 
 

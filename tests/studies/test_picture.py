@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from studies.common import StudyError
 
-from fewstep.recipes.sheet import contact_sheet, save_sheet
+from fewstep.show.sheet import contact_sheet, save_sheet
 from studies import picture
 
 

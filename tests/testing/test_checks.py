@@ -166,9 +166,9 @@ def test_planted_faults_of_stages_are_found(
 
 
 def test_a_halving_that_lands_elsewhere_is_found() -> None:
-    from fewstep.distill.halve import Halve
+    from fewstep.distill.steps import StepDistillation
 
-    class Off(Halve):
+    class Off(StepDistillation):
         def target(self, z: Tensor, index: Tensor, cond: Cond, w: Tensor) -> Tensor:
             return super().target(z, index, cond, w) + 1e-3
 

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from tests.forks import Forks
 
 from fewstep.core.denoiser import Guided
-from fewstep.distill.match import Match
+from fewstep.distill.guidance import GuidanceDistillation
 from fewstep.distill.plan import Stage
 from fewstep.models import Lora, UNetConfig, UNetModel, build_unet, student_of
 from fewstep.models.card import Card
-from fewstep.train import Estimate, TrainConfig, Watch, estimate, in_units, memory
+from fewstep.train import Estimate, TrainConfig, estimate, in_units, memory
 
 SMALL = UNetConfig(channels=(8, 16), groups=4, w_dim=32, attention=(False, True))
 WITHIN = 2.0  # the factor between what is foreseen and what is measured
@@ -37,7 +37,7 @@ def foreseen(lora: Lora | None = None, processes: int = 1, **config: object) -> 
     student = student_of(of, Stage("one", "teacher", 1), (0, 4), w_dim=32, lora=lora)
     told = TrainConfig.model_validate({"batch_size": 64, **config})
     x, cond = torch.zeros(1, 3, 8, 8), torch.zeros(1).long()
-    return estimate(student, Match(of), told, x, cond, processes=processes)
+    return estimate(student, GuidanceDistillation(of), told, x, cond, processes=processes)
 
 
 def test_it_counts_what_is_there() -> None:
@@ -83,7 +83,13 @@ def test_it_leaves_the_student_and_attention_alone() -> None:
     student = student_of(of, Stage("one", "teacher", 1), (0, 4), w_dim=32)
     held = {n: p.clone() for n, p in student.named_parameters()}
     before = torch.random.get_rng_state()
-    estimate(student, Match(of), TrainConfig(), torch.zeros(1, 3, 8, 8), torch.zeros(1).long())
+    estimate(
+        student,
+        GuidanceDistillation(of),
+        TrainConfig(),
+        torch.zeros(1, 3, 8, 8),
+        torch.zeros(1).long(),
+    )
     assert torch.equal(before, torch.random.get_rng_state())
     assert all(torch.equal(p, held[n]) and p.grad is None for n, p in student.named_parameters())
     assert F.scaled_dot_product_attention is plain
@@ -140,7 +146,7 @@ def test_a_watch_sees_what_was_there_for_a_moment_or_says_that_it_cannot(
 MEASURE = """
 import json, sys, torch
 from pathlib import Path
-from fewstep.distill.match import Match
+from fewstep.distill.guidance import GuidanceDistillation
 from fewstep.distill.plan import Stage
 from fewstep.models import Lora, UNetConfig, student_of
 from fewstep.train import TrainConfig, Watch, estimate, train
@@ -158,9 +164,10 @@ def run(name, of, size):
     def batch(update, part, parts):
         return torch.zeros(size // parts, 3, 16, 16), torch.zeros(size // parts).long()
 
-    found = estimate(student, Match(of), told, *batch(0, 0, size))
+    found = estimate(student, GuidanceDistillation(of), told, *batch(0, 0, size))
     watch = Watch(torch.device("cpu"), found.weights)
-    train(student, Match(of), batch, told, Path(sys.argv[1]) / name, device="cpu", progress=False)
+    out = Path(sys.argv[1]) / name
+    train(student, GuidanceDistillation(of), batch, told, out, device="cpu", progress=False)
     return found.total, watch.peak()
 
 run("warm", teacher(size=16), 1)  # imports what is imported in training

@@ -21,10 +21,10 @@ import fewstep
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Guided
 from fewstep.core.seed import generator
-from fewstep.distill.halve import Halve
-from fewstep.distill.match import Match
+from fewstep.distill.guidance import GuidanceDistillation
 from fewstep.distill.pretrain import Pretrain
 from fewstep.distill.problem import Problem, loss
+from fewstep.distill.steps import StepDistillation
 from fewstep.models import Card, UNetConfig, UNetModel, build_unet, with_w_input
 from fewstep.train import TrainConfig, train
 from fewstep.train.loop import _Loop
@@ -75,31 +75,31 @@ def pretrain(of: UNetModel) -> Problem:
 
 
 def match(of: UNetModel) -> Problem:
-    return Match(Guided(of, of.null_cond, interval=(0.1, 1.4), threshold=torch.tanh))
+    return GuidanceDistillation(Guided(of, of.null_cond, interval=(0.1, 1.4), threshold=torch.tanh))
 
 
 def halve(of: UNetModel) -> Problem:
-    return Halve(student(of).eval(), steps=4)
+    return StepDistillation(student(of).eval(), steps=4)
 
 
 def encode(of: UNetModel) -> Problem:
-    return Halve(student(of).eval(), steps=4, direction="encode")
+    return StepDistillation(student(of).eval(), steps=4, direction="encode")
 
 
 def pair(of: UNetModel) -> Problem:
-    return Halve(of, steps=4, w=(0.0, 0.0), null_cond=of.null_cond)
+    return StepDistillation(of, steps=4, w=(0.0, 0.0), null_cond=of.null_cond)
 
 
 def stochastic(of: UNetModel) -> Problem:
-    return Halve(Guided(of, of.null_cond), steps=4, stride=2, substeps=4, w=(0.0, 4.0))
+    return StepDistillation(Guided(of, of.null_cond), steps=4, stride=2, substeps=4, w=(0.0, 4.0))
 
 
 def match_walked(of: UNetModel) -> Problem:
-    return Match(Guided(of, of.null_cond), states="trajectory", walk=BATCH)
+    return GuidanceDistillation(Guided(of, of.null_cond), states="trajectory", walk=BATCH)
 
 
 def halve_walked(of: UNetModel) -> Problem:
-    return Halve(student(of).eval(), steps=4, stride=2, states="trajectory")
+    return StepDistillation(student(of).eval(), steps=4, stride=2, states="trajectory")
 
 
 PROBLEMS = (pretrain, match, halve, encode, pair, stochastic, match_walked, halve_walked)

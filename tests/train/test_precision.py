@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Guided, guide
-from fewstep.distill.halve import Halve
-from fewstep.distill.match import Match
+from fewstep.distill.guidance import GuidanceDistillation
 from fewstep.distill.problem import Problem, Regression
+from fewstep.distill.steps import StepDistillation
 from fewstep.train import TrainConfig, loop, train
 
 NULL = torch.tensor([2])
@@ -54,9 +54,9 @@ def test_guidance_mixes_in_the_dtype_of_z() -> None:
 @pytest.mark.parametrize(
     "stage",
     [
-        lambda teacher: Match(Guided(teacher, NULL), w=(0.0, 4.0)),
-        lambda teacher: Halve(Guided(teacher, NULL), 4, w=(0.0, 4.0), order=2),
-        lambda teacher: Halve(teacher, 4, w=(0.0, 4.0)),
+        lambda teacher: GuidanceDistillation(Guided(teacher, NULL), w=(0.0, 4.0)),
+        lambda teacher: StepDistillation(Guided(teacher, NULL), 4, w=(0.0, 4.0), order=2),
+        lambda teacher: StepDistillation(teacher, 4, w=(0.0, 4.0)),
     ],
 )
 def test_the_teacher_of_a_bf16_run_computes_in_bf16(

@@ -85,11 +85,11 @@ def evaluate_command(
     samplers = None if sampler is None else _samplers(sampler)
     from fewstep.core.device import choose_device
     from fewstep.lock import writer_of
+    from fewstep.measure.evaluate import Evaluation
+    from fewstep.measure.room import check_samples
     from fewstep.models import card_in
     from fewstep.recipes.check import check_evaluation
     from fewstep.recipes.compare import Comparison, compare, write_comparison
-    from fewstep.recipes.evaluate import Evaluation
-    from fewstep.recipes.room import check_samples
 
     place = choose_device(device)
     check_results(out, WRITTEN)

@@ -90,7 +90,7 @@ def interpolate_command(
 def _save_gif(images: Tensor, out: Path, scale: int, settings: dict[str, Any]) -> None:
     """Write a GIF that plays forward, then backward, and repeats."""
     from fewstep.atomic import atomic_write
-    from fewstep.recipes.sheet import contact_sheet
+    from fewstep.show.sheet import contact_sheet
 
     frames = [contact_sheet(image[None], 1, scale) for image in images]
     frames += frames[-2:0:-1]

@@ -211,7 +211,7 @@ class Sheet:
         Raises RangeError where a PNG file would be too large to open, or the images do not fit
         into memory.
         """
-        from fewstep.recipes.sheet import check_sheet, most_shown
+        from fewstep.show.sheet import check_sheet, most_shown
 
         check_images(count * rows, shape)
         factor, columns = sheet_scale(scale, shape), min(columns, count)
@@ -232,7 +232,7 @@ class Sheet:
 
         drawn: the images, for a folder.
         """
-        from fewstep.recipes.sheet import png, rows_of, save_sheet
+        from fewstep.show.sheet import png, rows_of, save_sheet
 
         sheet = rows_of([row[: self.shown].cpu() for row in rows], self.columns, self.scale)
         if not is_folder(self.out):
@@ -264,6 +264,6 @@ def drawn_of(
 
 def draw(name: str, image: Tensor, settings: dict[str, Any]) -> Drawn:
     """Return an image (C, H, W) in [-1, 1] as a PNG file that carries its settings."""
-    from fewstep.recipes.sheet import contact_sheet, png
+    from fewstep.show.sheet import contact_sheet, png
 
     return Drawn(name, png(contact_sheet(image[None].cpu(), 1), settings), settings)

@@ -55,11 +55,12 @@ def roundtrip_command(
     from fewstep.cli.evaluate import training_data
     from fewstep.core.device import choose_device
     from fewstep.lock import writer_of
+    from fewstep.measure.evaluate import Evaluation
+    from fewstep.measure.roundtrip import RoundTrip, open_ways
     from fewstep.models import card_in
-    from fewstep.recipes.evaluate import Evaluation
-    from fewstep.recipes.roundtrip import RoundTrip, open_ways, sheets
-    from fewstep.recipes.sheet import save_sheet
-    from fewstep.recipes.tables import aligned, comma_separated, markdown
+    from fewstep.show.roundtrip_sheets import sheets
+    from fewstep.show.sheet import save_sheet
+    from fewstep.show.tables import aligned, comma_separated, markdown
 
     place = choose_device(device)
     check_results(out, TABLES)

@@ -13,9 +13,9 @@ from typing import Any, Literal
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.grid import Clock, check_steps, cosine, equal_angles
-from fewstep.distill.halve import Halve, check_evaluations, first_untrained, moves_on
-from fewstep.distill.match import Match
+from fewstep.distill.guidance import GuidanceDistillation
 from fewstep.distill.problem import Problem
+from fewstep.distill.steps import StepDistillation, check_evaluations, first_untrained, moves_on
 from fewstep.distill.trajectory import States
 from fewstep.errors import GridError, RangeError, RecipeError
 
@@ -53,7 +53,8 @@ class Stage:
         name: of the student, and of its folder.
         parent: name of its teacher, `TEACHER` for the guided pair.
         updates: optimiser updates.
-        steps, substeps, order, stride, direction, states: as in `Halve`, and states in `Match`.
+        steps, substeps, order, stride, direction: as in `StepDistillation`.
+        states: as in both kinds of stage.
         pair: the student replaces the network and not the guided pair: it learns the conditional
             and the unconditional pass of its parent alike, and is itself guided by two passes.
     """
@@ -132,8 +133,8 @@ class Stage:
         null_cond: of a pair, whose teacher is one network.
         """
         if self.steps is None:
-            return Match(teacher, w=w, states=self.states)
-        return Halve(
+            return GuidanceDistillation(teacher, w=w, states=self.states)
+        return StepDistillation(
             teacher,
             self.steps,
             substeps=self.substeps,

@@ -1,1 +1,1 @@
-"""Studies: a recipe says what to do, a run does it in a folder, an evaluation measures it."""
+"""Studies: a recipe says what to make and to measure, and a run does it in a folder."""

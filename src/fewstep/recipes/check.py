@@ -13,13 +13,13 @@ from fewstep.core.grid import Clock, cosine
 from fewstep.data import DATASETS, Prompts
 from fewstep.distill.plan import STAGE_ONE, TEACHER
 from fewstep.errors import FolderError, GridError, RecipeError, ShapeError
+from fewstep.measure.evaluate import Evaluation
+from fewstep.measure.own_features import kept_features
+from fewstep.measure.room import check_samples
 from fewstep.metrics.digits_features import FILE
 from fewstep.models import card_in, is_pipeline, local
 from fewstep.models.native import TIMESTEPS
 from fewstep.models.table import Table, read_table
-from fewstep.recipes.evaluate import Evaluation
-from fewstep.recipes.own_features import kept_features
-from fewstep.recipes.room import check_samples
 from fewstep.recipes.run import Run
 from fewstep.recipes.schema import EvaluateConfig
 

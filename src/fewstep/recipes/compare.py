@@ -14,16 +14,16 @@ from fewstep.core.grid import cosine
 from fewstep.data import DataConfig, Dataset
 from fewstep.distill.plan import STAGE_ONE, TEACHER
 from fewstep.errors import FolderError, RangeError, ShapeError
+from fewstep.measure.conditions import has_classes
+from fewstep.measure.evaluate import Cell, Evaluation
+from fewstep.measure.identity import identity_of
 from fewstep.models import Card, card_in, card_of, image_shape, load, local
 from fewstep.models.native import TIMESTEPS
 from fewstep.models.solvers import SOLVERS
 from fewstep.models.table import Table
 from fewstep.recipes.check import check_steps, nearest_divisor, table_in
-from fewstep.recipes.conditions import has_classes
-from fewstep.recipes.evaluate import Cell, Evaluation
-from fewstep.recipes.figures import Remarks, terminal_page, write_figures
-from fewstep.recipes.identity import identity_of
-from fewstep.recipes.weak import reasons_of, table_of, warnings_of
+from fewstep.show.figures import Remarks, terminal_page, write_figures
+from fewstep.show.weak import reasons_of, table_of, warnings_of
 
 SHEET = 20  # images of each cell that a sheet shows
 ROLES = {"teacher": TEACHER, "match": STAGE_ONE, "halve": "student"}

@@ -16,10 +16,10 @@ from fewstep.data import DATASETS, Ahead, Dataset, Prompts, Shards, augment, ope
 from fewstep.data.latents import Latents
 from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan
 from fewstep.errors import RecipeError
+from fewstep.measure.evaluate import quiet
 from fewstep.models import UNetModel, load
 from fewstep.recipes.begun import check_name, is_done
 from fewstep.recipes.config import Recipe
-from fewstep.recipes.evaluate import quiet
 from fewstep.recipes.latents import encoded
 from fewstep.train import Batch, TrainConfig, processes, translate_peer_failures
 

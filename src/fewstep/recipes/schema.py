@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from fewstep.data import DataConfig
-from fewstep.distill.match import WALK
+from fewstep.distill.guidance import WALK
 from fewstep.distill.plan import STAGE_ONE, Plan, Stage, student_name
 from fewstep.distill.trajectory import States
 from fewstep.models import Lora, UNetConfig

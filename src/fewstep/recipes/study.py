@@ -18,18 +18,18 @@ from fewstep.core.device import choose_device
 from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan, Stage, student_name
 from fewstep.errors import FolderError
 from fewstep.lock import writer_of
+from fewstep.measure.evaluate import KEPT, Cell, device_name
 from fewstep.metrics import Features, distance_key, paired_rms
 from fewstep.models import UNetModel, card_of, save_model
 from fewstep.models.solvers import SOLVERS
 from fewstep.recipes.check import Checked, check_report
 from fewstep.recipes.config import Recipe
-from fewstep.recipes.evaluate import KEPT, Cell, device_name
-from fewstep.recipes.figures import Remarks, remark_lines, write_figures
-from fewstep.recipes.report import write_report
 from fewstep.recipes.run import Run, Say
 from fewstep.recipes.schema import EvaluateConfig
-from fewstep.recipes.study_data import KnobCheck, Row, SheetRow, Study
-from fewstep.recipes.weak import reasons_of, table_of, warnings_of
+from fewstep.show.figures import Remarks, remark_lines, write_figures
+from fewstep.show.report import write_report
+from fewstep.show.study_data import KnobCheck, Row, SheetRow, Study
+from fewstep.show.weak import reasons_of, table_of, warnings_of
 
 SHEET = 20  # images in a row of the sheets: each class twice
 FEW = 4  # steps of the student that the page is about, or as near as there are

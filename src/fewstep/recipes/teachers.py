@@ -39,7 +39,7 @@ def check_kind(recipe: Recipe, card: Card, folder: Path) -> None:
         raise RecipeError(
             f"--teacher must be a model that fewstep can build, and {folder} holds a module of "
             "your own. Distil it in Python, with fewstep.load(FOLDER, factory=...) and "
-            "fewstep.Halve."
+            "fewstep.StepDistillation."
         )
     if latents is None and card.family != FAMILY:
         raise RecipeError(

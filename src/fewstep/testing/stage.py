@@ -12,8 +12,8 @@ from fewstep.core.angle import HALF_PI, rotate
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import coefficient_dtype
 from fewstep.core.seed import generator
-from fewstep.distill.halve import Halve, extrapolation
 from fewstep.distill.problem import Problem, Regression
+from fewstep.distill.steps import StepDistillation, extrapolation
 from fewstep.testing.report import Findings, largest
 
 
@@ -47,7 +47,7 @@ def check_stage(problem: Problem, x: Tensor, cond: Cond) -> list[str]:
         "two seeds give the same draws; use the generator",
     )
     found.note("it leaves x alone", torch.equal(x, before), "x was changed in place")
-    if isinstance(problem, Halve):
+    if isinstance(problem, StepDistillation):
         _lands(found, problem, x, cond)
     return found.finish()
 
@@ -91,7 +91,7 @@ def _shapes(found: Findings, r: Regression, x: Tensor) -> None:
     )
 
 
-def _lands(found: Findings, stage: Halve, x: Tensor, cond: Cond) -> None:
+def _lands(found: Findings, stage: StepDistillation, x: Tensor, cond: Cond) -> None:
     """One rotation by the target lands where the teacher's own sub-steps land, from every move."""
     assert stage.w is not None
     assert stage.split is not None

@@ -70,7 +70,7 @@ def train(
     Args:
         student: an nn.Module that is a denoiser; trained in place. Its frozen parameters (no
             `requires_grad`) are not optimised, averaged or saved in checkpoints.
-        problem: `Pretrain`, `Match`, `Halve`, or your own.
+        problem: `Pretrain`, `GuidanceDistillation`, `StepDistillation`, or your own.
         batch: (update, part, parts) -> (x, cond), part number `part` of the update's examples,
             batch_size / parts of them; a pure function. The number of parts is the number of
             processes times `accumulate`. The result depends on the number of parts, and not on

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from fewstep.atomic import atomic_write
 from fewstep.metrics import distance_key
-from fewstep.recipes.escape import in_markdown, printable
-from fewstep.recipes.plots import against_evaluations, score_against_distance
-from fewstep.recipes.sheet import contact_sheet, save_sheet
-from fewstep.recipes.tables import aligned, comma_separated, markdown
-from fewstep.recipes.weak import Warned, marks_of
+from fewstep.show.escape import in_markdown, printable
+from fewstep.show.plots import against_evaluations, score_against_distance
+from fewstep.show.sheet import contact_sheet, save_sheet
+from fewstep.show.tables import aligned, comma_separated, markdown
+from fewstep.show.weak import Warned, marks_of
 
 Row = dict[str, Any]
 HEAD = '<?xml version="1.0" encoding="utf-8"?>\n'

@@ -22,12 +22,11 @@ from fewstep.core.denoiser import Guided, cheapest
 from fewstep.core.sample import sample
 from fewstep.edit import check_together, decode, encode
 from fewstep.errors import DataError, FolderError
+from fewstep.measure.database import key_of
+from fewstep.measure.evaluate import Evaluation
+from fewstep.measure.identity import identity_of
 from fewstep.metrics import Measured, accuracy, extract, noise_figures, paired_rms, psnr
 from fewstep.models import Model, card_of, load
-from fewstep.recipes.evaluate import Evaluation
-from fewstep.recipes.identity import identity_of
-from fewstep.recipes.results import key_of
-from fewstep.recipes.sheet import rows_of
 
 Row = dict[str, Any]
 Loaded: TypeAlias = "Model | Guided"
@@ -182,21 +181,6 @@ class RoundTrip:
         """Return the first images of a way, for a sheet."""
         _, back, moved = self._there_and_back(way, w, min(SHOWN, len(self.images[0])))
         return Shown(f"{way.name}, {way.steps} steps", back, moved)
-
-
-def sheets(trip: RoundTrip, ways: Sequence[Way], w: float) -> dict[str, tuple[Any, list[str]]]:
-    """Return two sheets, "back" and "transfer", each with the labels of its rows.
-
-    The first row holds the images themselves, then each way has a row.
-    """
-    shown = [trip.shown(way, w) for way in ways]
-    source = trip.images[0][:SHOWN]
-    labels = ["source", *(s.label for s in shown)]
-    back, moved = [source, *(s.back for s in shown)], [source, *(s.moved for s in shown)]
-    return {
-        "back": (rows_of(back, SHOWN, 4), labels),
-        "transfer": (rows_of(moved, SHOWN, 4), labels),
-    }
 
 
 def open_ways(folders: Sequence[Any], teacher: Any, device: str) -> list[Way]:

@@ -20,7 +20,7 @@ WALK = 8
 
 
 @dataclass(frozen=True)
-class Match:
+class GuidanceDistillation:
     """Regression on the guided teacher's v, with w and phi uniform per example (math.md 4).
 
     Attributes:

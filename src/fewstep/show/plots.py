@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fewstep.distill.plan import STAGE_ONE, TEACHER
-from fewstep.recipes.escape import in_plot
+from fewstep.show.escape import in_plot
 
 Row = dict[str, Any]
 Roles = Mapping[str, str]

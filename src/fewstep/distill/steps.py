@@ -151,7 +151,7 @@ class _Table(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Halve:
+class StepDistillation:
     """Regression on several DDIM steps of the teacher, collapsed into one, at the same w and c.
 
     Attributes:

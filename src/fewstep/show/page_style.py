@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fewstep.recipes.escape import in_html
+from fewstep.show.escape import in_html
 
 STYLE = """
 :root { color-scheme: light; }

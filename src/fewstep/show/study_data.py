@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewstep.distill.plan import TEACHER
 from fewstep.metrics import distance_key
-from fewstep.recipes.weak import Warned
+from fewstep.show.weak import Warned
 
 Row = dict[str, Any]
 

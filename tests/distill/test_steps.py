@@ -14,8 +14,8 @@ from fewstep.core.angle import phi_from_alphas_cumprod, rotate
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Traits
 from fewstep.core.grid import Grid, cosine, discrete
-from fewstep.distill.halve import Halve, collapse, collapse_coefficients
 from fewstep.distill.problem import loss, snr_plus_one, truncated_snr
+from fewstep.distill.steps import StepDistillation, collapse, collapse_coefficients
 from fewstep.errors import GridError, RangeError
 from fewstep.testing import Counting, Gaussian, Mixture, check_stage
 
@@ -116,7 +116,7 @@ SECOND: list[dict[str, object]] = [
 @pytest.mark.parametrize("told", STAGES + SECOND, ids=lambda t: "-".join(map(str, t.values())))
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_every_stage_passes_the_public_check(told: dict[str, object], dtype: torch.dtype) -> None:
-    stage = Halve(MIXTURE.guided(), w=(0.0, 4.0), **told)  # type: ignore[arg-type]
+    stage = StepDistillation(MIXTURE.guided(), w=(0.0, 4.0), **told)  # type: ignore[arg-type]
     check_stage(stage, X.to(dtype), COND)
 
 
@@ -137,7 +137,9 @@ def test_the_error_of_a_target_falls_by_its_order(order: int, even: bool) -> Non
 
     def error(substeps: int) -> float:
         split = None if even else uneven
-        stage = Halve(Gaussian(0.3, 0.4), 2, substeps, order=order, w=(0, 4), split=split)  # type: ignore[arg-type]
+        stage = StepDistillation(
+            Gaussian(0.3, 0.4), 2, substeps, order=order, w=(0, 4), split=split
+        )  # type: ignore[arg-type]
         move, z = stage.moves[0], states(math.pi / 2)
         v = stage.target(z, torch.zeros(len(z), dtype=torch.long), COND, COND.double())
         return float((rotate(z, v, move.phi - move.to) - reached(move.phi, z, move.to)).abs().max())
@@ -150,7 +152,7 @@ def test_the_error_of_a_target_falls_by_its_order(order: int, even: bool) -> Non
 def test_two_sub_steps_of_order_two_are_the_midpoint_rule() -> None:
     """The second velocity, asked half way and turned back to the start, turns the whole stride."""
     teacher, z, h = Gaussian(0.3, 0.4), states(math.pi / 2), math.pi / 8
-    stage = Halve(teacher, 2, order=2, w=(0, 4))
+    stage = StepDistillation(teacher, 2, order=2, w=(0, 4))
     ask = [
         torch.full((len(z),), phi, dtype=torch.float64) for phi in (math.pi / 2, 3 * math.pi / 8)
     ]
@@ -170,7 +172,7 @@ class ExactStudent:
 
     passes = 1
 
-    def __init__(self, stage: Halve, teacher: Gaussian) -> None:
+    def __init__(self, stage: StepDistillation, teacher: Gaussian) -> None:
         self.answers: dict[float, tuple[float, float]] = {}
         for move in stage.moves:
             a, b = 1.0, 0.0
@@ -198,7 +200,7 @@ class ExactStudent:
 @pytest.mark.parametrize("told", STAGES, ids=lambda t: "-".join(map(str, t.values())))
 def test_the_loss_is_zero_when_the_student_is_the_exact_map(told: dict[str, object]) -> None:
     teacher = Gaussian(0.3, 0.4)
-    stage = Halve(teacher, w=(0.0, 4.0), **told)  # type: ignore[arg-type]
+    stage = StepDistillation(teacher, w=(0.0, 4.0), **told)  # type: ignore[arg-type]
     student = ExactStudent(stage, teacher)
     r = stage(X, COND, torch.Generator().manual_seed(2))
     assert float(loss(student(r.z, r.phi, r.cond, r.w), r.v_target, r.phi)) < 1e-26
@@ -207,7 +209,7 @@ def test_the_loss_is_zero_when_the_student_is_the_exact_map(told: dict[str, obje
 
 
 def test_stochastic_moves_go_two_strides_and_the_last_one_goes_one() -> None:
-    stage = Halve(Gaussian(), 4, stride=2, w=(0, 1))
+    stage = StepDistillation(Gaussian(), 4, stride=2, w=(0, 1))
     g = cosine(4)
     assert [(m.phi, m.to) for m in stage.moves] == [
         (g[0], g[2]),
@@ -219,7 +221,7 @@ def test_stochastic_moves_go_two_strides_and_the_last_one_goes_one() -> None:
 
 def test_encoders_go_from_each_angle_to_the_noisier_next() -> None:
     g = cosine(3)
-    stage = Halve(Gaussian(), 3, direction="encode", w=(0, 1))
+    stage = StepDistillation(Gaussian(), 3, direction="encode", w=(0, 1))
     assert [(m.phi, m.to) for m in stage.moves] == [(g[3], g[2]), (g[2], g[1]), (g[1], g[0])]
 
 
@@ -231,13 +233,13 @@ def test_a_student_is_trained_on_just_the_moves_that_its_sampler_makes() -> None
         ("stochastic", 2, "decode"),
         ("encode", 1, "encode"),
     ):
-        stage = Halve(Gaussian(), 6, stride=stride, direction=direction, w=(0, 1))  # type: ignore[arg-type]
+        stage = StepDistillation(Gaussian(), 6, stride=stride, direction=direction, w=(0, 1))  # type: ignore[arg-type]
         made = SAMPLERS[name].moves(cosine(6))
         assert [(m.phi, m.to) for m in stage.moves] == [(m.phi, m.to) for m in made]
 
 
 def test_every_move_and_all_of_w_are_drawn() -> None:
-    stage = Halve(Gaussian(), 4, w=(1.0, 3.0))
+    stage = StepDistillation(Gaussian(), 4, w=(1.0, 3.0))
     x = torch.zeros(4000, 1)
     r = stage(x, torch.zeros(4000), torch.Generator().manual_seed(0))
     counts = [int((r.phi == float(torch.tensor(m.phi))).sum()) for m in stage.moves]
@@ -258,7 +260,9 @@ def test_the_teacher_is_asked_at_the_same_w_and_cond_and_as_often_as_said() -> N
             return torch.zeros_like(z)
 
     counting = Counting(Watched())
-    r = Halve(counting, 4, substeps=3, w=(0, 4))(X, COND, torch.Generator().manual_seed(0))
+    r = StepDistillation(counting, 4, substeps=3, w=(0, 4))(
+        X, COND, torch.Generator().manual_seed(0)
+    )
     assert counting.evaluations == 2 * 3 * len(X)
     for cond, w, _ in asked:
         assert torch.equal(cond, r.cond)  # type: ignore[arg-type]
@@ -274,7 +278,7 @@ def test_sub_steps_may_lie_where_one_says() -> None:
     def early(phi: float, to: float, parts: int) -> Grid:
         return tuple(phi + (to - phi) * (k / parts) ** 2 for k in range(parts + 1))
 
-    check_stage(Halve(MIXTURE.guided(), 3, substeps=4, w=(0, 4), split=early), X, COND)
+    check_stage(StepDistillation(MIXTURE.guided(), 3, substeps=4, w=(0, 4), split=early), X, COND)
 
 
 class Told(Gaussian):
@@ -300,14 +304,14 @@ class Told(Gaussian):
 )
 def test_a_stage_that_cannot_be(told: dict[str, object], error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
-        Halve(Told(), **told)  # type: ignore[arg-type]
+        StepDistillation(Told(), **told)  # type: ignore[arg-type]
 
 
 def test_a_student_as_a_teacher_steps_by_itself() -> None:
     student = Told()
     student.traits = Traits((3,), (0.0, 4.0), steps=(8,))  # type: ignore[misc]
     with pytest.raises(RangeError, match="made for \\(8,\\) steps"):
-        Halve(student, 4, order=2)
+        StepDistillation(student, 4, order=2)
 
 
 def few_steps(steps: int, sampler: str | None = None) -> Told:
@@ -343,10 +347,10 @@ def test_a_few_step_teacher_is_asked_for_its_own_steps_alone(
 ) -> None:
     teacher = few_steps(4, sampler)
     if fits:
-        Halve(teacher, **told)  # type: ignore[arg-type]
+        StepDistillation(teacher, **told)  # type: ignore[arg-type]
         return
     with pytest.raises(GridError, match=r"steps that its teacher was trained for, 4 of"):
-        Halve(teacher, **told)  # type: ignore[arg-type]
+        StepDistillation(teacher, **told)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("steps", [2, 4, 8, 16, 512])
@@ -364,19 +368,19 @@ def test_a_chain_on_a_table_asks_for_trained_steps(steps: int) -> None:
         assert parts == near[1] - near[0]
         return fine[near[0] : near[1] + 1]
 
-    assert len(Halve(OnTable(), steps, split=split).moves) == steps
+    assert len(StepDistillation(OnTable(), steps, split=split).moves) == steps
 
 
 def test_huge_numbers_are_refused_at_once() -> None:
     for told in ({"steps": 10**12}, {"steps": 4, "substeps": 10**12}, {"steps": True}):
         with pytest.raises((GridError, RangeError), match=r"at most|whole number"):
-            Halve(Told(), **told)
+            StepDistillation(Told(), **told)
 
 
 def test_w_is_the_teachers_own_unless_said() -> None:
-    assert Halve(Told(), 4).w == (0.0, 4.0)
+    assert StepDistillation(Told(), 4).w == (0.0, 4.0)
     with pytest.raises(RangeError, match="no range of its own"):
-        Halve(Gaussian(), 4)
+        StepDistillation(Gaussian(), 4)
 
 
 @given(phi=st.floats(0.05, 1.5))

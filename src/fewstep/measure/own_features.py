@@ -12,7 +12,7 @@ from fewstep.metrics.rotations import TASK, Rotations
 from fewstep.metrics.vision import CLASSES, Source, VisionFeatures, vision_features
 
 if TYPE_CHECKING:
-    from fewstep.recipes.evaluate import Evaluation
+    from fewstep.measure.evaluate import Evaluation
 
 OWN = "own"  # name of a classifier of the data's own classes
 

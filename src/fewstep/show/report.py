@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.atomic import atomic_write
-from fewstep.recipes.page import render
-from fewstep.recipes.study_data import KnobCheck, SheetRow, Study
+from fewstep.show.page import render
+from fewstep.show.study_data import KnobCheck, SheetRow, Study
 
 
 def write_report(folder: Path, study: Study) -> Path:

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fewstep.recipes.escape import in_csv, in_markdown, printable
+from fewstep.show.escape import in_csv, in_markdown, printable
 
 Row = dict[str, Any]
 # (row, key) -> numbers of the warnings about that figure; row None stands for the whole column.

@@ -35,6 +35,11 @@ from fewstep.core.sample import sample
 from fewstep.core.samplers import get_sampler
 from fewstep.data import DataConfig, Dataset, open_dataset
 from fewstep.errors import DataError, NonFiniteError
+from fewstep.measure.conditions import Conditions, evenly
+from fewstep.measure.database import Results, key_of, what_changed
+from fewstep.measure.identity import identity_of
+from fewstep.measure.own_features import features_of
+from fewstep.measure.room import fits
 from fewstep.metrics import (
     Features,
     Measured,
@@ -46,11 +51,6 @@ from fewstep.metrics import (
 )
 from fewstep.models import UNetModel, to_images
 from fewstep.models.solvers import SOLVERS, solve
-from fewstep.recipes.conditions import Conditions, evenly
-from fewstep.recipes.identity import identity_of
-from fewstep.recipes.own_features import features_of
-from fewstep.recipes.results import Results, key_of, what_changed
-from fewstep.recipes.room import fits
 
 Row = dict[str, Any]
 Split = tuple[Tensor, Tensor]

@@ -7,13 +7,13 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from fewstep.recipes.escape import in_html
-from fewstep.recipes.page_style import page
-from fewstep.recipes.page_text import headline, limits
-from fewstep.recipes.plots import against_evaluations, loss_curves, score_against_distance
-from fewstep.recipes.sheet import contact_sheet, png
-from fewstep.recipes.study_data import KnobCheck, Row, SheetRow, Study
-from fewstep.recipes.weak import marks_of
+from fewstep.show.escape import in_html
+from fewstep.show.page_style import page
+from fewstep.show.page_text import headline, limits
+from fewstep.show.plots import against_evaluations, loss_curves, score_against_distance
+from fewstep.show.sheet import contact_sheet, png
+from fewstep.show.study_data import KnobCheck, Row, SheetRow, Study
+from fewstep.show.weak import marks_of
 
 
 def render(study: Study) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fewstep.recipes.escape import in_html
-from fewstep.recipes.study_data import Row, Study
+from fewstep.show.escape import in_html
+from fewstep.show.study_data import Row, Study
 
 
 def headline(study: Study, w: float) -> str:

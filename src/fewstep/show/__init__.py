@@ -1,0 +1,1 @@
+"""Showing what was measured: tables, plots, sheets and the report's page."""
