@@ -56,7 +56,7 @@ class Side:
 
 def students(subject: Subject) -> dict[str, nn.Module]:
     """Return both students, equal to the teacher at first."""
-    network = adapted(subject.teacher.unet, LORA, w_dim=W_DIM, seed=0)
+    network = adapted(subject.teacher.network, subject.teacher.family, LORA, w_dim=W_DIM, seed=0)
     return {"full": subject.fresh(), "LoRA": Latent(network).train()}
 
 

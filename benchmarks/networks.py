@@ -18,9 +18,9 @@ from measure import Setting
 from torch import Tensor, nn
 
 import fewstep
-from fewstep.models import Card, UNetModel, build_unet, with_w_input
-from fewstep.models.native import CLOCK, timestep_from_phi
-from fewstep.models.unet_class import FAMILY
+from fewstep.models import Card, Model, build_unet, with_w_input
+from fewstep.models.clocks.native import CLOCK, timestep_from_phi
+from fewstep.models.families.unet_class import UNET_CLASS
 from fewstep.models.w_input import w_features
 from fewstep.recipes.config import load_recipe
 
@@ -72,7 +72,7 @@ class Subject:
         self, model: Any, z: Tensor, t: Tensor, cond: Tensor, features: Tensor | None = None
     ) -> Tensor:
         """Return the stock network's answer, at timesteps t (B,)."""
-        return bare(model.unet, z, t, cond, features)
+        return bare(model.network, z, t, cond, features)
 
 
 def bare(
@@ -96,13 +96,13 @@ def classes(
             update={"channels": channels or recipe.network.channels}
         )
         card = Card(
-            fewstep=fewstep.__version__, family=FAMILY, name="bench", stage="teacher",
+            fewstep=fewstep.__version__, family=UNET_CLASS.name, name="bench", stage="teacher",
             clock=CLOCK, shape=shape, num_classes=10, null_class=10,
         )  # fmt: skip
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
-            teacher = UNetModel(build_unet(network, shape, 10), card).eval().to(setting.device)
-        student = UNetModel(with_w_input(teacher, network.w_dim), card).eval()
+            teacher = Model(build_unet(network, shape, 10), card).eval().to(setting.device)
+        student = Model(with_w_input(teacher, network.w_dim), card).eval()
         size = batch or recipe.distill.batch_size
         return Subject(
             recipe_name, size, teacher, student, _images((size, *shape), setting),

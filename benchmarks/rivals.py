@@ -22,7 +22,7 @@ from networks import SUBJECTS, Subject
 from torch import Tensor, nn
 from training_step import STAGES, W, config, kept
 
-from fewstep.models.native import TIMESTEPS
+from fewstep.models.clocks.native import TIMESTEPS
 from fewstep.models.w_input import w_features
 from fewstep.train import train
 
@@ -69,7 +69,7 @@ class Rival:
     def draw(self) -> tuple[Tensor, Tensor]:
         """Return w (B,) and its features."""
         w = W[0] + (W[1] - W[0]) * torch.rand(self.subject.batch, device=self.setting.device)
-        return w, w_features(w, self.student.unet.config.time_cond_proj_dim)
+        return w, w_features(w, self.student.network.config.time_cond_proj_dim)
 
 
 class Consistency(Rival):
@@ -151,7 +151,9 @@ def once(setting: Setting, subject: Subject, stage: str, folder: Path) -> tuple[
     student, peak = subject.fresh(), Peak(setting)
     marks: list[float] = []
     found: list[int] = []
-    with counted([n.unet for n in (student, subject.teacher, subject.student)], subject.batch) as c:
+    with counted(
+        [n.network for n in (student, subject.teacher, subject.student)], subject.batch
+    ) as c:
 
         def batch(update: int, part: int, parts: int) -> tuple[Tensor, Tensor]:
             del part, parts
@@ -194,7 +196,7 @@ def rows_of(setting: Setting, subject: Subject, folder: Path) -> tuple[list[Row]
             ratios.append(row)
     for name, rival in rivals.items():
         networks = [rival.student, rival.average, subject.teacher, subject.student]
-        with counted([n.unet for n in networks], subject.batch) as c:
+        with counted([n.network for n in networks], subject.batch) as c:
             rival.update()
         costs.append(
             _cost(

@@ -8,7 +8,7 @@ from networks import SUBJECTS, Subject
 
 import fewstep
 from fewstep.core.grid import cosine
-from fewstep.models.native import native_scheduler, timestep_from_phi
+from fewstep.models.clocks.native import native_scheduler, timestep_from_phi
 from fewstep.models.pipeline import ClassConditionalPipeline
 from fewstep.models.w_input import w_features
 
@@ -25,7 +25,7 @@ def against_bare(setting: Setting, subject: Subject, batch: int) -> tuple[Row, R
     features = w_features(torch.ones(batch, device=setting.device), 128).to(z.dtype)
     t = [timestep_from_phi(torch.full((batch,), phi)) for phi in cosine(STEPS)[:-1]]
     t = [x.to(setting.device) for x in t]
-    pipeline = ClassConditionalPipeline(student.unet, native_scheduler())
+    pipeline = ClassConditionalPipeline(student.network, native_scheduler())
     pipeline.set_progress_bar_config(disable=True)
 
     def forwards() -> None:
@@ -50,7 +50,7 @@ def against_bare(setting: Setting, subject: Subject, batch: int) -> tuple[Row, R
 def run(setting: Setting) -> Result:
     subject = SUBJECTS["cifar10-small"](setting)
     if setting.dtype != torch.float32:
-        subject.student.unet.to(setting.dtype)
+        subject.student.network.to(setting.dtype)
     found = [against_bare(setting, subject, batch) for batch in ROUNDS]
     return Result(
         __doc__ + ABOUT,

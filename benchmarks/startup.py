@@ -11,7 +11,7 @@ from measure import Result, Row, Setting, Table, Work, alternate, paired
 from networks import classes
 
 import fewstep.resident
-from fewstep.models import save_model
+from fewstep.folders import save_model
 
 ROUNDS = 3
 SIZES = ((16, 32), (64, 128), (128, 256))

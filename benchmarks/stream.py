@@ -24,9 +24,9 @@ from PIL import Image
 
 from fewstep.data import Ahead, DataConfig, Shards, augment, open_dataset, walk
 from fewstep.distill.pretrain import Pretrain
-from fewstep.models import Card, UNetModel, build_unet
-from fewstep.models.native import CLOCK
-from fewstep.models.unet_class import FAMILY
+from fewstep.models import Card, Model, build_unet
+from fewstep.models.clocks.native import CLOCK
+from fewstep.models.families.unet_class import UNET_CLASS
 from fewstep.recipes.config import load_recipe
 from fewstep.train import TrainConfig, train
 
@@ -76,10 +76,11 @@ def training() -> float:
     """Return the images a second that the teacher of cifar10-small learns from."""
     recipe = load_recipe("cifar10-small")
     card = Card(
-        fewstep="0", family=FAMILY, name="bench", stage="teacher", clock=CLOCK, shape=(3, 16, 16),
+        fewstep="0", family=UNET_CLASS.name, name="bench", stage="teacher", clock=CLOCK,
+        shape=(3, 16, 16),
         num_classes=10, class_names=tuple("0123456789"), null_class=10,
     )  # fmt: skip
-    model = UNetModel(build_unet(recipe.network, (3, 16, 16), 10), card)
+    model = Model(build_unet(recipe.network, (3, 16, 16), 10), card)
     x, labels = torch.rand(BATCH, 3, 16, 16) * 2 - 1, torch.arange(BATCH) % 10
     times = []
     for updates in (5, 25):

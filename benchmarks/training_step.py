@@ -19,7 +19,7 @@ from fewstep.data import DataConfig, Dataset, augment, open_dataset, walk
 from fewstep.distill.guidance import GuidanceDistillation
 from fewstep.distill.problem import Problem
 from fewstep.distill.steps import StepDistillation
-from fewstep.models.native import timestep_from_phi
+from fewstep.models.clocks.native import timestep_from_phi
 from fewstep.models.w_input import w_features
 from fewstep.train import TrainConfig
 
@@ -38,7 +38,10 @@ def bare_update(subject: Subject, forwards: Work) -> Work:
         parameters, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0, fused=True
     )
     average = [p.detach().clone() for p in parameters]
-    t, features = timestep_from_phi(r.phi), w_features(r.w, student.unet.config.time_cond_proj_dim)
+    t, features = (
+        timestep_from_phi(r.phi),
+        w_features(r.w, student.network.config.time_cond_proj_dim),
+    )
 
     def update() -> None:
         forwards()
@@ -71,7 +74,7 @@ def stage_two(setting: Setting, subject: Subject) -> tuple[StepDistillation, Wor
     teacher = subject.student
     z = torch.randn_like(subject.x)
     t = torch.full((len(z),), 500.0, device=setting.device)
-    features = w_features(torch.ones_like(t), teacher.unet.config.time_cond_proj_dim)
+    features = w_features(torch.ones_like(t), teacher.network.config.time_cond_proj_dim)
 
     def forwards() -> None:
         with torch.no_grad():

@@ -70,7 +70,7 @@ def sampling(setting: Setting, subject: Subject, batch: int, most: float) -> Row
     mode = "reduce-overhead" if setting.device.type == "cuda" and batch == 1 else "default"
     torch.compiler.reset()
     told = copy.deepcopy(subject.student)
-    told.unet = torch.compile(told.unet, mode=mode)
+    told.network = torch.compile(told.network, mode=mode)
 
     def draw(model: Any) -> Callable[[], Tensor]:
         return lambda: fewstep.sample(model, cond, w=1.0, steps=STEPS)
@@ -100,7 +100,7 @@ def run(setting: Setting) -> Result:
     updates = [training(setting, s, stage, most) for s in subjects.values() for stage in STAGES]
     drawn = subjects["cifar10-small"]
     if setting.dtype != torch.float32:
-        drawn.student.unet.to(setting.dtype)
+        drawn.student.network.to(setting.dtype)
     samples = [sampling(setting, drawn, batch, most) for batch in (1, 64)]
     product: Row = {
         "what": f"product of two matrices of {SIDE[setting.device.type]:,}", "GFLOP/s": most / 1e9

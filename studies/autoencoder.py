@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from fewstep.data import DataConfig, open_dataset
+from fewstep.folders import load_vae
 from fewstep.metrics import Reference, distance_key, measure, open_features
-from fewstep.models import decode_latents, encode_images, load_vae
+from fewstep.models import decode_latents, encode_images
 from studies.common import argument_parser
 
 

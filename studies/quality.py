@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.atomic import atomic_write
+from fewstep.folders import load
 from fewstep.measure.evaluate import Evaluation
-from fewstep.models import load
 from fewstep.recipes.config import load_recipe
 from fewstep.show.figures import HEAD
 from fewstep.show.plots import against_evaluations

@@ -23,7 +23,8 @@ from fewstep.core.angle import add_noise
 from fewstep.core.samplers import get_sampler, run
 from fewstep.core.seed import Noise
 from fewstep.data import DataConfig, open_dataset
-from fewstep.models import decode_latents, encode_images, encode_prompts, load_model, load_vae
+from fewstep.folders import encode_prompts, load_model, load_vae
+from fewstep.models import decode_latents, encode_images
 from studies.common import StudyError, argument_parser
 
 PROMPTS = ["a photo of a horse", "a photo of a ship", "a photo of a frog", "one truck"]

@@ -29,9 +29,9 @@ import fewstep
 from fewstep.atomic import atomic_write
 from fewstep.distill.pretrain import Pretrain
 from fewstep.distill.problem import loss
-from fewstep.models import Card, UNetModel, build_unet
-from fewstep.models.native import CLOCK
-from fewstep.models.unet_class import FAMILY
+from fewstep.models import Card, Model, build_unet
+from fewstep.models.clocks.native import CLOCK
+from fewstep.models.families.unet_class import UNET_CLASS
 from fewstep.recipes.config import Recipe, load_recipe
 from fewstep.train import TrainConfig, train
 
@@ -198,18 +198,18 @@ def _version(package: str) -> str | None:
         return None
 
 
-def teacher_of(context: Context) -> UNetModel:
+def teacher_of(context: Context) -> Model:
     """Return a fresh teacher of the recipe, on the device, in evaluation mode."""
     recipe, size = context.recipe(), 32
     shape = (3, size, size)
     card = Card(
-        fewstep=fewstep.__version__, family=FAMILY, name="teacher", stage="teacher", clock=CLOCK,
-        shape=shape, num_classes=CLASSES, null_class=CLASSES,
+        fewstep=fewstep.__version__, family=UNET_CLASS.name, name="teacher", stage="teacher",
+        clock=CLOCK, shape=shape, num_classes=CLASSES, null_class=CLASSES,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         unet = build_unet(recipe.network, shape, CLASSES)
-    return UNetModel(unet, card).eval().to(context.device)
+    return Model(unet, card).eval().to(context.device)
 
 
 def parameters(model: torch.nn.Module) -> int:
@@ -230,7 +230,7 @@ def counted(work: Work) -> int:
     return int(counter.get_total_flops())
 
 
-def update_flops(context: Context, student: UNetModel, problem: Any) -> float:
+def update_flops(context: Context, student: Model, problem: Any) -> float:
     """Return the FLOPs of one update per example, forward and backward, the teacher's included."""
     x, cond = examples(context, 2)
 
@@ -258,7 +258,7 @@ def median_ms(context: Context, work: Work, rounds: int, *, warm: int = 2, calls
 
 def timed_training(
     context: Context,
-    student: UNetModel,
+    student: Model,
     problem: Any,
     *,
     size: int,
@@ -304,7 +304,7 @@ def fresh_folder(path: Path) -> Path:
     return path
 
 
-def pretraining(model: UNetModel) -> Pretrain:
+def pretraining(model: Model) -> Pretrain:
     """Return the teacher's own training problem."""
     return Pretrain(model.null_cond, dropout=0.1, phi=model.traits.phi_range)
 

@@ -37,8 +37,9 @@ from fewstep.core.seed import derive
 from fewstep.data import augment, walk
 from fewstep.distill.plan import Stage
 from fewstep.errors import TimeUp
+from fewstep.folders import to_images
 from fewstep.metrics import Features, Reference, measure, train_features, vision_features
-from fewstep.models import UNetModel, student_of, to_images
+from fewstep.models import Model, student_of
 from fewstep.show.sheet import rows_of, save_sheet
 from fewstep.train import TrainConfig, Watch, estimate, read_metrics, time_limit, train
 
@@ -79,7 +80,7 @@ class Leg:
         self.record = Record("leg", context)
         self.total = min(6.0, context.left()) if context.tiny else context.left()
         self.data, self.held_out = Packed(context.data), Packed(context.data, "held-out")
-        self.models: dict[str, UNetModel] = {}
+        self.models: dict[str, Model] = {}
         self.earlier: Row = {}
 
     def run(self) -> None:
@@ -106,7 +107,7 @@ class Leg:
         model.card = model.card.model_copy(update={"class_names": self.data.class_names})
         if context.start is not None:
             first = unpack(context.start.glob("weights-*.safetensors"))["teacher"]
-            model.unet.load_state_dict(first.unet.state_dict())
+            model.network.load_state_dict(first.network.state_dict())
             self.earlier = dict(first.card.training)
         return self.train(model, pretraining(model), self.recipe.train_config(None))
 
@@ -129,7 +130,7 @@ class Leg:
         return {"probe ms": probe["ms"], **row}
 
     def train(
-        self, model: UNetModel, problem: Any, config: TrainConfig, seconds: float | None = None
+        self, model: Model, problem: Any, config: TrainConfig, seconds: float | None = None
     ) -> Row:
         """Train until the time is up, and keep the averaged weights as the model."""
         name = model.card.name
@@ -168,7 +169,7 @@ class Leg:
         return row
 
     def boxed(
-        self, model: UNetModel, problem: Any, config: TrainConfig, folder: Path, seconds: float
+        self, model: Model, problem: Any, config: TrainConfig, folder: Path, seconds: float
     ) -> int:
         """Train for so many seconds at most; load the average into the model; return the update."""
         name = model.card.name
@@ -217,7 +218,7 @@ class Leg:
             return True
         return pays(self.measured.get("compiled"), self.measured["eager"])
 
-    def keep(self, model: UNetModel, row: Row) -> None:
+    def keep(self, model: Model, row: Row) -> None:
         """Keep the trained model, with what it cost on its card."""
         name, before = model.card.name, self.earlier if model.card.name == "teacher" else {}
         training = {

@@ -16,7 +16,7 @@ from benchmarks.gpu.common import (
 )
 
 from fewstep.core.denoiser import Guided
-from fewstep.models import UNetModel, student_of
+from fewstep.models import Model, student_of
 from fewstep.train import TrainConfig, Watch, estimate, train
 
 
@@ -35,7 +35,7 @@ def run_memory(context: Context) -> None:
                 )
 
 
-def subject(context: Context, stage: str) -> tuple[UNetModel, Any]:
+def subject(context: Context, stage: str) -> tuple[Model, Any]:
     """Return the network that is trained, and its problem."""
     recipe, teacher = context.recipe(), teacher_of(context)
     if stage == "teacher":

@@ -14,8 +14,8 @@ from torch import Tensor
 import fewstep
 from fewstep.core.denoiser import Guided
 from fewstep.core.grid import cosine
-from fewstep.models import UNetModel, student_of
-from fewstep.models.native import timestep_from_phi
+from fewstep.models import Model, student_of
+from fewstep.models.clocks.native import timestep_from_phi
 from fewstep.models.w_input import w_features
 
 STEPS, W = 4, 1.0
@@ -36,7 +36,7 @@ def run_sampling(context: Context) -> None:
         rate = flops[batch] / row["ms"] / 1e9
         return {**row, "ms per image": row["ms"] / batch, "TFLOP/s": rate}
 
-    def drawn(batch: int, model: UNetModel) -> Work:
+    def drawn(batch: int, model: Model) -> Work:
         cond = classes(context, batch)
         return lambda: fewstep.sample(model, cond, w=W, steps=STEPS)
 
@@ -61,15 +61,15 @@ def run_sampling(context: Context) -> None:
         context.free()
 
 
-def models(context: Context) -> tuple[UNetModel, UNetModel]:
+def models(context: Context) -> tuple[Model, Model]:
     """Return teacher and student with weights of the sampling precision."""
     recipe, teacher = context.recipe(), teacher_of(context)
     stage = recipe.distill.plan().stages[0]
     student = student_of(teacher, stage, recipe.distill.w, w_dim=recipe.network.w_dim).eval()
     student.requires_grad_(False)
     if context.device == "cuda":
-        teacher.unet.to(torch.bfloat16)
-        student.unet.to(torch.bfloat16)
+        teacher.network.to(torch.bfloat16)
+        student.network.to(torch.bfloat16)
     return teacher, student
 
 
@@ -77,9 +77,9 @@ def classes(context: Context, batch: int) -> Tensor:
     return (torch.arange(batch) % 10).to(context.device)
 
 
-def bare_forwards(context: Context, student: UNetModel, batch: int) -> Work:
+def bare_forwards(context: Context, student: Model, batch: int) -> Work:
     """Return as many calls of the stock network as the student has steps."""
-    dtype, cond = student.unet.dtype, classes(context, batch)
+    dtype, cond = student.network.dtype, classes(context, batch)
     z = torch.randn(batch, 3, 32, 32, device=context.device, dtype=dtype)
     features = w_features(torch.ones(batch, device=context.device), student.w_dim or 2).to(dtype)
     times = [timestep_from_phi(torch.full((batch,), phi)) for phi in cosine(STEPS)[:-1]]
@@ -88,7 +88,7 @@ def bare_forwards(context: Context, student: UNetModel, batch: int) -> Work:
     def forwards() -> None:
         with torch.no_grad():
             for t in times:
-                student.unet(
+                student.network(
                     z, t, None, class_labels=cond, timestep_cond=features, return_dict=False
                 )
 
@@ -111,17 +111,17 @@ def graphed(context: Context, work: Work) -> Work:
     return graph.replay
 
 
-def compiled(context: Context, student: UNetModel, mode: str) -> UNetModel:
+def compiled(context: Context, student: Model, mode: str) -> Model:
     """Return the student with its network compiled."""
     if context.device != "cuda" and mode == "reduce-overhead":
         raise RuntimeError("CUDA graphs need a GPU")
     context.free()
     other = copy.deepcopy(student)
-    other.unet = torch.compile(other.unet, mode=mode)
+    other.network = torch.compile(other.network, mode=mode)
     return other
 
 
-def long(context: Context, teacher: UNetModel, batch: int) -> Row:
+def long(context: Context, teacher: Model, batch: int) -> Row:
     """Return the time of the teacher's many guided steps, measured once, in whole."""
     steps, guided = context.short(LONG, 4), Guided(teacher, teacher.null_cond)
     cond = classes(context, batch)

@@ -27,7 +27,7 @@ from fewstep.core.denoiser import Guided
 from fewstep.core.seed import generator
 from fewstep.distill.plan import Stage
 from fewstep.distill.problem import loss
-from fewstep.models import UNetModel, student_of
+from fewstep.models import Model, student_of
 from fewstep.train.loop import _Loop
 
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
@@ -92,7 +92,7 @@ def run_sweep(context: Context) -> None:
 
 
 def sweep_row(
-    context: Context, student: UNetModel, problem: Any, flops: float, peak: Row, size: int, n: int
+    context: Context, student: Model, problem: Any, flops: float, peak: Row, size: int, n: int
 ) -> Row:
     row = timed_training(
         context, copy.deepcopy(student).train(), problem, size=size, updates=n, warm=3
@@ -101,11 +101,11 @@ def sweep_row(
     return with_use(row, flops, peak)
 
 
-def distilled(context: Context, teacher: UNetModel, stage: Stage, peak: Row) -> Row:
+def distilled(context: Context, teacher: Model, stage: Stage, peak: Row) -> Row:
     """Return the row of a stage at the recipe's batch size."""
     recipe = context.recipe()
     w, size = recipe.distill.w, recipe.distill.batch_size
-    parent: UNetModel = teacher
+    parent: Model = teacher
     if stage.parent != "teacher":
         first = next(s for s in recipe.distill.plan() if s.name == stage.parent)
         parent = student_of(teacher, first, w, w_dim=recipe.network.w_dim).eval()
@@ -133,7 +133,7 @@ def peaks(context: Context) -> Row:
     }
 
 
-def of_network(context: Context, teacher: UNetModel) -> Row:
+def of_network(context: Context, teacher: Model) -> Row:
     """Return the size of the network, and the GFLOP of one image."""
     update = update_flops(context, teacher, pretraining(teacher))
     return {"parameters": parameters(teacher), "update per image": update}
@@ -147,7 +147,7 @@ def with_use(row: Row, flops: float | None, peak: Row | None) -> Row:
     return {**row, "TFLOP/s": rate, "of the peak": rate / peak["TFLOP/s"]}
 
 
-def parts(context: Context, teacher: UNetModel, eager: Row | None) -> Row:
+def parts(context: Context, teacher: Model, eager: Row | None) -> Row:
     """Return the time of a bare update on tensors that are there, and the loop's time over it."""
     size = context.recipe().teacher.batch_size
     x, cond = examples(context, size)
@@ -174,7 +174,7 @@ def parts(context: Context, teacher: UNetModel, eager: Row | None) -> Row:
     return row
 
 
-def waits(context: Context, teacher: UNetModel) -> Row:
+def waits(context: Context, teacher: Model) -> Row:
     """Return how often the host waits for the device within the updates of `fewstep.train`.
 
     Counted twice: the calls that wait in a profile of the updates, and torch's own warnings.

@@ -21,13 +21,14 @@ from torch import Tensor
 
 from fewstep.atomic import atomic_write, sha256
 from fewstep.errors import FolderError
-from fewstep.models import Card, UNetModel, save_model
+from fewstep.folders import save_model
+from fewstep.models import Card, Model
 
 LIMIT = 15 * 2**20  # bytes of a file
 FORMAT = "fewstep packed weights 1"
 
 
-def pack(models: Mapping[str, UNetModel], folder: Path, *, limit: int = LIMIT) -> dict[str, Any]:
+def pack(models: Mapping[str, Model], folder: Path, *, limit: int = LIMIT) -> dict[str, Any]:
     """Write the models' weights in bf16 as weights-0.safetensors, ...; return name -> sha256.
 
     Files of an earlier call are replaced.
@@ -43,7 +44,7 @@ def pack(models: Mapping[str, UNetModel], folder: Path, *, limit: int = LIMIT) -
     room = limit - len(json.dumps(metadata))
     left = room
     for name, model in models.items():
-        for key, value in model.unet.state_dict().items():
+        for key, value in model.network.state_dict().items():
             tensor = value.detach().to("cpu", torch.bfloat16).contiguous()
             size = 2 * tensor.numel() + 200  # the header's entry
             if size > left and bins[-1]:
@@ -59,7 +60,7 @@ def pack(models: Mapping[str, UNetModel], folder: Path, *, limit: int = LIMIT) -
     return hashes
 
 
-def unpack(files: Iterable[Path]) -> dict[str, UNetModel]:
+def unpack(files: Iterable[Path]) -> dict[str, Model]:
     """Return the models of packed files, in float32.
 
     Raises FolderError where a file is of another kind, or one is missing.
@@ -86,12 +87,12 @@ def unpack(files: Iterable[Path]) -> dict[str, UNetModel]:
                 f"example {min(missing)}. Pass every weights-*.safetensors file of the run."
             )
         unet.load_state_dict(own)
-        models[name] = UNetModel(unet, Card.model_validate(about["card"])).eval()
+        models[name] = Model(unet, Card.model_validate(about["card"])).eval()
     return models
 
 
-def _config(model: UNetModel) -> dict[str, Any]:
-    return {k: v for k, v in model.unet.config.items() if not k.startswith("_")}
+def _config(model: Model) -> dict[str, Any]:
+    return {k: v for k, v in model.network.config.items() if not k.startswith("_")}
 
 
 def main() -> None:

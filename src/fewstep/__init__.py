@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from fewstep.distill.steps import StepDistillation
     from fewstep.edit import decode, encode, img2img, inpaint, interpolate, transfer
     from fewstep.errors import FewstepError
-    from fewstep.models import Model, load, save_model
+    from fewstep.folders import load, save_model
+    from fewstep.models import Model
     from fewstep.models.pipeline import ClassConditionalPipeline
     from fewstep.train import TrainConfig
 
@@ -45,9 +46,9 @@ _HOMES = {
     "img2img": "fewstep.edit",
     "inpaint": "fewstep.edit",
     "interpolate": "fewstep.edit",
-    "load": "fewstep.models",
+    "load": "fewstep.folders",
     "sample": "fewstep.core.sample",
-    "save_model": "fewstep.models",
+    "save_model": "fewstep.folders",
     "transfer": "fewstep.edit",
 }
 

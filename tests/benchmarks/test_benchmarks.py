@@ -15,7 +15,7 @@ from fewstep.core.angle import rotate
 from fewstep.core.denoiser import Guided
 from fewstep.core.seed import generator
 from fewstep.distill.pretrain import Pretrain
-from fewstep.models.native import TIMESTEPS, timestep_from_phi
+from fewstep.models.clocks.native import TIMESTEPS, timestep_from_phi
 from fewstep.train import TrainConfig
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -154,7 +154,7 @@ def test_a_rival_costs_what_its_step_is_made_of(
 ) -> None:
     rival = rivals.RIVALS[name](SETTING, subject)
     before = [p.detach().clone() for p in rival.parameters]
-    nets = [n.unet for n in (rival.student, rival.average, subject.teacher)]
+    nets = [n.network for n in (rival.student, rival.average, subject.teacher)]
     with measure.evaluations(nets, subject.batch) as count:
         rival.update()
     assert count == [float(cost)]

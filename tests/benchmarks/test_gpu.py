@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 
 from fewstep.data import DataConfig, open_dataset
 from fewstep.errors import FolderError
-from fewstep.models import UNetModel, load, save_model
+from fewstep.folders import load, save_model
+from fewstep.models import Model
 
 ROOT = Path(__file__).parents[2]
 COUNT = 1000
@@ -129,7 +130,7 @@ def test_packed_weights_become_model_folders(out: Path, tmp_path: Path) -> None:
     assert list(models) == ["teacher", "student-4", "student-1"]
     save_model(models["student-4"], tmp_path / "student-4")
     loaded = load(tmp_path / "student-4", "cpu")
-    assert isinstance(loaded, UNetModel)
+    assert isinstance(loaded, Model)
     assert loaded.card.steps == 4
     assert loaded.card.training["images_seen"] > 0
 
@@ -192,7 +193,7 @@ def test_weights_are_split_and_whole_again(tmp_path: Path, packed: Path) -> None
     files = sorted(tmp_path.glob("weights-*.safetensors"))
     assert len(files) == len(hashes) > 5
     found = weights.unpack(files)["teacher"].unet.state_dict()
-    for key, value in teacher.unet.state_dict().items():
+    for key, value in teacher.network.state_dict().items():
         assert torch.equal(found[key], value.to(torch.bfloat16).float())
     with pytest.raises(FolderError, match=r"must be whole.*tensors are missing"):
         weights.unpack(files[1:])
@@ -212,8 +213,8 @@ def test_a_later_leg_starts_from_the_packed_weights(
     later.total = 0.2
     seen: dict[str, torch.Tensor] = {}
 
-    def trained(model: UNetModel, *_: object) -> dict[str, Any]:
-        seen.update({k: v.clone() for k, v in model.unet.state_dict().items()})
+    def trained(model: Model, *_: object) -> dict[str, Any]:
+        seen.update({k: v.clone() for k, v in model.network.state_dict().items()})
         later.keep(model, {"images": 8, "updates": 1, "batch": 8, "seconds": 0.1})
         return {}
 

@@ -23,7 +23,8 @@ from fewstep.cli.main import main
 from fewstep.cli.options import numbers, whole
 from fewstep.cli.out import check_out
 from fewstep.errors import FewstepError, RangeError
-from fewstep.models import UNetModel, build_unet, save_model
+from fewstep.folders import save_model
+from fewstep.models import Model, build_unet
 from fewstep.show.sheet import check_sheet, contact_sheet, most_shown, rows_of
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -36,7 +37,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.random.fork_rng():
         torch.random.default_generator.manual_seed(0)
         unet = build_unet(TINY, (1, 8, 8), 10)
-    save_model(UNetModel(unet, card(class_names=tuple(map(str, range(10))))), folder)
+    save_model(Model(unet, card(class_names=tuple(map(str, range(10))))), folder)
     return folder
 
 
@@ -269,7 +270,7 @@ def test_a_class_of_a_row_is_its_name_too(teacher: Path, here: Path) -> None:
         torch.random.default_generator.manual_seed(0)
         unet = build_unet(TINY, (1, 8, 8), 12)
     names = sorted(map(str, range(12)))
-    save_model(UNetModel(unet, card(num_classes=12, null_class=12, class_names=names)), folder)
+    save_model(Model(unet, card(num_classes=12, null_class=12, class_names=names)), folder)
     done("sample", folder, "--cond", "2-4", "--steps", 1, "--out", "drawn")
     lines = [json.loads(t) for t in (here / "drawn/metadata.jsonl").read_text().splitlines()]
     assert [names[int(line["cond"])] for line in lines] == ["2", "3", "4"]

@@ -19,7 +19,8 @@ from tests.models.pipelines import sd_folder, told_student
 
 import fewstep as library
 from fewstep.data import open_dataset, read_images
-from fewstep.models import decode_latents, encode_images, encode_prompts, load_vae, save_model
+from fewstep.folders import encode_prompts, load_vae, save_model
+from fewstep.models import decode_latents, encode_images
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from PIL import Image
 from tests.models.pipelines import dit_folder, sd_folder, told_student
 
 from fewstep.cli.main import main
-from fewstep.models import save_model
+from fewstep.folders import save_model
 
 TRAINING = {"updates": 1, "batch_size": 2, "log_every": 1, "checkpoint_every": 1}
 RECIPE: dict[str, Any] = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fewstep
-from fewstep.models import Card, UNetConfig, UNetModel, build_unet, with_w_input
+from fewstep.models import Card, Model, UNetConfig, build_unet, with_w_input
 
 TINY = UNetConfig(channels=(8, 16), groups=4, w_dim=32)
 
@@ -30,15 +30,15 @@ def card(stage: str = "teacher", **more: object) -> Card:
 
 
 @pytest.fixture
-def teacher() -> UNetModel:
+def teacher() -> Model:
     with torch.random.fork_rng():
         torch.random.default_generator.manual_seed(0)
         unet = build_unet(TINY, (1, 8, 8), 10)
-    return UNetModel(unet, card()).eval()
+    return Model(unet, card()).eval()
 
 
 @pytest.fixture
-def student(teacher: UNetModel) -> UNetModel:
+def student(teacher: Model) -> Model:
     """A four-step student whose w input is not zero."""
     unet = with_w_input(teacher, TINY.w_dim)
     weight = unet.time_embedding.cond_proj.weight
@@ -48,7 +48,7 @@ def student(teacher: UNetModel) -> UNetModel:
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
     weight.data.copy_(noise * slow)
     told = card("halve", steps=4, sampler="deterministic", w_range=(0.0, 4.0))
-    return UNetModel(unet, told).eval()
+    return Model(unet, told).eval()
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,8 @@ from transformers import (
 )
 
 from fewstep.distill.plan import Direction, Stage
-from fewstep.models import TextUNet, load, student_of
+from fewstep.folders import load
+from fewstep.models import Model, student_of
 from fewstep.models.w_input import BAND, frequencies
 
 LENGTH = 12  # tokens
@@ -197,14 +198,12 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def told_student(
-    parent: Path, steps: int | None = None, direction: Direction = "decode"
-) -> TextUNet:
+def told_student(parent: Path, steps: int | None = None, direction: Direction = "decode") -> Model:
     """A student whose w matters, though nothing has trained it; without steps, a stage one."""
     stage = Stage("student", "teacher", updates=1, steps=steps, direction=direction)
     student = student_of(load(parent), stage, (-1.0, 14.0), w_dim=32)
-    assert isinstance(student, TextUNet)
-    projection = student.unet.time_embedding.cond_proj.weight
+    assert isinstance(student, Model)
+    projection = student.network.time_embedding.cond_proj.weight
     slow = (frequencies(32) <= BAND).repeat(2)
     draws = torch.Generator().manual_seed(1)
     projection.data.copy_(torch.randn(projection.shape, generator=draws) * slow)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiTPipeline
+from fewstep.models.dit import DiT
 from tests.models.pipelines import dit_folder, draw_apart, edit
 from torch import Tensor
 
@@ -15,8 +16,8 @@ import fewstep
 from fewstep.core.denoiser import Guided
 from fewstep.distill.plan import Stage
 from fewstep.errors import FolderError, RangeError, ShapeError
-from fewstep.models import card_of, decode_latents, encode_prompts, load_vae, save_model, student_of
-from fewstep.models.dit import DiT
+from fewstep.folders import encode_prompts, load_vae, save_model
+from fewstep.models import card_of, decode_latents, student_of
 from fewstep.testing import check_denoiser, check_stage
 from fewstep.train import TrainConfig, train
 
@@ -128,7 +129,7 @@ def live_student(folder: Path) -> DiT:
     student = student_of(guided(folder), FOUR, (0, 4), w_dim=32)
     assert isinstance(student, DiT)
     draws = torch.Generator().manual_seed(0)
-    weight = student.unet.w_input.weight
+    weight = student.network.w_input.weight
     weight.data.copy_(torch.randn(weight.shape, generator=draws))
     return student.eval()
 
@@ -140,7 +141,7 @@ def test_a_range_of_w_gives_an_input_that_is_silent_at_first(folder: Path) -> No
     w, zeros = torch.tensor([0.0, 2.0, 4.0]), torch.zeros(3)
     assert torch.equal(student(z, phi, COND, w), teacher.denoiser(z, phi, COND, zeros))
     student(z, phi, COND, w).square().mean().backward()
-    assert float(student.unet.w_input.weight.grad.abs().max()) > 0
+    assert float(student.network.w_input.weight.grad.abs().max()) > 0
     live = live_student(folder)
     assert len(check_denoiser(live, COND, w=(0, 4))) >= 9
     # The parent, and other copies, are told nothing.

@@ -10,11 +10,12 @@ import pytest
 from tests.models.pipelines import edit, told_student
 
 from fewstep.errors import FewstepError, FolderError, ShapeError
-from fewstep.models import UNetModel, card_in, check_size, load, save_model
+from fewstep.folders import card_in, check_size, load, save_model
+from fewstep.models import Model
 
 
 @pytest.fixture
-def folder(student: UNetModel, tmp_path: Path) -> Path:
+def folder(student: Model, tmp_path: Path) -> Path:
     save_model(student, tmp_path / "m")
     return tmp_path / "m"
 
@@ -113,7 +114,7 @@ def test_a_card_of_another_size_than_its_network_is_refused(sd: Path, tmp_path: 
         load(tmp_path / "m")
 
 
-def test_data_of_another_size_are_refused(sd: Path, student: UNetModel) -> None:
+def test_data_of_another_size_are_refused(sd: Path, student: Model) -> None:
     card = card_in(sd)
     check_size(card, (4, 8, 8), 2)
     with pytest.raises(ShapeError, match=r"images of 32x32 pixels in place of 16x16.*size to 16"):

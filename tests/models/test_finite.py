@@ -10,7 +10,8 @@ from tests.models.pipelines import edit, xl_folder
 
 from fewstep.core.finite import check_finite, check_finite_cond
 from fewstep.errors import FolderError, NonFiniteError
-from fewstep.models import decode_latents, encode_images, encode_prompts, load_vae
+from fewstep.folders import encode_prompts, load_vae
+from fewstep.models import decode_latents, encode_images
 
 
 def test_finite_tensors_are_returned_as_they_are() -> None:

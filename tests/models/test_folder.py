@@ -16,8 +16,9 @@ from fewstep.core.denoiser import Guided
 from fewstep.core.grid import cosine
 from fewstep.core.seed import Noise
 from fewstep.errors import FewstepError, FolderError, RangeError
-from fewstep.models import UNetModel, card_of, load, load_model, save_model
-from fewstep.models.native import native_scheduler
+from fewstep.folders import load, load_model, save_model
+from fewstep.models import Model, card_of
+from fewstep.models.clocks.native import native_scheduler
 from fewstep.models.pipeline import ClassConditionalPipeline
 
 STOCK = pipeline_latent_consistency_text2img.LatentConsistencyModelPipeline
@@ -39,9 +40,7 @@ def stock_loop(folder: Path, z: torch.Tensor, cond: torch.Tensor, w: float, n: i
 
 
 @pytest.mark.parametrize(("n", "w"), [(1, 4.0), (2, 1.3), (4, 0.0), (4, 4.0), (8, 2.0), (16, 1.3)])
-def test_a_stock_loop_reproduces_sample(
-    student: UNetModel, tmp_path: Path, n: int, w: float
-) -> None:
+def test_a_stock_loop_reproduces_sample(student: Model, tmp_path: Path, n: int, w: float) -> None:
     student.card = student.card.model_copy(update={"steps": n})
     save_model(student, tmp_path / "m")
     cond = torch.arange(10)
@@ -51,7 +50,7 @@ def test_a_stock_loop_reproduces_sample(
     assert float((ours - theirs).abs().max()) < 1e-4
 
 
-def test_reload_is_bit_equal(student: UNetModel, tmp_path: Path) -> None:
+def test_reload_is_bit_equal(student: Model, tmp_path: Path) -> None:
     card = save_model(student, tmp_path / "m")
     again = load_model(tmp_path / "m")
     assert again.card == card
@@ -59,7 +58,7 @@ def test_reload_is_bit_equal(student: UNetModel, tmp_path: Path) -> None:
         assert torch.equal(value, again.state_dict()[key])
 
 
-def test_a_teacher_loads_as_a_guided_pair(teacher: UNetModel, tmp_path: Path) -> None:
+def test_a_teacher_loads_as_a_guided_pair(teacher: Model, tmp_path: Path) -> None:
     save_model(teacher, tmp_path / "t")
     loaded = load(tmp_path / "t")
     assert isinstance(loaded, Guided)
@@ -69,7 +68,7 @@ def test_a_teacher_loads_as_a_guided_pair(teacher: UNetModel, tmp_path: Path) ->
     assert x.shape == (3, 1, 8, 8)
 
 
-def test_folder_holds_stock_parts_only(student: UNetModel, tmp_path: Path) -> None:
+def test_folder_holds_stock_parts_only(student: Model, tmp_path: Path) -> None:
     save_model(student, tmp_path / "m")
     files = {str(p.relative_to(tmp_path / "m")) for p in (tmp_path / "m").rglob("*") if p.is_file()}
     assert files == {
@@ -89,7 +88,7 @@ def test_native_scheduler_walks_the_cosine_grid(steps: int) -> None:
     assert angles == pytest.approx(list(cosine(steps)[:-1]), abs=1e-12)
 
 
-def test_pipeline_draws_what_sample_draws(student: UNetModel, tmp_path: Path) -> None:
+def test_pipeline_draws_what_sample_draws(student: Model, tmp_path: Path) -> None:
     save_model(student, tmp_path / "m")
     pipe = ClassConditionalPipeline.from_pretrained(tmp_path / "m")
     pipe.set_progress_bar_config(disable=True)
@@ -101,7 +100,7 @@ def test_pipeline_draws_what_sample_draws(student: UNetModel, tmp_path: Path) ->
     assert [(p.size, p.mode) for p in pil] == [((8, 8), "L")] * 2
 
 
-def test_pipeline_guides_a_teacher_by_two_passes(teacher: UNetModel, tmp_path: Path) -> None:
+def test_pipeline_guides_a_teacher_by_two_passes(teacher: Model, tmp_path: Path) -> None:
     save_model(teacher, tmp_path / "t")
     pipe = ClassConditionalPipeline.from_pretrained(tmp_path / "t")
     pipe.set_progress_bar_config(disable=True)
@@ -120,7 +119,7 @@ def test_pipeline_guides_a_teacher_by_two_passes(teacher: UNetModel, tmp_path: P
     ],
 )
 def test_pipeline_refuses_what_the_model_was_not_made_for(
-    student: UNetModel, tmp_path: Path, call: dict[str, object], match: str
+    student: Model, tmp_path: Path, call: dict[str, object], match: str
 ) -> None:
     save_model(student, tmp_path / "m")
     pipe = ClassConditionalPipeline.from_pretrained(tmp_path / "m")
@@ -162,9 +161,7 @@ def damage(folder: Path, how: str) -> None:
         "unet config cut",
     ],
 )
-def test_a_damaged_folder_is_named_in_one_line(
-    student: UNetModel, tmp_path: Path, how: str
-) -> None:
+def test_a_damaged_folder_is_named_in_one_line(student: Model, tmp_path: Path, how: str) -> None:
     save_model(student, tmp_path / "m")
     damage(tmp_path / "m", how)
     with pytest.raises(FolderError, match=str(tmp_path / "m")) as caught:
@@ -177,14 +174,14 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
         load(tmp_path / "nothing")
 
 
-def test_a_run_folder_says_which_models_are_in_it(student: UNetModel, tmp_path: Path) -> None:
+def test_a_run_folder_says_which_models_are_in_it(student: Model, tmp_path: Path) -> None:
     save_model(student, tmp_path / "run" / "student-4")
     with pytest.raises(FolderError, match="student-4"):
         load(tmp_path / "run")
 
 
 def test_a_failed_save_leaves_the_old_folder(
-    student: UNetModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    student: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_model(student, tmp_path / "m")
     before = (tmp_path / "m" / "fewstep.json").read_text()

@@ -14,8 +14,9 @@ from tests.models.pipelines import dit_folder, edit, told_student
 
 import fewstep
 from fewstep.errors import FolderError
-from fewstep.models import UNetModel, card_in, card_of, encode_prompts, load, save_model, student_of
-from fewstep.models.parts import without_paths
+from fewstep.files.parts import without_paths
+from fewstep.folders import card_in, encode_prompts, load, save_model
+from fewstep.models import Model, card_of, student_of
 from fewstep.models.pipeline import ClassConditionalPipeline
 
 CHECKER = ["stable_diffusion", "StableDiffusionSafetyChecker"]
@@ -108,7 +109,7 @@ def test_a_teacher_that_diffusers_saved_again_loads(sd: Path, tmp_path: Path) ->
 
 
 def test_a_class_model_that_diffusers_saved_again_needs_its_card(
-    student: UNetModel, tmp_path: Path
+    student: Model, tmp_path: Path
 ) -> None:
     save_model(student, tmp_path / "m")
     ClassConditionalPipeline.from_pretrained(tmp_path / "m").save_pretrained(tmp_path / "again")
@@ -160,7 +161,7 @@ def test_a_part_that_is_needed_is_missed_at_once(sd: Path, tmp_path: Path, part:
             opens(tmp_path / "sd")
 
 
-def test_no_path_of_this_machine_is_saved(sd: Path, student: UNetModel, tmp_path: Path) -> None:
+def test_no_path_of_this_machine_is_saved(sd: Path, student: Model, tmp_path: Path) -> None:
     folder = tmp_path / "home" / "alice" / "sd"
     shutil.copytree(sd, folder)
     for part, key in (
@@ -205,5 +206,5 @@ def test_an_unsaved_dit_student_is_a_parent(tmp_path: Path) -> None:
         p.data.zero_()
     with torch.no_grad():
         before = child(z, phi, cond, w)
-        child.unet.w_input.weight.data.normal_()
+        child.network.w_input.weight.data.normal_()
         assert not torch.equal(child(z, phi, cond, w), before)  # its hook is its own

@@ -12,7 +12,8 @@ from tests.models.pipelines import sd_folder
 
 import fewstep
 from fewstep.errors import FolderError
-from fewstep.models import encode_prompts, load_vae, local
+from fewstep.files.hub import local
+from fewstep.folders import encode_prompts, load_vae
 
 
 @pytest.fixture

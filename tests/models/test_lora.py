@@ -21,17 +21,13 @@ from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Guided
 from fewstep.distill.plan import Stage
 from fewstep.errors import FolderError, MissingError, RangeError
+from fewstep.folders import encode_prompts, encoders_sha256, load_vae, save_model
 from fewstep.models import (
     Lora,
-    TextUNet,
-    UNetModel,
+    Model,
     card_of,
     decode_latents,
-    encode_prompts,
-    encoders_sha256,
-    load_vae,
     merge_adapter,
-    save_model,
     student_of,
     with_w_input,
 )
@@ -56,7 +52,7 @@ def guided(folder: Path) -> Guided:
     return loaded
 
 
-def question(model: Guided | UNetModel) -> tuple[Tensor, Tensor]:
+def question(model: Guided | Model) -> tuple[Tensor, Tensor]:
     draws = torch.Generator().manual_seed(3)
     z = torch.randn(4, 4, 8, 8, generator=draws)
     low, high = model.traits.phi_range
@@ -69,11 +65,11 @@ def answer(model: Any, cond: Cond, w: float = 2.0) -> Tensor:
     return v
 
 
-def own(student: UNetModel) -> dict[str, Tensor]:
+def own(student: Model) -> dict[str, Tensor]:
     return {n: p for n, p in student.named_parameters() if p.requires_grad}
 
 
-def shaken(student: UNetModel) -> UNetModel:
+def shaken(student: Model) -> Model:
     """The student as if it had been trained: of its own weights, only those of fast w are zero."""
     draws = torch.Generator().manual_seed(5)
     for name, p in own(student).items():
@@ -85,7 +81,7 @@ def shaken(student: UNetModel) -> UNetModel:
 
 
 def learn(
-    student: UNetModel, teacher: Any, stage: Stage, cond: Cond, folder: Path, **more: Any
+    student: Model, teacher: Any, stage: Stage, cond: Cond, folder: Path, **more: Any
 ) -> tuple[float, float]:
     """Train; return the error on states not trained on, before and after."""
     problem = stage.problem(teacher, W)
@@ -166,7 +162,7 @@ def test_it_learns_and_its_teacher_does_not(
     assert after < 0.9 * before
     assert torch.equal(answer(teacher, cond), expected)
     found = load_file(folder / UNET)
-    for name, weight in teacher.denoiser.unet.state_dict().items():  # type: ignore[attr-defined]
+    for name, weight in teacher.denoiser.network.state_dict().items():  # type: ignore[attr-defined]
         assert torch.equal(weight, found[name])
     assert float((answer(student.eval(), cond, 0.0) - answer(student, cond, 4.0)).abs().max()) > 0
 
@@ -181,7 +177,7 @@ def test_a_run_that_broke_off_ends_with_the_same_bits_and_an_untouched_teacher(
     cond = encode_prompts(sd, PROMPTS)
     short = {"updates": 12, "checkpoint_every": 4, "checkpoint_activations": True}
 
-    def run(name: str, stop: int | None = None) -> tuple[UNetModel, Guided]:
+    def run(name: str, stop: int | None = None) -> tuple[Model, Guided]:
         teacher, calls = guided(sd), [0]
         student = student_of(teacher, FOUR, W, lora=MERGED)
 
@@ -285,7 +281,7 @@ def test_an_adapter_apart_comes_back_bit_equal(
     student = shaken(student_of(guided(base), FOUR, W, lora=APART))
     card, cond = save_model(student, tmp_path / "m"), encode_prompts(base, PROMPTS)
     loaded = fewstep.load(tmp_path / "m")
-    assert isinstance(loaded, TextUNet)
+    assert isinstance(loaded, Model)
     assert has_adapter(student)
     assert has_adapter(loaded)
     assert torch.equal(answer(loaded, cond), answer(student, cond))
@@ -408,7 +404,7 @@ def test_stage_two_starts_from_a_lora_stage_one(base: Path, tmp_path: Path, lora
     one = shaken(student_of(guided(base), ONE, W, lora=lora))
     save_model(one, tmp_path / "one")
     parent = fewstep.load(tmp_path / "one")
-    assert isinstance(parent, UNetModel)
+    assert isinstance(parent, Model)
     expected = answer(parent, cond)
     two = student_of(parent, FOUR, W, lora=lora)
     assert torch.equal(answer(two.eval(), cond), expected)
@@ -467,7 +463,7 @@ def test_a_dit_student_for_one_w(tmp_path: Path) -> None:
         student_of(teacher, FOUR, W, lora=MERGED)
 
 
-def test_a_pixel_model(teacher: UNetModel, tmp_path: Path) -> None:
+def test_a_pixel_model(teacher: Model, tmp_path: Path) -> None:
     lora = Lora(rank=2, targets=("conv1", "conv2", "time_emb_proj"))
     student = student_of(Guided(teacher, teacher.null_cond), FOUR, W, w_dim=32, lora=lora)
     z, phi, w = torch.randn(2, 1, 8, 8), torch.rand(2), torch.ones(2)
@@ -507,7 +503,7 @@ def test_without_peft_it_says_what_to_install(sd: Path, monkeypatch: pytest.Monk
 
 
 def test_a_network_without_an_adapter_is_its_own_merge(sd: Path) -> None:
-    network = guided(sd).denoiser.unet  # type: ignore[attr-defined]
+    network = guided(sd).denoiser.network  # type: ignore[attr-defined]
     assert merged(network) is network
     assert not has_adapter(network)
     first = adapted(network, MERGED, w_dim=None, seed=0)

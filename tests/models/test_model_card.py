@@ -12,8 +12,9 @@ import torch
 from tests.models.pipelines import sd_folder, told_student
 
 from fewstep.distill.plan import Stage
-from fewstep.models import load, save_model, student_of
-from fewstep.models.readme import licence_of
+from fewstep.folders import load, save_model
+from fewstep.folders.readme import licence_of
+from fewstep.models import student_of
 
 ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
 

@@ -14,17 +14,8 @@ import fewstep
 from fewstep.core.angle import HALF_PI, phi_from_alphas_cumprod, v_from_eps
 from fewstep.core.denoiser import Traits
 from fewstep.errors import FolderError, NonFiniteError, RangeError, RecipeError, ShapeError
-from fewstep.models import (
-    Lora,
-    OwnModel,
-    Table,
-    TableDenoiser,
-    card_of,
-    load,
-    read_card,
-    save_model,
-    student_of,
-)
+from fewstep.folders import load, save_model
+from fewstep.models import BetaClock, BetaDenoiser, Lora, Model, card_of, read_card, student_of
 from fewstep.recipes.config import load_recipe
 from fewstep.recipes.teachers import check_kind
 from fewstep.testing import CheckFailed, check_denoiser
@@ -72,13 +63,13 @@ def test_a_student_of_your_own_module_is_saved_and_loaded(tmp_path: Path) -> Non
         "model.safetensors",
     ]
     again = fewstep.load(tmp_path / "own", factory=Net)
-    assert isinstance(again, OwnModel)
+    assert isinstance(again, Model)
     assert card_of(again) == card
     a, b = (fewstep.sample(m, COND, w=2.0, shape=(2,), seed=1) for m in (student.eval(), again))
     assert torch.equal(a, b)
     with pytest.raises(RangeError, match="w = 5"):
         fewstep.sample(again, COND, w=5.0, shape=(2,))
-    assert torch.equal(Net().out.weight + 0.1, again.unet.out.weight)
+    assert torch.equal(Net().out.weight + 0.1, again.network.out.weight)
 
 
 def test_a_plain_module_is_saved_with_what_its_traits_say(tmp_path: Path) -> None:
@@ -195,8 +186,8 @@ class Eps(nn.Module):
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_a_network_on_a_table_of_betas_is_a_denoiser(prediction: str) -> None:
-    table = Table.from_betas(BETAS, prediction)
-    model = TableDenoiser(Eps(prediction), table, shape=(2,)).eval()
+    table = BetaClock.from_betas(BETAS, prediction)
+    model = BetaDenoiser(Eps(prediction), table, shape=(2,)).eval()
     assert len(check_denoiser(model, COND)) >= 9
     x = fewstep.sample(model, COND, steps=10)
     torch.testing.assert_close(x, torch.full_like(x, 0.5), atol=1e-3, rtol=0)
@@ -210,9 +201,9 @@ def test_betas_that_are_none_are_refused() -> None:
         ([0.1, 2.0], "trained_betas"),
     ):
         with pytest.raises(FolderError, match=match):
-            Table.from_betas(betas)
+            BetaClock.from_betas(betas)
     with pytest.raises(FolderError, match="Did you mean 'epsilon'"):
-        Table.from_betas(BETAS, "epsilom")
+        BetaClock.from_betas(BETAS, "epsilom")
 
 
 @pytest.mark.parametrize("guided", [False, True])
@@ -229,8 +220,8 @@ def test_an_eps_network_that_divides_by_zero_is_found(guided: bool, dtype: torch
 
     class Right(Mine):
         traits = Traits(
-            clock=Table.from_betas(BETAS).clock,
-            phi_range=(0.01, Table.from_betas(BETAS).phi_range[1]),
+            clock=BetaClock.from_betas(BETAS).clock,
+            phi_range=(0.01, BetaClock.from_betas(BETAS).phi_range[1]),
             dtype=dtype,
         )
 
@@ -238,7 +229,7 @@ def test_an_eps_network_that_divides_by_zero_is_found(guided: bool, dtype: torch
         traits = Traits(dtype=dtype)
 
     wrong = fewstep.Guided(Wrong(), NULL) if guided else Wrong()
-    with pytest.raises(CheckFailed, match=r"phi = 1\.571.*division.*TableDenoiser"):
+    with pytest.raises(CheckFailed, match=r"phi = 1\.571.*division.*BetaDenoiser"):
         check_denoiser(wrong, COND, shape=(2,))  # type: ignore[arg-type]
     assert check_denoiser(Right(), COND, shape=(2,))
     assert Right.traits.clock(1)[0] < HALF_PI

@@ -11,14 +11,14 @@ from accelerate import cpu_offload
 from torch import Tensor
 
 from fewstep.errors import FewstepError, NonFiniteError, RangeError, ShapeError
-from fewstep.models import UNetModel
-from fewstep.models.native import native_scheduler
+from fewstep.models import Model
+from fewstep.models.clocks.native import native_scheduler
 from fewstep.models.pipeline import ClassConditionalPipeline
 
 
 @pytest.fixture
-def pipe(student: UNetModel) -> ClassConditionalPipeline:
-    made = ClassConditionalPipeline(student.unet, native_scheduler(), None, 4, [0.0, 4.0])
+def pipe(student: Model) -> ClassConditionalPipeline:
+    made = ClassConditionalPipeline(student.network, native_scheduler(), None, 4, [0.0, 4.0])
     made.set_progress_bar_config(disable=True)
     return made
 

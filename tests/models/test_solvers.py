@@ -13,8 +13,8 @@ from fewstep.core.angle import HALF_PI
 from fewstep.core.denoiser import Traits
 from fewstep.core.sample import sample
 from fewstep.errors import RangeError, ShapeError
+from fewstep.models.clocks.betas import BetaClock
 from fewstep.models.solvers import SOLVERS, solve, solver_scheduler
-from fewstep.models.table import Table
 from fewstep.testing import Mixture
 
 
@@ -92,7 +92,7 @@ class OnTable(Shaped):
 
     def __init__(self, zero_snr: bool) -> None:
         super().__init__()
-        self.table = Table(
+        self.table = BetaClock(
             DDIMScheduler(
                 beta_schedule="scaled_linear",
                 prediction_type="v_prediction",

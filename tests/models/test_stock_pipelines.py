@@ -16,7 +16,8 @@ from fewstep.core.cond import Cond
 from fewstep.core.samplers import get_sampler
 from fewstep.core.samplers import run as run_sampler
 from fewstep.core.seed import Noise
-from fewstep.models import TextUNet, decode_latents, encode_prompts, load_vae, save_model
+from fewstep.folders import encode_prompts, load_vae, save_model
+from fewstep.models import Model, decode_latents
 
 PROMPTS = ["a cat", "two dogs", "rain"]
 B = len(PROMPTS)
@@ -46,9 +47,9 @@ class Trip(NamedTuple):
     folders: dict[str, Path]
     results: dict[str, dict[str, Any]]
 
-    def model(self, name: str) -> TextUNet:
+    def model(self, name: str) -> Model:
         model = fewstep.load(self.folders[name])
-        assert isinstance(model, TextUNet)
+        assert isinstance(model, Model)
         return model
 
     def check(self, job: str, folder: str, z: Tensor, calls: int) -> float:

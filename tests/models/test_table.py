@@ -14,7 +14,7 @@ from tests.models.pipelines import BETAS
 from fewstep.core.angle import HALF_PI, rotate
 from fewstep.core.grid import check_grid
 from fewstep.errors import FolderError, GridError
-from fewstep.models.table import PREDICTIONS, UNDERSTOOD, Table, read_table
+from fewstep.models.clocks.betas import PREDICTIONS, UNDERSTOOD, BetaClock, read_clock
 
 
 def folder(path: Path, **config: Any) -> Path:
@@ -24,8 +24,8 @@ def folder(path: Path, **config: Any) -> Path:
     return path
 
 
-def table(path: Path, **config: Any) -> Table:
-    return read_table(folder(path, **config))
+def table(path: Path, **config: Any) -> BetaClock:
+    return read_clock(folder(path, **config))
 
 
 def test_stable_diffusions_angles(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, text: str | None) -> None:
     path = folder(tmp_path) / "scheduler" / "scheduler_config.json"
     path.unlink() if text is None else path.write_text(text)
     with pytest.raises(FolderError, match=r"scheduler_config\.json"):
-        read_table(tmp_path)
+        read_clock(tmp_path)
 
 
 @pytest.mark.parametrize("name", UNDERSTOOD)
@@ -177,5 +177,5 @@ def test_every_scheduler_that_is_understood_gives_its_own_table(tmp_path: Path, 
     path = tmp_path / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({"_class_name": name, **told}))
     theirs = getattr(diffusers, name)(**told).alphas_cumprod.double()
-    ours = torch.cos(read_table(tmp_path).phis).square()
+    ours = torch.cos(read_clock(tmp_path).phis).square()
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)

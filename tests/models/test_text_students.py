@@ -20,7 +20,8 @@ from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Guided
 from fewstep.distill.plan import Stage
 from fewstep.errors import FolderError, GridError, RangeError, ShapeError
-from fewstep.models import TextUNet, card_of, encode_prompts, load_model, save_model, student_of
+from fewstep.folders import encode_prompts, load_model, save_model
+from fewstep.models import Model, card_of, student_of
 from fewstep.testing import Gaussian, check_denoiser, check_stage
 from fewstep.train import TrainConfig, train
 
@@ -63,7 +64,7 @@ def test_the_w_input_learns_in_its_slow_columns_only(sd: Path) -> None:
     z, phi = question(teacher)
     v = student(z, phi, encode_prompts(sd, PROMPTS), torch.tensor([2.0, 5.0, 9.0, 14.0]))
     v.square().mean().backward()
-    used = student.unet.time_embedding.cond_proj.weight.grad.abs().sum(dim=0) > 0
+    used = student.network.time_embedding.cond_proj.weight.grad.abs().sum(dim=0) > 0
     assert 0 < int(used.sum()) < 32
     assert not used[0]
     assert not used[16]
@@ -121,7 +122,7 @@ def test_stages_on_these_teachers_keep_their_laws(
 
 def trained(
     folder: Path, stage: Stage, tmp_path: Path, updates: int = 50
-) -> tuple[TextUNet, float, float]:
+) -> tuple[Model, float, float]:
     """Train; return the student, and its error on states not trained on, before and after."""
     teacher, cond = guided(folder), encode_prompts(folder, PROMPTS)
     problem = stage.problem(teacher, (0, 4))
@@ -143,7 +144,7 @@ def trained(
     config = TrainConfig(updates=updates, batch_size=16, lr=5e-4, warmup=5, ema=0.95)
     result = train(student, problem, batch, config, tmp_path / "run", progress=False)
     student.load_state_dict(result.ema_state)
-    assert isinstance(student, TextUNet)
+    assert isinstance(student, Model)
     return student, before, error()
 
 
@@ -155,7 +156,7 @@ def test_both_stages_train_on_them(
     student, before, after = trained(folder, stage, tmp_path)
     print(kind, stage.name, before, after)
     assert after < 0.9 * before
-    used = student.unet.time_embedding.cond_proj.weight.abs().sum(dim=0) > 0
+    used = student.network.time_embedding.cond_proj.weight.abs().sum(dim=0) > 0
     assert 0 < int(used.sum()) < 128
     card = save_model(student, tmp_path / "student")
     loaded = fewstep.load(tmp_path / "student")
@@ -216,7 +217,7 @@ def test_a_student_is_checked_when_it_is_sampled(sd: Path, tmp_path: Path) -> No
 
 def test_a_teacher_is_saved_as_it_is(sd: Path, tmp_path: Path) -> None:
     teacher = guided(sd, negative_prompt="blurry")
-    assert isinstance(teacher.denoiser, TextUNet)
+    assert isinstance(teacher.denoiser, Model)
     save_model(teacher.denoiser, tmp_path / "t")
     again, cond = guided(tmp_path / "t"), encode_prompts(sd, PROMPTS)
     assert card_of(again).null_prompt == "blurry"

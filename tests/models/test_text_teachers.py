@@ -19,15 +19,8 @@ from fewstep.core.denoiser import Guided, Traits
 from fewstep.core.seed import Noise
 from fewstep.data.latents import cache_latents
 from fewstep.errors import FewstepWarning, FolderError, RangeError, ShapeError
-from fewstep.models import (
-    TextUNet,
-    card_of,
-    encode_images,
-    encode_prompts,
-    encoders_kept,
-    encoders_sha256,
-    load_vae,
-)
+from fewstep.folders import encode_prompts, encoders_sha256, load_vae
+from fewstep.models import Model, card_of, encode_images, encoders_kept
 from fewstep.models import text as text_part
 from fewstep.models.solvers import solve
 from fewstep.testing import check_denoiser
@@ -39,7 +32,7 @@ STOCK: dict[str, Any] = {"sd": StableDiffusionPipeline, "xl": StableDiffusionXLP
 def teacher(folder: Path, **more: Any) -> Guided:
     loaded = fewstep.load(folder, **more)
     assert isinstance(loaded, Guided)
-    assert isinstance(loaded.denoiser, TextUNet)
+    assert isinstance(loaded.denoiser, Model)
     return loaded
 
 
@@ -306,7 +299,7 @@ def test_a_folder_that_cannot_be_used_is_told_why(
 def test_a_folder_of_weights_in_pieces_loads(sd: Path, tmp_path: Path) -> None:
     shutil.copytree(sd, tmp_path / "sd")
     shutil.rmtree(tmp_path / "sd" / "unet")
-    teacher(sd).denoiser.unet.save_pretrained(tmp_path / "sd" / "unet", max_shard_size="20KB")
+    teacher(sd).denoiser.network.save_pretrained(tmp_path / "sd" / "unet", max_shard_size="20KB")
     assert not (tmp_path / "sd" / "unet" / UNET).exists()
     cond = encode_prompts(sd, PROMPTS)
     again = fewstep.sample(teacher(tmp_path / "sd"), cond, w=2.0, steps=1)

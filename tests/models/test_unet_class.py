@@ -8,8 +8,8 @@ import torch
 import fewstep
 from fewstep.core.denoiser import Guided
 from fewstep.errors import RangeError, ShapeError
-from fewstep.models import UNetConfig, UNetModel, build_unet, student_of, with_w_input
-from fewstep.models.native import timestep_from_phi
+from fewstep.models import Model, UNetConfig, build_unet, student_of, with_w_input
+from fewstep.models.clocks.native import timestep_from_phi
 from fewstep.testing import check_denoiser
 
 
@@ -19,19 +19,19 @@ def batch(n: int = 5) -> tuple[torch.Tensor, ...]:
     return z, torch.rand(n, generator=g) * 1.5, torch.arange(n), torch.rand(n, generator=g) * 4
 
 
-def test_student_equals_teacher_bit_for_bit_at_every_w(teacher: UNetModel) -> None:
-    student = UNetModel(with_w_input(teacher, 32), teacher.card).eval()
+def test_student_equals_teacher_bit_for_bit_at_every_w(teacher: Model) -> None:
+    student = Model(with_w_input(teacher, 32), teacher.card).eval()
     z, phi, cond, _ = batch()
     expected = teacher(z, phi, cond, torch.zeros(5))
     for w in (-1.0, 0.0, 0.7, 4.0, 100.0):
         assert torch.equal(student(z, phi, cond, torch.full((5,), w)), expected)
 
 
-def test_zero_w_input_still_gets_a_gradient_in_its_slow_columns_only(teacher: UNetModel) -> None:
-    student = UNetModel(with_w_input(teacher, 32), teacher.card)
+def test_zero_w_input_still_gets_a_gradient_in_its_slow_columns_only(teacher: Model) -> None:
+    student = Model(with_w_input(teacher, 32), teacher.card)
     z, phi, cond, w = batch()
     student(z, phi, cond, w).square().mean().backward()
-    grad = student.unet.time_embedding.cond_proj.weight.grad
+    grad = student.network.time_embedding.cond_proj.weight.grad
     used = grad.abs().sum(dim=0) > 0
     assert 0 < int(used.sum()) < 32
     assert not used[0]
@@ -39,31 +39,31 @@ def test_zero_w_input_still_gets_a_gradient_in_its_slow_columns_only(teacher: UN
 
 
 @pytest.mark.parametrize("w", [3, None, (0,), (0, 1, 2), "ab", (4, 0), (0, float("inf"))])
-def test_a_range_of_w_is_two_finite_numbers(teacher: UNetModel, w: object) -> None:
+def test_a_range_of_w_is_two_finite_numbers(teacher: Model, w: object) -> None:
     stage = fewstep.Stage("student-4", "teacher", updates=1, steps=4)
     with pytest.raises(RangeError, match=r"it must be \(low, high\)"):
         student_of(teacher, stage, w, w_dim=16)  # type: ignore[arg-type]
 
 
-def test_surgery_leaves_the_teacher_alone(teacher: UNetModel) -> None:
+def test_surgery_leaves_the_teacher_alone(teacher: Model) -> None:
     student = with_w_input(teacher, 32)
-    before = teacher.unet.conv_in.weight.clone()
+    before = teacher.network.conv_in.weight.clone()
     student.conv_in.weight.data.add_(1)
-    assert torch.equal(teacher.unet.conv_in.weight, before)
+    assert torch.equal(teacher.network.conv_in.weight, before)
 
 
-def test_a_student_of_a_student_is_a_plain_copy(student: UNetModel) -> None:
-    again = UNetModel(with_w_input(student, 64), student.card).eval()
+def test_a_student_of_a_student_is_a_plain_copy(student: Model) -> None:
+    again = Model(with_w_input(student, 64), student.card).eval()
     z, phi, cond, w = batch()
     assert torch.equal(again(z, phi, cond, w), student(z, phi, cond, w))
 
 
-def test_w_matters_once_the_input_is_not_zero(student: UNetModel) -> None:
+def test_w_matters_once_the_input_is_not_zero(student: Model) -> None:
     z, phi, cond, w = batch()
     assert not torch.allclose(student(z, phi, cond, w), student(z, phi, cond, w + 1))
 
 
-def test_models_pass_the_public_check(teacher: UNetModel, student: UNetModel) -> None:
+def test_models_pass_the_public_check(teacher: Model, student: Model) -> None:
     cond = torch.arange(6)
     check_denoiser(student, cond=cond)
     check_denoiser(Guided(teacher, teacher.null_cond), cond=cond, null_cond=teacher.null_cond)
@@ -77,12 +77,12 @@ def test_native_timesteps_are_whole_on_the_grid() -> None:
 
 
 @pytest.mark.parametrize("classes", [[11], [-1], [0, 42]])
-def test_a_class_that_is_not_there_is_refused(student: UNetModel, classes: list[int]) -> None:
+def test_a_class_that_is_not_there_is_refused(student: Model, classes: list[int]) -> None:
     with pytest.raises(RangeError, match="classes 0 to 9"):
         fewstep.sample(student, torch.tensor(classes), w=1.0)
 
 
-def test_a_condition_of_another_kind_is_refused(student: UNetModel) -> None:
+def test_a_condition_of_another_kind_is_refused(student: Model) -> None:
     with pytest.raises(ShapeError, match="class ids"):
         fewstep.sample(student, torch.randn(2, 3), w=1.0)
 
@@ -113,14 +113,14 @@ def test_attention_levels_build_and_run() -> None:
     assert out.shape == (2, 3, 8, 8)
 
 
-def test_checkpointed_activations_change_no_gradient(student: UNetModel) -> None:
+def test_checkpointed_activations_change_no_gradient(student: Model) -> None:
     z, phi, cond, w = batch()
     gradients = []
     for saving in (False, True):
         student.train()
         if saving:
             student.checkpoint_activations()
-            assert student.unet.is_gradient_checkpointing
+            assert student.network.is_gradient_checkpointing
         student.zero_grad()
         student(z, phi, cond, w).square().mean().backward()
         gradients.append([p.grad.clone() for p in student.parameters() if p.grad is not None])

@@ -16,17 +16,8 @@ from tests.models.pipelines import dit_folder, edit, sd_folder, told_student
 
 import fewstep
 from fewstep.errors import FolderError, NonFiniteError
-from fewstep.models import (
-    UNetModel,
-    card_in,
-    card_of,
-    encode_prompts,
-    load,
-    load_vae,
-    network_of,
-    save_model,
-    weights,
-)
+from fewstep.folders import card_in, encode_prompts, load, load_vae, save_model
+from fewstep.models import Model, card_of, model_of, weights
 
 Tensors = dict[str, torch.Tensor]
 FILES = {
@@ -139,7 +130,7 @@ def test_a_variant_is_read_and_copied_without_its_name(tmp_path: Path, sharded: 
         )
     plain, named = load(tmp_path / "plain"), load(tmp_path / "fp16")
     assert card_of(named).weights_sha256 == card_of(plain).weights_sha256
-    for a, b in zip(network_of(plain).parameters(), network_of(named).parameters(), strict=True):
+    for a, b in zip(model_of(plain).parameters(), model_of(named).parameters(), strict=True):
         assert b.dtype == torch.float32
         assert torch.equal(a, b)
     save_model(told_student(tmp_path / "fp16"), tmp_path / "student")
@@ -212,7 +203,7 @@ def test_stock_teachers_are_told_apart_by_their_weights(sd: Path, tmp_path: Path
     assert card_of(load(sd)).weights_sha256 == one
 
 
-def test_weights_that_are_not_the_cards_are_refused(student: UNetModel, tmp_path: Path) -> None:
+def test_weights_that_are_not_the_cards_are_refused(student: Model, tmp_path: Path) -> None:
     card = save_model(student, tmp_path / "m")
     file = tmp_path / "m" / FILES["unet"]
     change(file, lambda t: t["conv_out.bias"].add_(1))
@@ -246,7 +237,7 @@ def test_a_file_that_was_just_written_is_hashed_again(tmp_path: Path) -> None:
     assert weights.file_sha256(file) != first
 
 
-def test_weights_that_are_not_finite_are_not_saved(student: UNetModel, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_not_saved(student: Model, tmp_path: Path) -> None:
     next(student.parameters()).data.view(-1)[0] = float("nan")
     with pytest.raises(NonFiniteError, match="weights must be finite"):
         save_model(student, tmp_path / "m")

@@ -11,10 +11,11 @@ from PIL import Image
 import fewstep
 from fewstep.core.denoiser import Guided
 from fewstep.data import DataConfig, open_dataset
+from fewstep.folders import save_model
 from fewstep.metrics import train_features
-from fewstep.models import Card, UNetConfig, UNetModel, build_unet, save_model, student_of
-from fewstep.models.native import CLOCK
-from fewstep.models.unet_class import FAMILY
+from fewstep.models import Card, Model, UNetConfig, build_unet, student_of
+from fewstep.models.clocks.native import CLOCK
+from fewstep.models.families.unet_class import UNET_CLASS
 
 SIZE = 8
 
@@ -37,14 +38,14 @@ def features_folder(path: Path, images: Path) -> Path:
     return path
 
 
-def teacher(seed: int = 0, classes: int = 2) -> UNetModel:
+def teacher(seed: int = 0, classes: int = 2) -> Model:
     """A class-conditional network of random weights, without a hash."""
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(seed)
         unet = build_unet(UNetConfig(channels=(8,), groups=4, w_dim=16), (3, SIZE, SIZE), classes)
     card = Card(
         fewstep=fewstep.__version__,
-        family=FAMILY,
+        family=UNET_CLASS.name,
         name="teacher",
         stage="teacher",
         clock=CLOCK,
@@ -52,14 +53,14 @@ def teacher(seed: int = 0, classes: int = 2) -> UNetModel:
         num_classes=classes,
         null_class=classes,
     )
-    return UNetModel(unet, card).eval()
+    return Model(unet, card).eval()
 
 
-def guided(model: UNetModel) -> Guided:
+def guided(model: Model) -> Guided:
     return Guided(model, model.null_cond)
 
 
-def student(parent: UNetModel, folder: Path, steps: int = 4, name: str | None = None) -> Path:
+def student(parent: Model, folder: Path, steps: int = 4, name: str | None = None) -> Path:
     """A saved student that nothing has trained."""
     stage = fewstep.Stage(name or f"student-{steps}", "teacher", updates=1, steps=steps)
     save_model(student_of(guided(parent), stage, (0.0, 4.0), w_dim=16), folder)

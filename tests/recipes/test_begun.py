@@ -435,8 +435,8 @@ def test_a_stage_may_have_a_name_of_its_own(recipe: Path, tmp_path: Path) -> Non
 def test_a_report_ends_beside_files_of_the_users_in_a_students_folder(
     recipe: Path, halved: Path, tmp_path: Path
 ) -> None:
+    from fewstep.folders import load
     from fewstep.measure.evaluate import Cell
-    from fewstep.models import load
     from fewstep.recipes.study import _figures
 
     out = Path(shutil.copytree(halved, tmp_path / "run"))

@@ -17,14 +17,15 @@ from tests.recipes.making import teacher as pets_teacher
 import fewstep
 from fewstep.core.denoiser import Guided
 from fewstep.data import DataConfig
+from fewstep.folders import load
 from fewstep.measure import evaluate
 from fewstep.measure.conditions import Conditions, evenly
 from fewstep.measure.evaluate import Evaluation
 from fewstep.measure.identity import identity_of
 from fewstep.metrics.rotations import TASK
-from fewstep.models import Card, UNetConfig, UNetModel, build_unet, load, student_of
-from fewstep.models.native import CLOCK
-from fewstep.models.unet_class import FAMILY
+from fewstep.models import Card, Model, UNetConfig, build_unet, student_of
+from fewstep.models.clocks.native import CLOCK
+from fewstep.models.families.unet_class import UNET_CLASS
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def teacher() -> Guided:
         unet = build_unet(UNetConfig(channels=(8, 16), groups=4, w_dim=32), (1, 8, 8), 10)
     card = Card(
         fewstep=fewstep.__version__,
-        family=FAMILY,
+        family=UNET_CLASS.name,
         name="teacher",
         stage="teacher",
         clock=CLOCK,
@@ -43,7 +44,7 @@ def teacher() -> Guided:
         null_class=10,
         weights_sha256="of random weights",
     )
-    model = UNetModel(unet, card).eval()
+    model = Model(unet, card).eval()
     return Guided(model, model.null_cond)
 
 
@@ -97,10 +98,10 @@ def differing(a: Any, b: Any) -> set[str]:
 
 def test_a_cell_depends_on_all_that_draws_it(teacher: Guided) -> None:
     inner = teacher.denoiser
-    assert isinstance(inner, UNetModel)
+    assert isinstance(inner, Model)
 
     def changed(**facts: Any) -> Guided:
-        return Guided(UNetModel(inner.unet, inner.card.model_copy(update=facts)), teacher.null_cond)
+        return Guided(Model(inner.network, inner.card.model_copy(update=facts)), teacher.null_cond)
 
     assert differing(teacher, changed(name="other", figures={"fd": 1.0})) == set()
     assert differing(teacher, changed(weights_sha256="others")) == {"weights"}

@@ -11,8 +11,8 @@ from tests.models.pipelines import sd_folder
 from tests.recipes.making import features_folder, image_folder, student, teacher
 
 from fewstep.errors import FewstepError, FolderError, RecipeError
-from fewstep.models import save_model
-from fewstep.models.table import read_table
+from fewstep.folders import save_model
+from fewstep.models.clocks.betas import read_clock
 from fewstep.recipes.check import check_report, fit_steps, nearest_divisor
 from fewstep.recipes.config import check_recipe
 from fewstep.recipes.run import Run
@@ -109,7 +109,7 @@ def test_a_damaged_file_of_the_run_is_found_first(home: Path, tmp_path: Path) ->
 
 
 def test_defaults_fit_the_table_and_given_numbers_must(home: Path) -> None:
-    table = read_table(home / "sd")
+    table = read_clock(home / "sd")
     plain = EvaluateConfig()
     assert fit_steps(plain, None) == (plain, [])
     fitted, notes = fit_steps(plain, table)

@@ -18,8 +18,8 @@ from tests.recipes.making import features_folder, image_folder, student, teacher
 from fewstep.cli.main import main
 from fewstep.data import images
 from fewstep.errors import RangeError
+from fewstep.folders import save_model
 from fewstep.measure.evaluate import Evaluation
-from fewstep.models import save_model
 from fewstep.recipes.compare import Comparison
 
 Command = Callable[..., tuple[int, str, str]]

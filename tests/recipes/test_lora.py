@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fewstep.errors import RecipeError
-from fewstep.models import UNetModel, read_card
+from fewstep.models import Model, read_card
 from fewstep.recipes.config import Recipe, check_recipe
 from fewstep.recipes.run import Run
 from fewstep.train import memory
@@ -51,15 +51,15 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[str]]:
 def test_every_student_is_a_merged_lora_of_its_parent(study: tuple[Run, list[str]]) -> None:
     run, _ = study
     teacher = run.load("teacher").denoiser  # type: ignore[union-attr]
-    assert isinstance(teacher, UNetModel)
-    before = dict(teacher.unet.named_parameters())
+    assert isinstance(teacher, Model)
+    before = dict(teacher.network.named_parameters())
     for name in ("stage-one", "student-2"):
         card, model = read_card(run.folder(name)), run.load(name)
-        assert isinstance(model, UNetModel)
+        assert isinstance(model, Model)
         assert card.lora is not None
         assert (card.lora.rank, card.lora.alpha, card.lora.merged) == (2, 4, True)
         changed = {
-            n for n, p in model.unet.named_parameters()
+            n for n, p in model.network.named_parameters()
             if n not in before or not torch.equal(p, before[n])
         }  # fmt: skip
         assert changed
@@ -70,7 +70,7 @@ def test_every_student_is_a_merged_lora_of_its_parent(study: tuple[Run, list[str
 def test_a_pair_has_no_w_input(study: tuple[Run, list[str]]) -> None:
     run, _ = study
     pair = run.load("pair-4").denoiser  # type: ignore[union-attr]
-    assert isinstance(pair, UNetModel)
+    assert isinstance(pair, Model)
     assert pair.w_dim is None
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from fewstep.folders import save_model
 from fewstep.measure.evaluate import Evaluation
-from fewstep.models import network_of, save_model, student_of
+from fewstep.models import model_of, student_of
 from fewstep.recipes.config import Recipe, check_recipe
 from fewstep.recipes.run import Run
 
@@ -41,7 +42,7 @@ def run_folder(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path
     run.train_teacher()
     one, *students = run.plan
     run.distill(one)
-    parent = network_of(run.load(one.name))
+    parent = model_of(run.load(one.name))
     for stage in students:
         save_model(student_of(parent, stage, recipe.distill.w), run.folder(stage.name))
     assert Evaluation(recipe.data, out / "evaluation", samples=20).features.name == "digits"

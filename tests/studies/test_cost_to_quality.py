@@ -13,7 +13,8 @@ from studies.common import StudyError
 from studies.cost_to_quality import FD
 from studies.cost_to_quality_plans import BROUGHT, PLANS, Entry
 
-from fewstep.models import load, save_model, student_of
+from fewstep.folders import load, save_model
+from fewstep.models import student_of
 from fewstep.recipes.config import Recipe, load_recipe, save_recipe
 from studies import cost_to_quality
 

@@ -16,8 +16,8 @@ from studies.common import StudyError
 from tests.models.pipelines import sd_folder, told_student
 
 from fewstep.data import DataConfig, open_dataset
+from fewstep.folders import save_model
 from fewstep.metrics import train_features
-from fewstep.models import save_model
 from studies import autoencoder, stock_pipelines
 
 STEPS = 4

@@ -15,7 +15,7 @@ from tests.forks import Forks
 from fewstep.core.denoiser import Guided
 from fewstep.distill.guidance import GuidanceDistillation
 from fewstep.distill.plan import Stage
-from fewstep.models import Lora, UNetConfig, UNetModel, build_unet, student_of
+from fewstep.models import Lora, Model, UNetConfig, build_unet, student_of
 from fewstep.models.card import Card
 from fewstep.train import Estimate, TrainConfig, estimate, in_units, memory
 
@@ -28,7 +28,7 @@ def teacher(config: UNetConfig = SMALL, size: int = 8) -> Guided:
         fewstep="0", family="unet-class", name="t", stage="teacher", clock="native-1024",
         shape=(3, size, size), num_classes=10, null_class=10,
     )  # fmt: skip
-    model = UNetModel(build_unet(config, (3, size, size), 10), card).eval()
+    model = Model(build_unet(config, (3, size, size), 10), card).eval()
     return Guided(model, model.null_cond)
 
 

@@ -25,7 +25,7 @@ from fewstep.distill.guidance import GuidanceDistillation
 from fewstep.distill.pretrain import Pretrain
 from fewstep.distill.problem import Problem, loss
 from fewstep.distill.steps import StepDistillation
-from fewstep.models import Card, UNetConfig, UNetModel, build_unet, with_w_input
+from fewstep.models import Card, Model, UNetConfig, build_unet, with_w_input
 from fewstep.train import TrainConfig, train
 from fewstep.train.loop import _Loop
 
@@ -57,48 +57,48 @@ class NoWait(TorchDispatchMode):
         return out
 
 
-def teacher(device: str) -> UNetModel:
+def teacher(device: str) -> Model:
     card = Card(
         fewstep=fewstep.__version__, family="unet-class", name="tiny", stage="teacher",
         clock="native-1024", shape=(1, 8, 8), num_classes=10, null_class=10,
     )  # fmt: skip
-    return UNetModel(build_unet(TINY, (1, 8, 8), 10), card).eval().to(device)
+    return Model(build_unet(TINY, (1, 8, 8), 10), card).eval().to(device)
 
 
-def student(of: UNetModel) -> UNetModel:
+def student(of: Model) -> Model:
     told = of.card.model_copy(update={"stage": "match", "w_range": (0.0, 4.0)})
-    return UNetModel(with_w_input(of, TINY.w_dim), told)
+    return Model(with_w_input(of, TINY.w_dim), told)
 
 
-def pretrain(of: UNetModel) -> Problem:
+def pretrain(of: Model) -> Problem:
     return Pretrain(of.null_cond)
 
 
-def match(of: UNetModel) -> Problem:
+def match(of: Model) -> Problem:
     return GuidanceDistillation(Guided(of, of.null_cond, interval=(0.1, 1.4), threshold=torch.tanh))
 
 
-def halve(of: UNetModel) -> Problem:
+def halve(of: Model) -> Problem:
     return StepDistillation(student(of).eval(), steps=4)
 
 
-def encode(of: UNetModel) -> Problem:
+def encode(of: Model) -> Problem:
     return StepDistillation(student(of).eval(), steps=4, direction="encode")
 
 
-def pair(of: UNetModel) -> Problem:
+def pair(of: Model) -> Problem:
     return StepDistillation(of, steps=4, w=(0.0, 0.0), null_cond=of.null_cond)
 
 
-def stochastic(of: UNetModel) -> Problem:
+def stochastic(of: Model) -> Problem:
     return StepDistillation(Guided(of, of.null_cond), steps=4, stride=2, substeps=4, w=(0.0, 4.0))
 
 
-def match_walked(of: UNetModel) -> Problem:
+def match_walked(of: Model) -> Problem:
     return GuidanceDistillation(Guided(of, of.null_cond), states="trajectory", walk=BATCH)
 
 
-def halve_walked(of: UNetModel) -> Problem:
+def halve_walked(of: Model) -> Problem:
     return StepDistillation(student(of).eval(), steps=4, stride=2, states="trajectory")
 
 
@@ -107,7 +107,7 @@ PROBLEMS = (pretrain, match, halve, encode, pair, stochastic, match_walked, halv
 
 @pytest.mark.parametrize("stage", PROBLEMS)
 def test_targets_loss_and_gradient_stay_on_the_device(
-    stage: Callable[[UNetModel], Problem],
+    stage: Callable[[Model], Problem],
 ) -> None:
     """On the device that holds no values at all; conditions of the problem begin on the host."""
     of = teacher("meta")
@@ -150,7 +150,7 @@ def step_under(
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("stage", [match, halve])
 def test_no_value_is_read_in_a_step_of_the_loop(
-    stage: Callable[[UNetModel], Problem],
+    stage: Callable[[Model], Problem],
     accumulate: int,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -176,7 +176,7 @@ def no_synchronisation() -> Iterator[None]:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("stage", [match, halve])
 def test_no_step_synchronises_a_gpu(
-    stage: Callable[[UNetModel], Problem],
+    stage: Callable[[Model], Problem],
     precision: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

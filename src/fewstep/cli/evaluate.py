@@ -84,10 +84,10 @@ def evaluate_command(
     counts = None if steps is None else list(dict.fromkeys(whole(steps, "--steps")))
     samplers = None if sampler is None else _samplers(sampler)
     from fewstep.core.device import choose_device
+    from fewstep.folders import card_in
     from fewstep.lock import writer_of
     from fewstep.measure.evaluate import Evaluation
     from fewstep.measure.room import check_samples
-    from fewstep.models import card_in
     from fewstep.recipes.check import check_evaluation
     from fewstep.recipes.compare import Comparison, compare, write_comparison
 
@@ -177,7 +177,8 @@ def training_data(cards: list[Card], reference: str | None, folder: Path) -> Dat
 
 
 def _shape(folder: Path, card: Card) -> tuple[int, ...]:
-    from fewstep.models import image_shape, local
+    from fewstep.files.hub import local
+    from fewstep.folders import image_shape
 
     return image_shape(local(folder), card)
 

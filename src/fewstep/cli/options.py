@@ -176,7 +176,7 @@ def load_run_recipe(
 def data_of(teachers: Sequence[Path]) -> str | None:
     """Return the name of the built-in data set that a teacher was trained on, or None."""
     from fewstep.data import DATASETS
-    from fewstep.models import card_in
+    from fewstep.folders import card_in
 
     for folder in teachers:
         if not folder.is_dir():

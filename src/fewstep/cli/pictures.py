@@ -56,15 +56,16 @@ class Opened:
     @cached_property
     def vae(self) -> Any | None:
         """The autoencoder of a latent model; None for a pixel model."""
-        from fewstep.models import load_vae, network_of
+        from fewstep.folders import load_vae
+        from fewstep.models import model_of
 
-        source = network_of(self.model).source
+        source = model_of(self.model).source
         return None if source is None else load_vae(source, self.device)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Shape (C, H, W) of its images."""
-        from fewstep.models import image_shape
+        from fewstep.folders import image_shape
 
         return image_shape(self.folder, self.card)
 
@@ -94,7 +95,7 @@ class Opened:
         Raises RangeError: a prompt for a class model or the reverse, both, or neither.
         """
         from fewstep.core.cond import repeat_null
-        from fewstep.models import encode_prompts
+        from fewstep.folders import encode_prompts
 
         given = prompt if self.takes_text else classes
         if given is None or (classes is not None and prompt is not None):
@@ -137,7 +138,9 @@ def counted(count: int) -> str:
 def open_model(folder: Path, device: str | None) -> Opened:
     """Return the model of a folder on a device; by default on the GPU where there is one."""
     from fewstep.core.device import choose_device
-    from fewstep.models import card_of, load, local
+    from fewstep.files.hub import local
+    from fewstep.folders import load
+    from fewstep.models import card_of
 
     place = choose_device(device)
     folder = local(folder)

@@ -54,10 +54,10 @@ def roundtrip_command(
     from fewstep.atomic import atomic_write
     from fewstep.cli.evaluate import training_data
     from fewstep.core.device import choose_device
+    from fewstep.folders import card_in
     from fewstep.lock import writer_of
     from fewstep.measure.evaluate import Evaluation
     from fewstep.measure.roundtrip import RoundTrip, open_ways
-    from fewstep.models import card_in
     from fewstep.show.roundtrip_sheets import sheets
     from fewstep.show.sheet import save_sheet
     from fewstep.show.tables import aligned, comma_separated, markdown

@@ -113,7 +113,7 @@ class _Wanted(NamedTuple):
 def _wanted(opened: Opened, cond: str | None, texts: list[str]) -> _Wanted:
     import torch
 
-    from fewstep.models import encode_prompts
+    from fewstep.folders import encode_prompts
 
     card = opened.card
     if opened.takes_text != bool(texts) or (opened.takes_text and cond is not None):

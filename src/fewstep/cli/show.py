@@ -28,7 +28,7 @@ def show_command(
     json: Annotated[bool, typer.Option("--json", help="Print the card as JSON.")] = False,
 ) -> None:
     """Show what a model folder holds: stage, steps, range of w, parents, figures."""
-    from fewstep.models import card_in
+    from fewstep.folders import card_in
 
     card = card_in(model)
     typer.echo(card.model_dump_json(indent=2) if json else describe(card))

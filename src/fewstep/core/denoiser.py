@@ -179,6 +179,11 @@ class Guided:
         return v + (x - threshold(x)) / expand(torch.sin(phi), z).clamp_min(1e-4)
 
 
+def inside(denoiser: Denoiser) -> Denoiser:
+    """Return the denoiser inside a guided pair; another one is returned as it is."""
+    return denoiser.denoiser if isinstance(denoiser, Guided) else denoiser
+
+
 def cheapest(denoiser: Denoiser, w: Tensor) -> Denoiser:
     """Return `denoiser`, or in place of a guided pair that w (B,) leaves unguided, half of it."""
     return denoiser.at(w) if isinstance(denoiser, Guided) else denoiser

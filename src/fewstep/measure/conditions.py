@@ -13,7 +13,8 @@ from fewstep.core.cond import Cond, take
 from fewstep.core.denoiser import Guided
 from fewstep.data import DataConfig, Dataset, captions_of
 from fewstep.data.captions import fill
-from fewstep.models import TextUNet, UNetModel, card_of, encode_prompts, network_of
+from fewstep.folders import encode_prompts
+from fewstep.models import Model, card_of, model_of
 
 ENOUGH = {"class": 2, "prompt": 10}  # images per class, on average, by what models are given
 
@@ -61,7 +62,7 @@ class Conditions:
         asked = max(1, min(classes, self.samples // 2))
         return evenly(asked, classes)[torch.arange(self.samples) % asked]
 
-    def labels_for(self, model: UNetModel | Guided) -> Tensor | None:
+    def labels_for(self, model: Model | Guided) -> Tensor | None:
         """Return the class of each sample of a model; None for prompts that are no classes.
 
         A class-conditional model on images without classes draws its own classes in turn.
@@ -88,7 +89,7 @@ class Conditions:
             ids += labels.tolist()
         return captions_of(templates, [texts[k] for k in ids], index)
 
-    def kind(self, model: UNetModel | Guided) -> str:
+    def kind(self, model: Model | Guided) -> str:
         """Return what a model's samples are conditioned on, for the key of a cell."""
         if card_of(model).num_classes:
             return "classes"
@@ -96,13 +97,13 @@ class Conditions:
             return f"template {self.config.captions[0]}"
         return f"captions {' | '.join(self.config.captions)}"
 
-    def of(self, model: UNetModel | Guided) -> Cond:
+    def of(self, model: Model | Guided) -> Cond:
         """Return the condition batch (samples) of a model: class ids, or encoded prompts."""
         labels = self.labels_for(model)
         if card_of(model).num_classes and labels is not None:
             return labels
-        inner = network_of(model)
-        assert isinstance(inner, TextUNet)
+        inner = model_of(model)
+        assert inner.source is not None
         asked = sorted(set(self.texts))
         if inner.source not in self._encoded:
             self._encoded[inner.source] = encode_prompts(inner.source, asked, device=self.device)

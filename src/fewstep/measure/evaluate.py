@@ -35,6 +35,7 @@ from fewstep.core.sample import sample
 from fewstep.core.samplers import get_sampler
 from fewstep.data import DataConfig, Dataset, open_dataset
 from fewstep.errors import DataError, NonFiniteError
+from fewstep.folders import to_images
 from fewstep.measure.conditions import Conditions, evenly
 from fewstep.measure.database import Results, key_of, what_changed
 from fewstep.measure.identity import identity_of
@@ -49,7 +50,7 @@ from fewstep.metrics import (
     measure_all,
     no_figures,
 )
-from fewstep.models import UNetModel, to_images
+from fewstep.models import Model
 from fewstep.models.solvers import SOLVERS, solve
 
 Row = dict[str, Any]
@@ -213,7 +214,7 @@ class Evaluation:
     def cell(
         self,
         name: str,
-        model: UNetModel | Guided,
+        model: Model | Guided,
         *,
         w: float,
         steps: int | None = None,
@@ -244,7 +245,7 @@ class Evaluation:
         return Cell(_row(found) | {"model": name}, key, path, missing)
 
     def _measure(
-        self, name: str, model: UNetModel | Guided, asked: Row, teacher: Cell | None, path: Path
+        self, name: str, model: Model | Guided, asked: Row, teacher: Cell | None, path: Path
     ) -> Row:
         """Draw a cell, keep its images and figures, and return its row of the database."""
         w, steps, sampler = asked["w"], asked["steps"], asked["sampler"]
@@ -270,7 +271,7 @@ class Evaluation:
         self.say(f"{name} {sampler} {steps} steps, w = {w:g}: {fd} {shown}{again}")
         return found
 
-    def _draw(self, model: UNetModel | Guided, w: float, steps: int, sampler: str) -> Tensor:
+    def _draw(self, model: Model | Guided, w: float, steps: int, sampler: str) -> Tensor:
         shared: dict[str, Any] = {"w": w, "steps": steps, "seed": self.seed}
         shared["batch_size"] = self.batch_size
         cond = self.conditions.of(model)
@@ -366,7 +367,7 @@ def device_name(device: str) -> str:
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
-def _evaluations(model: UNetModel | Guided, w: float, steps: int, sampler: str) -> int:
+def _evaluations(model: Model | Guided, w: float, steps: int, sampler: str) -> int:
     """Return the network evaluations per image."""
     asking = cheapest(model, torch.tensor([w]))
     if sampler in SOLVERS:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Guided
-from fewstep.models import TextUNet, UNetModel, card_of, encoders_sha256, network_of
-from fewstep.models.pipeline_folder import weights_sha256
-from fewstep.models.pipeline_model import PipelineModel
+from fewstep.files.weights import part_sha256
+from fewstep.folders import encoders_sha256
+from fewstep.models import Model, model_of
 
 Row = dict[str, Any]
 # Facts of a card on which images depend, beside the weights.
@@ -23,18 +23,18 @@ FACTS = (
 )
 
 # Hashing gigabytes takes seconds, and a model is measured in many cells.
-_hashes: WeakKeyDictionary[UNetModel, tuple[str, str | None]] = WeakKeyDictionary()
+_hashes: WeakKeyDictionary[Model, tuple[str, str | None]] = WeakKeyDictionary()
 
 
-def identity_of(model: UNetModel | Guided) -> Row:
+def identity_of(model: Model | Guided) -> Row:
     """Return everything that the model's images depend on, but noise, condition, steps and w.
 
     "weights", "base" of an adapter that is kept apart, "encoders" (autoencoder and text encoders
     of a latent model), "clock", "prediction", "guidance" (what the unconditional pass is
     conditioned on), and the "card" for the rest. Models with equal identities draw equal images.
     """
-    inner = network_of(model)
-    card = card_of(model)
+    inner = model_of(model)
+    card = inner.card
     facts = card.model_dump(mode="json", include=set(FACTS))
     if inner not in _hashes:
         _hashes[inner] = (_weights(inner), _encoders(inner))
@@ -50,32 +50,33 @@ def identity_of(model: UNetModel | Guided) -> Row:
     }
 
 
-def _weights(inner: UNetModel) -> str:
+def _weights(inner: Model) -> str:
     if inner.card.weights_sha256:
         return inner.card.weights_sha256
-    if isinstance(inner, PipelineModel):  # a stock folder without a card
-        return weights_sha256(inner.source, inner.part)
+    if inner.source is not None and not inner.family.native:  # a stock folder without a card
+        return part_sha256(inner.source / inner.family.part)
     digest = hashlib.sha256()
-    for name, tensor in inner.unet.state_dict().items():
+    for name, tensor in inner.network.state_dict().items():
         digest.update(f"{name} {_hash(tensor)}\n".encode())
     return digest.hexdigest()
 
 
-def _encoders(inner: UNetModel) -> str | None:
+def _encoders(inner: Model) -> str | None:
     if inner.source is None:
         return None
-    return encoders_sha256(inner.source, prompts=isinstance(inner, TextUNet))
+    return encoders_sha256(inner.source, prompts=inner.family.takes_prompts)
 
 
-def _clock(inner: UNetModel) -> list[str]:
+def _clock(inner: Model) -> list[str]:
     # Two tables of betas may agree at both ends, which is all that the name of a clock holds.
-    table = [_hash(inner.table.phis)] if isinstance(inner, PipelineModel) else []
-    return [inner.card.clock, *table]
+    phis = [] if inner.family.native else [_hash(inner.clock.phis)]
+    return [inner.card.clock, *phis]
 
 
-def _guidance(model: UNetModel | Guided, inner: UNetModel) -> Row | None:
-    if not isinstance(model, Guided):
+def _guidance(model: Model | Guided, inner: Model) -> Row | None:
+    if model is inner:
         return None
+    assert not isinstance(model, Model)
     threshold = model.threshold
     return {
         "null": None if _equal(model.null_cond, inner.null_cond) else _hash_cond(model.null_cond),

@@ -22,11 +22,12 @@ from fewstep.core.denoiser import Guided, cheapest
 from fewstep.core.sample import sample
 from fewstep.edit import check_together, decode, encode
 from fewstep.errors import DataError, FolderError
+from fewstep.folders import load
 from fewstep.measure.database import key_of
 from fewstep.measure.evaluate import Evaluation
 from fewstep.measure.identity import identity_of
 from fewstep.metrics import Measured, accuracy, extract, noise_figures, paired_rms, psnr
-from fewstep.models import Model, card_of, load
+from fewstep.models import Model, card_of
 
 Row = dict[str, Any]
 Loaded: TypeAlias = "Model | Guided"

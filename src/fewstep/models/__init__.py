@@ -1,65 +1,60 @@
-"""Denoisers made of diffusers networks, and the folders that they live in."""
+"""Denoisers made of networks, on the clocks that these were trained on."""
 
 from __future__ import annotations
 
-from fewstep.models.card import Card, Parent, read_card
-from fewstep.models.facts import check_size
-from fewstep.models.folder import card_in, card_of, lineage, load, load_model, save_model
-from fewstep.models.hub import local
-from fewstep.models.latent_class import LatentClass
-from fewstep.models.lora import Lora
-from fewstep.models.own import Factory, OwnModel
-from fewstep.models.pipeline_folder import encode_prompts, encoders_sha256, is_pipeline
-from fewstep.models.student import merge_adapter, student_of
-from fewstep.models.table import Table
-from fewstep.models.table_denoiser import TableDenoiser
-from fewstep.models.text import encoders_kept
-from fewstep.models.text_unet import TextUNet
-from fewstep.models.unet_class import UNetConfig, UNetModel, build_unet, network_of, with_w_input
-from fewstep.models.vae import (
-    decode_latents,
-    encode_images,
-    image_shape,
-    load_vae,
-    to_images,
-)
+import importlib
+import warnings
+from typing import Any
 
-Model = UNetModel
+from fewstep.models.beta_denoiser import BetaDenoiser
+from fewstep.models.card import Card, Parent, lineage, read_card
+from fewstep.models.clocks.betas import BetaClock
+from fewstep.models.families import FAMILIES, Family
+from fewstep.models.lora import Lora
+from fewstep.models.model import Model, card_of, model_of
+from fewstep.models.student import merge_adapter, student_of, with_w_input
+from fewstep.models.text import encoders_kept
+from fewstep.models.unet import UNetConfig, build_unet
+from fewstep.models.vae import decode_latents, encode_images
 
 __all__ = [
+    "FAMILIES",
+    "BetaClock",
+    "BetaDenoiser",
     "Card",
-    "Factory",
-    "LatentClass",
+    "Family",
     "Lora",
     "Model",
-    "OwnModel",
     "Parent",
-    "Table",
-    "TableDenoiser",
-    "TextUNet",
     "UNetConfig",
-    "UNetModel",
     "build_unet",
-    "card_in",
     "card_of",
-    "check_size",
     "decode_latents",
     "encode_images",
-    "encode_prompts",
     "encoders_kept",
-    "encoders_sha256",
-    "image_shape",
-    "is_pipeline",
     "lineage",
-    "load",
-    "load_model",
-    "load_vae",
-    "local",
     "merge_adapter",
-    "network_of",
+    "model_of",
     "read_card",
-    "save_model",
     "student_of",
-    "to_images",
     "with_w_input",
 ]
+
+# What was here once: reading and writing folders, and names of before 0.2.
+_IN_FOLDERS = (
+    "card_in", "check_size", "encode_prompts", "image_shape", "load", "load_model", "load_vae",
+    "save_model", "to_images",
+)  # fmt: skip
+_RENAMED = {"Table": "BetaClock", "TableDenoiser": "BetaDenoiser", "UNetModel": "Model"}
+
+
+def __getattr__(name: str) -> Any:
+    """Return what users' programs may still import from here."""
+    if name in _IN_FOLDERS:
+        return getattr(importlib.import_module("fewstep.folders"), name)
+    if name in _RENAMED:
+        new = _RENAMED[name]
+        text = f"fewstep.models.{name} is now fewstep.models.{new}"
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        return globals()[new]
+    raise AttributeError(f"module 'fewstep.models' has no attribute {name!r}")

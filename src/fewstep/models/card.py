@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fewstep.core.grid import MAX_STEPS
 from fewstep.errors import FolderError
-from fewstep.models.foreign import describe
-from fewstep.models.parts import parse_json
+from fewstep.files.foreign import describe
+from fewstep.files.parts import parse_json
 
 CARD = "fewstep.json"
 FORMAT = 1
@@ -109,6 +109,11 @@ class Card(BaseModel):
         if self.family in NATIVE and self.num_classes < 1:
             raise ValueError("num_classes must be at least 1 in this family")
         return self
+
+
+def lineage(card: Card) -> tuple[Parent, ...]:
+    """Return the parents of a child of this model: the model itself, then its own parents."""
+    return (Parent(name=card.name, sha256=card.weights_sha256), *card.parents)
 
 
 def read_card(folder: Path) -> Card:

@@ -20,14 +20,16 @@ from torch import nn
 
 from fewstep.core.seed import derive
 from fewstep.errors import FolderError, MissingError, RangeError, did_you_mean
+from fewstep.files.parts import reading
 from fewstep.models.card import Adapter
-from fewstep.models.parts import reading
+from fewstep.models.families.family import Family
+from fewstep.models.w_input import WEIGHTS as W_WEIGHTS
+from fewstep.models.w_input import add_w_input, features_of
 
 NAME = "default"  # peft's own, of a network's one adapter
 PREFIX = "base_model.model."  # of every key in a file of peft's
 ADAPTER = "adapter"  # part of a folder that is kept apart from its base
 WEIGHTS = "adapter_model.safetensors"
-W_INPUT = "time_embedding.cond_proj"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -55,7 +57,7 @@ def has_adapter(network: nn.Module) -> bool:
     return bool(_layers(network))
 
 
-def adapted(network: Any, lora: Lora, *, w_dim: int | None, seed: int) -> Any:
+def adapted(network: Any, family: Family, lora: Lora, *, w_dim: int | None, seed: int) -> Any:
     """Return a network over the same tensors, with a fresh adapter that adds zero at first.
 
     Adapter and w input alone can be trained; the shared tensors are frozen, in `network` too.
@@ -63,6 +65,7 @@ def adapted(network: Any, lora: Lora, *, w_dim: int | None, seed: int) -> Any:
 
     Args:
         network: of a teacher or a student; it goes on answering as it did.
+        family: of the network.
         lora: how.
         w_dim: features of the w input that is added where there is none; None adds none.
         seed: of the adapter's random half.
@@ -75,8 +78,8 @@ def adapted(network: Any, lora: Lora, *, w_dim: int | None, seed: int) -> Any:
     shared = [p for name, p in network.named_parameters() if name not in own]
     memo = {id(t): t for t in itertools.chain(shared, network.buffers())}
     out = copy.deepcopy(network, memo)
-    if w_dim is not None:
-        _add_w_input(out, w_dim)
+    if w_dim is not None and features_of(out) is None:
+        add_w_input(out, family, w_dim)
     if has_adapter(out):
         _check_same(out, lora)
     else:
@@ -118,14 +121,15 @@ def write_adapter(network: Any, adapter: Adapter, folder: Path) -> Path:
     config = copy.deepcopy(network.peft_config[NAME])
     config.target_modules = sorted(config.target_modules)
     config.base_model_name_or_path = adapter.base
-    config.modules_to_save = [W_INPUT.split(".")[-1]] if _w_input(network) is not None else None
+    w_input = [name.split(".")[-2] for name in kept if name.removeprefix(PREFIX) in W_WEIGHTS]
+    config.modules_to_save = w_input or None
     config.inference_mode = True
     config.save_pretrained(str(folder))
     save_file(kept, folder / WEIGHTS, metadata={"format": "pt"})
     return folder / WEIGHTS
 
 
-def read_adapter(network: Any, adapter: Adapter, folder: Path) -> Any:
+def read_adapter(network: Any, family: Family, adapter: Adapter, folder: Path) -> Any:
     """Return the base network with the adapter of a folder over it, frozen whole.
 
     Raises FolderError: the file is missing, damaged, or of another network.
@@ -135,9 +139,10 @@ def read_adapter(network: Any, adapter: Adapter, folder: Path) -> Any:
         raise FolderError(f"{path} is missing; copy the whole folder again.")
     with reading(path):
         found = load_file(path)
-        told = found.get(f"{PREFIX}{W_INPUT}.weight")
+        w_weight = next((found[PREFIX + n] for n in W_WEIGHTS if PREFIX + n in found), None)
         lora = Lora(rank=adapter.rank, alpha=adapter.alpha, targets=adapter.targets)
-        out = adapted(network, lora, w_dim=None if told is None else told.shape[1], seed=0)
+        dim = None if w_weight is None else w_weight.shape[1]
+        out = adapted(network, family, lora, w_dim=dim, seed=0)
         names = {PREFIX + name.replace(f".{NAME}.", "."): name for name in _own(out)}
         if names.keys() != found.keys():
             raise FolderError(
@@ -187,28 +192,10 @@ def _check_same(network: Any, lora: Lora) -> None:
         )
 
 
-def _add_w_input(network: Any, w_dim: int) -> None:
-    """Add the w input where there is none: zero, so that it changes nothing at first."""
-    if _w_input(network) is not None:
-        return
-    embedding = network.time_embedding
-    like = embedding.linear_1.weight
-    embedding.cond_proj = nn.utils.skip_init(
-        nn.Linear, w_dim, like.shape[1], bias=False, device=like.device, dtype=like.dtype
-    )
-    nn.init.zeros_(embedding.cond_proj.weight)
-    network.register_to_config(time_cond_proj_dim=w_dim)
-
-
-def _w_input(network: Any) -> nn.Linear | None:
-    found: nn.Linear | None = getattr(getattr(network, "time_embedding", None), "cond_proj", None)
-    return found
-
-
 def _own(network: Any) -> list[str]:
     """Return the names of the parameters that a student does not share with its base."""
-    marks = (".lora_A.", ".lora_B.", f"{W_INPUT}.")
-    return [n for n, _ in network.named_parameters() if any(mark in f".{n}" for mark in marks)]
+    marks = (".lora_A.", ".lora_B.", *W_WEIGHTS)
+    return [n for n, _ in network.named_parameters() if any(mark in n for mark in marks)]
 
 
 def _layers(network: nn.Module) -> dict[str, Any]:

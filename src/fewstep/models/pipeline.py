@@ -56,7 +56,7 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
 
         Args:
             unet: the network.
-            scheduler: of the native clock; see `fewstep.models.native`.
+            scheduler: of the native clock; see `fewstep.models.clocks.native`.
             vae: the autoencoder of a latent model.
             steps: number of steps that the network was made for; None for any.
             w_range: range of w that the network was trained for; None for any.

@@ -14,12 +14,12 @@ from torch import Tensor
 from fewstep.core import cond as conds
 from fewstep.core.angle import HALF_PI
 from fewstep.core.cond import Cond
-from fewstep.core.denoiser import Denoiser, Guided, as_w, cheapest, traits_of
+from fewstep.core.denoiser import Denoiser, as_w, cheapest, inside, traits_of
 from fewstep.core.grid import cosine
 from fewstep.core.seed import Noise
 from fewstep.errors import RangeError, ShapeError, did_you_mean
-from fewstep.models.native import TIMESTEPS, native_scheduler
-from fewstep.models.table import Table
+from fewstep.models.clocks.betas import BetaClock
+from fewstep.models.clocks.native import TIMESTEPS, native_scheduler
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -28,7 +28,7 @@ SOLVERS = {"dpm-solver++": "DPMSolverMultistepScheduler", "unipc": "UniPCMultist
 SMALLEST = 2.0**-24  # diffusers' own stand-in for a squared signal of 0, which these solvers need
 
 
-def solver_scheduler(name: str, table: Table | None = None) -> SchedulerMixin:
+def solver_scheduler(name: str, table: BetaClock | None = None) -> SchedulerMixin:
     """Return the stock scheduler of a solver in `SOLVERS`, second order, that steps by v.
 
     table: the clock; by default the native one. It visits the angles of DDIM with as many steps.
@@ -84,8 +84,9 @@ def solve(
         raise RangeError(
             f"{solver} on a model made for {traits.steps} steps of its own sampler; give a teacher."
         )
-    table = getattr(denoiser.denoiser if isinstance(denoiser, Guided) else denoiser, "table", None)
-    if traits.clock is not cosine and not isinstance(table, Table):
+    clock = getattr(inside(denoiser), "clock", None)
+    table = clock if isinstance(clock, BetaClock) else None
+    if traits.clock is not cosine and table is None:
         raise RangeError(
             f"{solver} here walks the native clock or a table of betas, and this model has a clock "
             "of its own; use `fewstep.sample`."

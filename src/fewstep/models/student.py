@@ -8,24 +8,23 @@ from typing import Any
 
 from torch import nn
 
-from fewstep.core.denoiser import Guided
+from fewstep.core.denoiser import Denoiser
 from fewstep.core.seed import derive
 from fewstep.distill.plan import Stage
 from fewstep.errors import RangeError
-from fewstep.models.card import Adapter, Card
-from fewstep.models.folder import lineage
+from fewstep.files.weights import part_sha256
+from fewstep.models.card import Adapter, Card, lineage
 from fewstep.models.lora import Lora, adapted, has_adapter, merged
-from fewstep.models.own import own_or_known
-from fewstep.models.pipeline_folder import weights_sha256
-from fewstep.models.pipeline_model import PipelineModel
-from fewstep.models.unet_class import MOST, UNetModel, network_of
-from fewstep.models.w_input import BAND
+from fewstep.models.model import Model, model_of
+from fewstep.models.own import as_model
+from fewstep.models.unet import MOST
+from fewstep.models.w_input import BAND, add_w_input, features_of
 
 W_DIM = 256  # features of w: as many as published consistency models have
 
 
 def student_of(
-    parent: UNetModel | Guided | nn.Module,
+    parent: Denoiser | nn.Module,
     stage: Stage,
     w: tuple[float, float],
     *,
@@ -33,7 +32,7 @@ def student_of(
     w_band: float | None = BAND,
     lora: Lora | None = None,
     seed: int = 0,
-) -> UNetModel:
+) -> Model:
     """Return the student that a stage trains; it equals its parent bit for bit.
 
     w becomes a new input of the network, unless it is a pair, or its family has none. A module of
@@ -60,7 +59,7 @@ def student_of(
             w; an adapter that does not fit the network, or cannot be kept apart.
         MissingError: LoRA without peft.
     """
-    inner = own_or_known(parent.denoiser if isinstance(parent, Guided) else parent)
+    inner = as_model(parent)
     known = inner.card.w_range
     if w_dim % 2 or not 4 <= w_dim <= MOST:
         raise RangeError(
@@ -72,8 +71,9 @@ def student_of(
             + (f" within the parent's range {known}." if known else ", low <= high, both finite.")
         )
     card = inner.card
-    if not card.weights_sha256 and isinstance(inner, PipelineModel):
-        card = card.model_copy(update={"weights_sha256": weights_sha256(inner.source, inner.part)})
+    if not card.weights_sha256 and inner.source is not None and not inner.family.native:
+        found = part_sha256(inner.source / inner.family.part)
+        card = card.model_copy(update={"weights_sha256": found})
     told = card.model_copy(
         update={
             "name": stage.name,
@@ -94,34 +94,61 @@ def student_of(
             "figures": {},
         }
     )
+    # A pair is guided by two passes, which stock pipelines make where there is no w input.
+    dim = w_dim if not stage.pair and _needs_input(inner, w) else None
     if lora is not None:
-        # A pair is guided by two passes, which stock pipelines make where there is no w input.
-        dim = None if stage.pair or not inner.takes_w(w) else w_dim
-        return inner.like(adapted(inner.unet, lora, w_dim=dim, seed=derive(seed, stage.name)), told)
-    plain = inner.like(merged(inner.unet), inner.card) if has_adapter(inner.unet) else inner
-    unet = copy.deepcopy(plain.unet) if stage.pair else plain.with_w(w, w_dim)
+        seed = derive(seed, stage.name)
+        return inner.like(adapted(inner.network, inner.family, lora, w_dim=dim, seed=seed), told)
+    plain = inner.like(merged(inner.network), inner.card)
+    network = copy.deepcopy(plain.network) if dim is None else with_w_input(plain, dim)
     # The parent's are frozen where an adapter was trained over them.
-    return inner.like(unet.requires_grad_(True), told)
+    return inner.like(network.requires_grad_(True), told)
 
 
-def merge_adapter(model: UNetModel | Guided) -> UNetModel:
+def _needs_input(parent: Model, w: tuple[float, float]) -> bool:
+    """Whether a student of one pass is told w.
+
+    Without a slot for it, a student for one w has no input: stock pipelines draw with it as it is.
+    """
+    slot = parent.family.slot
+    return slot == "features" or (slot is None and w[0] != w[1])
+
+
+def with_w_input(model: Model, w_dim: int) -> Any:
+    """Return a copy of a model's network that is told w and, at first, ignores it.
+
+    Its one new weight is zero, so the copy equals the network bit for bit at every w, and the
+    weight still gets a gradient at once (math.md 4). A network that has the input is just copied.
+    """
+    network = copy.deepcopy(model.network)
+    if features_of(network) is None:
+        add_w_input(network, model.family, w_dim)
+    return network
+
+
+def merge_adapter(model: Denoiser) -> Model:
     """Return the student with its adapter in its weights; `save_model` makes a stock folder of it.
 
     What `load` gave is left alone. The answers are the same but for rounding.
     Raises ShapeError where it does not come from a model folder.
     """
-    inner = network_of(model)
+    inner = model_of(model)
     lora = inner.card.lora and inner.card.lora.model_copy(
         update={"merged": True, "base": None, "base_sha256": ""}
     )
-    return inner.like(merged(inner.unet), inner.card.model_copy(update={"lora": lora}))
+    return inner.like(merged(inner.network), inner.card.model_copy(update={"lora": lora}))
 
 
-def _adapter(parent: UNetModel, lora: Lora) -> Adapter:
+def _adapter(parent: Model, lora: Lora) -> Adapter:
+    if not parent.family.lora:
+        raise RangeError(
+            "lora must be left out for a module of your own: adapters are for networks of "
+            "diffusers. Train the module itself."
+        )
     told = lora.model_dump(exclude={"keep_apart"})
     if not lora.keep_apart:
         return Adapter(**told)
-    if not isinstance(parent, PipelineModel):
+    if parent.family.native:
         raise RangeError(
             f"lora.keep_apart: models of the family {parent.card.family!r} are small and stand "
             "alone; only adapters of pipeline folders are kept apart. Leave it out."
@@ -129,11 +156,12 @@ def _adapter(parent: UNetModel, lora: Lora) -> Adapter:
     return Adapter(**told, merged=False, base_sha256=_base_sha256(parent, parent.card))
 
 
-def _base_sha256(parent: PipelineModel, card: Card) -> str:
+def _base_sha256(parent: Model, card: Card) -> str:
     """Return the hash of the weights under the adapter, once it is sure where they are."""
-    found = weights_sha256(parent.source, parent.part)
+    assert parent.source is not None
+    found = part_sha256(parent.source / parent.family.part)
     expected = card.weights_sha256 or (found if card.stage == "teacher" else "")
-    if has_adapter(parent.unet) and card.lora is not None:
+    if has_adapter(parent.network) and card.lora is not None:
         expected = card.lora.base_sha256
     if found != expected:
         raise RangeError(

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fewstep.core.finite import check_finite
 from fewstep.errors import FewstepWarning, FolderError
-from fewstep.models.parts import is_number, read_json, reading
-from fewstep.models.weights import load_part
+from fewstep.files.parts import is_number, read_json, reading
+from fewstep.files.weights import load_part
 
 SHORTEST = 2  # tokens: the start and the end of a prompt
 

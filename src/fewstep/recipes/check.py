@@ -13,13 +13,14 @@ from fewstep.core.grid import Clock, cosine
 from fewstep.data import DATASETS, Prompts
 from fewstep.distill.plan import STAGE_ONE, TEACHER
 from fewstep.errors import FolderError, GridError, RecipeError, ShapeError
+from fewstep.files.hub import local
+from fewstep.folders import card_in, is_pipeline
 from fewstep.measure.evaluate import Evaluation
 from fewstep.measure.own_features import kept_features
 from fewstep.measure.room import check_samples
 from fewstep.metrics.digits_features import FILE
-from fewstep.models import card_in, is_pipeline, local
-from fewstep.models.native import TIMESTEPS
-from fewstep.models.table import Table, read_table
+from fewstep.models.clocks.betas import BetaClock, read_clock
+from fewstep.models.clocks.native import TIMESTEPS
 from fewstep.recipes.run import Run
 from fewstep.recipes.schema import EvaluateConfig
 
@@ -140,13 +141,13 @@ def _within(w: float, w_range: tuple[float, float] | None) -> bool:
     return w_range is None or w_range[0] <= w <= w_range[1]
 
 
-def table_in(folder: Path) -> Table | None:
+def table_in(folder: Path) -> BetaClock | None:
     """Return the table of timesteps of a model folder; None for the native clock."""
     folder = local(folder)
-    return read_table(folder) if is_pipeline(folder) else None
+    return read_clock(folder) if is_pipeline(folder) else None
 
 
-def _table_of_run(run: Run, teachers: Sequence[Path]) -> Table | None:
+def _table_of_run(run: Run, teachers: Sequence[Path]) -> BetaClock | None:
     """Return the table of the models that a run has or will make; None for the native clock."""
     folders = [Path(f) for f in teachers]
     folders += [run.folder(name) for name in (TEACHER, STAGE_ONE) if run.is_done(name)]
@@ -157,16 +158,18 @@ def _table_of_run(run: Run, teachers: Sequence[Path]) -> Table | None:
         if not is_pipeline(folder):
             return None
         takes = "class" if card_in(folder).num_classes else "prompt"
-        return read_table(folder) if takes == latents.cond else None
+        return read_clock(folder) if takes == latents.cond else None
     return table_in(folders[0]) if folders else None
 
 
-def fit_steps(settings: EvaluateConfig, table: Table | None) -> tuple[EvaluateConfig, list[str]]:
+def fit_steps(
+    settings: EvaluateConfig, table: BetaClock | None
+) -> tuple[EvaluateConfig, list[str]]:
     """Return the settings with numbers of steps that the clock has, and what was changed.
 
     Raises RecipeError for a number that differs from the default and does not fit.
     """
-    clock: Clock = cosine if table is None else table.clock
+    clock: Clock = cosine if table is None else table.grid
     total = TIMESTEPS if table is None else len(table)
     changed: dict[str, int | tuple[int, ...]] = {}
     notes = []

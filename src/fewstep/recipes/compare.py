@@ -14,13 +14,15 @@ from fewstep.core.grid import cosine
 from fewstep.data import DataConfig, Dataset
 from fewstep.distill.plan import STAGE_ONE, TEACHER
 from fewstep.errors import FolderError, RangeError, ShapeError
+from fewstep.files.hub import local
+from fewstep.folders import card_in, image_shape, load
 from fewstep.measure.conditions import has_classes
 from fewstep.measure.evaluate import Cell, Evaluation
 from fewstep.measure.identity import identity_of
-from fewstep.models import Card, card_in, card_of, image_shape, load, local
-from fewstep.models.native import TIMESTEPS
+from fewstep.models import Card, card_of
+from fewstep.models.clocks.betas import BetaClock
+from fewstep.models.clocks.native import TIMESTEPS
 from fewstep.models.solvers import SOLVERS
-from fewstep.models.table import Table
 from fewstep.recipes.check import check_steps, nearest_divisor, table_in
 from fewstep.show.figures import Remarks, terminal_page, write_figures
 from fewstep.show.weak import reasons_of, table_of, warnings_of
@@ -184,13 +186,13 @@ class Comparison:
         return steps
 
 
-def _check_steps(steps: int, sampler: str | None, table: Table | None, option: str) -> None:
+def _check_steps(steps: int, sampler: str | None, table: BetaClock | None, option: str) -> None:
     total = TIMESTEPS if table is None else len(table)
     if sampler in SOLVERS:
         if not 1 <= steps <= total:
             raise RangeError(f"{option} must be from 1 to {total} for {sampler}, got {steps}.")
         return
-    check_steps(steps, cosine if table is None else table.clock, option, RangeError)
+    check_steps(steps, cosine if table is None else table.grid, option, RangeError)
 
 
 def _short_hash(folder: Path, card: Card) -> str:

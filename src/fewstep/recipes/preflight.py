@@ -25,9 +25,10 @@ from fewstep.errors import (
     MissingError,
     RecipeError,
 )
-from fewstep.models import Card, build_unet, card_in, is_pipeline
+from fewstep.folders import card_in, is_pipeline
+from fewstep.models import Card, build_unet
 from fewstep.models.card import CARD
-from fewstep.models.table import read_table
+from fewstep.models.clocks.betas import read_clock
 from fewstep.recipes.begun import TRAINING, check_name, is_done, trained_here, updates_of
 from fewstep.recipes.config import Recipe
 from fewstep.recipes.memory import COPIES, check_room
@@ -159,8 +160,7 @@ def _traits(recipe: Recipe, found: Found, name: str) -> Traits:
         folder = folder if recipe.latents and recipe.latents.cond == takes else None
     traits = Traits(w_range=recipe.distill.w if name == STAGE_ONE else None)
     if folder is not None and is_pipeline(folder):
-        table = read_table(folder)
-        traits = replace(traits, clock=table.clock, split=table.split, phi_range=table.phi_range)
+        traits = read_clock(folder).traits(None)
     if card is not None and name in found:
         traits = replace(traits, w_range=card.w_range)
     return traits

@@ -29,21 +29,11 @@ from fewstep.distill.plan import STAGE_ONE, TEACHER, Stage
 from fewstep.distill.pretrain import Pretrain
 from fewstep.distill.problem import Problem
 from fewstep.errors import FolderError
-from fewstep.models import (
-    Card,
-    LatentClass,
-    UNetModel,
-    build_unet,
-    card_in,
-    is_pipeline,
-    load_model,
-    network_of,
-    read_card,
-    save_model,
-    student_of,
-)
-from fewstep.models.native import CLOCK
-from fewstep.models.unet_class import FAMILY
+from fewstep.folders import card_in, is_pipeline, load_model, save_model
+from fewstep.models import Card, Model, build_unet, model_of, read_card, student_of
+from fewstep.models.clocks.native import CLOCK
+from fewstep.models.families.latent_class import LATENT_CLASS
+from fewstep.models.families.unet_class import UNET_CLASS
 from fewstep.recipes.begun import TRAINING, has_checkpoint, is_run, note_given
 from fewstep.recipes.memory import Memory
 from fewstep.recipes.preflight import no_parent
@@ -91,7 +81,7 @@ class Run(CheckedRun):
         )
         return self._train(model, problem, self.recipe.train_config(None))
 
-    def _fresh_teacher(self, images: Dataset) -> UNetModel:
+    def _fresh_teacher(self, images: Dataset) -> Model:
         """Return the network to train: that of a stock pipeline folder, or a new one."""
         recipe = self.recipe
         if recipe.latents is not None and is_pipeline(self.encoders):
@@ -108,7 +98,7 @@ class Run(CheckedRun):
             unet = build_unet(recipe.network, self.data.shape, images.num_classes)
         card = Card(
             fewstep=fewstep.__version__,
-            family=FAMILY if recipe.latents is None else LatentClass.family,
+            family=(UNET_CLASS if recipe.latents is None else LATENT_CLASS).name,
             name=TEACHER,
             stage="teacher",
             clock=CLOCK,
@@ -117,13 +107,9 @@ class Run(CheckedRun):
             class_names=images.class_names,
             null_class=images.num_classes,
         )
-        return (
-            UNetModel(unet, card)
-            if recipe.latents is None
-            else LatentClass(unet, card, self.encoders)
-        )
+        return Model(unet, card, source=None if recipe.latents is None else self.encoders)
 
-    def _load_parent(self, folder: Path) -> UNetModel:
+    def _load_parent(self, folder: Path) -> Model:
         latents = self.recipe.latents
         prompt = None if latents is None else latents.negative_prompt
         return load_model(folder, negative_prompt=prompt)
@@ -173,7 +159,7 @@ class Run(CheckedRun):
         # All that is left is checked now, and not when its turn comes after hours of training.
         self.check_training([s.name for s in self.plan if not self.is_made(s.name)])
         loaded = self.load(stage.parent)
-        parent = network_of(loaded)
+        parent = model_of(loaded)
         student = student_of(
             parent,
             stage,
@@ -187,7 +173,7 @@ class Run(CheckedRun):
         problem = stage.problem(teacher, recipe.distill.w, parent.null_cond)
         return self._train(student, problem, recipe.train_config(stage))
 
-    def _train(self, model: UNetModel, problem: Problem, config: TrainConfig) -> Card:
+    def _train(self, model: Model, problem: Problem, config: TrainConfig) -> Card:
         name = model.card.name
         self.tell(f"{name}: {config.updates} updates of {config.batch_size}")
         started = time.perf_counter()
@@ -250,7 +236,7 @@ class Run(CheckedRun):
             self.tell(f"{card.name}: trained on, from {updates} to {config.updates} updates")
         self.wait()
 
-    def _save(self, model: UNetModel) -> Card:
+    def _save(self, model: Model) -> Card:
         if self.is_main:
             save_model(model.cpu(), self.folder(model.card.name))
         self.wait()

@@ -10,8 +10,9 @@ from pathlib import Path
 from fewstep.atomic import translate_os_errors
 from fewstep.distill.plan import TEACHER
 from fewstep.errors import DataError, FolderError
+from fewstep.folders import card_in
 from fewstep.lock import LOCK, writer_of
-from fewstep.models import card_in, read_card
+from fewstep.models import read_card
 from fewstep.recipes.begun import check_changes, is_run, trained_here, updates_of
 from fewstep.recipes.config import RECIPE, load_recipe, save_recipe
 from fewstep.recipes.preflight import (

@@ -16,8 +16,9 @@ from fewstep.data import DATASETS, Ahead, Dataset, Prompts, Shards, augment, ope
 from fewstep.data.latents import Latents
 from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan
 from fewstep.errors import RecipeError
+from fewstep.folders import load
 from fewstep.measure.evaluate import quiet
-from fewstep.models import UNetModel, load
+from fewstep.models import Model
 from fewstep.recipes.begun import check_name, is_done
 from fewstep.recipes.config import Recipe
 from fewstep.recipes.latents import encoded
@@ -129,7 +130,7 @@ class RunFolder:
         """Whether the model of that name is finished."""
         return is_done(self.out, name)
 
-    def load(self, name: str) -> UNetModel | Guided:
+    def load(self, name: str) -> Model | Guided:
         """Return a finished model, ready to be sampled."""
         return load(self.folder(name), str(processes(self.device).device))
 

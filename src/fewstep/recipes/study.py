@@ -17,10 +17,11 @@ from fewstep.core.denoiser import Guided
 from fewstep.core.device import choose_device
 from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan, Stage, student_name
 from fewstep.errors import FolderError
+from fewstep.folders import save_model
 from fewstep.lock import writer_of
 from fewstep.measure.evaluate import KEPT, Cell, device_name
 from fewstep.metrics import Features, distance_key, paired_rms
-from fewstep.models import UNetModel, card_of, save_model
+from fewstep.models import Model, card_of, model_of
 from fewstep.models.solvers import SOLVERS
 from fewstep.recipes.check import Checked, check_report
 from fewstep.recipes.config import Recipe
@@ -177,10 +178,10 @@ def _plain_name(stage: Stage) -> str:
 
 
 def _figures(
-    run: Run, name: str, shown: str, model: UNetModel | Guided, cells: dict[Key, Cell]
+    run: Run, name: str, shown: str, model: Model | Guided, cells: dict[Key, Cell]
 ) -> None:
     card = card_of(model)
-    if card.stage != "halve" or not isinstance(model, UNetModel):
+    if card.stage != "halve" or card.pair:
         return
     figures = {
         f"{key} at w={w:g}": round(float(cell.row[key]), 6)
@@ -190,9 +191,10 @@ def _figures(
         if cell.row[key] is not None
     }
     if figures != card.figures:
-        model.card = card.model_copy(update={"figures": figures})
+        student = model_of(model)
+        student.card = card.model_copy(update={"figures": figures})
         try:
-            save_model(model.cpu(), run.folder(name))
+            save_model(student.cpu(), run.folder(name))
         except FolderError as error:  # the user's own files beside the weights
             run.tell(f"note: {name} keeps its card without these figures: {error}")
 
@@ -301,8 +303,7 @@ def _losses(run: Run, name: str) -> list[tuple[int, float]]:
 
 def _facts(run: Run, seconds: float) -> dict[str, str]:
     model = run.load(STAGE_ONE if run.is_done(STAGE_ONE) else TEACHER)
-    network = model if isinstance(model, UNetModel) else model.denoiser
-    assert isinstance(network, UNetModel)
+    network = model_of(model)
     recipe = run.recipe
     updates = [s.updates for s in run.plan]
     if (run.out / "training" / TEACHER).is_dir():  # and not made elsewhere

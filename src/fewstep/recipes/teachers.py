@@ -8,9 +8,10 @@ import torch
 
 from fewstep.distill.plan import STAGE_ONE, TEACHER
 from fewstep.errors import FolderError, RecipeError
-from fewstep.models import Card, card_in, load_model, read_card
+from fewstep.folders import card_in, load_model
+from fewstep.models import Card, read_card
 from fewstep.models.card import OWN
-from fewstep.models.unet_class import FAMILY
+from fewstep.models.families.unet_class import UNET_CLASS
 from fewstep.recipes.config import Recipe
 
 
@@ -41,12 +42,12 @@ def check_kind(recipe: Recipe, card: Card, folder: Path) -> None:
             "your own. Distil it in Python, with fewstep.load(FOLDER, factory=...) and "
             "fewstep.StepDistillation."
         )
-    if latents is None and card.family != FAMILY:
+    if latents is None and card.family != UNET_CLASS.name:
         raise RecipeError(
             f"{folder} works on latents and {recipe.name} has images; write `latents:` into the "
             f"recipe, for example with --set latents.cond={takes}."
         )
-    if latents is not None and card.family == FAMILY:
+    if latents is not None and card.family == UNET_CLASS.name:
         raise RecipeError(
             f"{folder} works on images and {recipe.name} has latents; leave `latents:` out."
         )

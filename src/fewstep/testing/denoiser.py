@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fewstep.core import cond as conds
 from fewstep.core.cond import Cond
-from fewstep.core.denoiser import Denoiser, Guided, traits_of
+from fewstep.core.denoiser import Denoiser, inside, traits_of
 from fewstep.core.seed import generator
 from fewstep.testing.report import Findings, largest
 
@@ -120,7 +120,7 @@ def _end(found: Findings, where: str, end: Tensor, v: Tensor) -> None:
             f"it reaches {there:.3g}, and {size:.3g} at other angles; a division by cos(phi) is "
             "the usual reason: an eps-network knows nothing of the image at pi/2. Give it the "
             "clock and the phi_range of its own table in `traits`, or wrap the network in "
-            "fewstep.models.TableDenoiser"
+            "fewstep.models.BetaDenoiser"
         )
     found.note(
         f"v is finite at {where}", bool(end.isfinite().all()) and there <= LARGEST * size, reason
@@ -160,11 +160,12 @@ def _guidance(
 
     null = conds.repeat_null(conds.to(null_cond, z.device), size)
     plain, none, two = at(0.0), at(-1.0), at(2.0)
-    if isinstance(denoiser, Guided):
+    alone = inside(denoiser)
+    if alone is not denoiser:
         # The passes of the pair itself, in its own batch of 2B: nothing is left but the mixing.
         both = conds.concat(cond, null)
         zeros = torch.zeros(2 * size, dtype=phi.dtype, device=phi.device)
-        pair = _ask(denoiser.denoiser, torch.cat([z, z]), torch.cat([phi, phi]), both, zeros)
+        pair = _ask(alone, torch.cat([z, z]), torch.cat([phi, phi]), both, zeros)
         v_cond, v_uncond = pair.chunk(2)
         found.note(
             "w = 0 is the conditional pass, bit for bit",

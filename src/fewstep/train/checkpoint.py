@@ -13,6 +13,7 @@ import json
 import pickle
 import shutil
 import warnings
+from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +44,15 @@ class Checkpoint(NamedTuple):
     weights: dict[str, Tensor]
     ema: dict[str, Tensor]
     optimizer: dict[str, Any]
+
+    def with_names(self, names: Container[str]) -> Checkpoint:
+        """Return it for a student of these names; a model's network was called `unet` once."""
+
+        def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+            now = {k: "network." + k.removeprefix("unet.") for k in state if k not in names}
+            return {now[k] if now.get(k, "") in names else k: t for k, t in state.items()}
+
+        return self._replace(weights=renamed(self.weights), ema=renamed(self.ema))
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, run: dict[str, Any], keep: int) -> Path:

@@ -126,6 +126,7 @@ class _Loop:
         self.student = student.train()
         found = load_checkpoint(self.folder / "checkpoints", self.run_key, torch.device("cpu"))
         if found is not None:
+            found = found.with_names(student.state_dict())
             # Frozen weights are not in checkpoints; the run's key counts the others.
             self.student.load_state_dict(found.weights, strict=not self.frozen)
         self.trained, self.model = self._prepare()

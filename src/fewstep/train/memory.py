@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from fewstep.core import cond as conds
 from fewstep.core.cond import Cond
-from fewstep.core.denoiser import Guided
+from fewstep.core.denoiser import inside
 from fewstep.core.seed import generator
 from fewstep.distill.problem import WEIGHTINGS, Problem, loss
 from fewstep.resident import resident_now, resident_peak
@@ -112,10 +112,8 @@ class _Update(nn.Module):
     def __init__(self, student: nn.Module, problem: Problem, config: TrainConfig) -> None:
         super().__init__()
         self.student, self.problem, self.config = student, problem, config
-        inside = getattr(problem, "teacher", None)
-        while isinstance(inside, Guided):
-            inside = inside.denoiser
-        self.teacher = inside if isinstance(inside, nn.Module) else None
+        teacher: Any = inside(getattr(problem, "teacher", None))  # type: ignore[arg-type]
+        self.teacher = teacher if isinstance(teacher, nn.Module) else None
 
     def forward(self, x: Tensor, cond: Cond) -> None:
         r = self.problem(x, cond, generator("cpu", 0))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import FolderError
-from fewstep.models.parts import is_number, read_json
+from fewstep.files.parts import is_number, read_json
 
 
 def check_settings(kind: Any, path: Path) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Traits
-from fewstep.models.table import Table
+from fewstep.models.clocks.betas import BetaClock
 
 
-class TableDenoiser(nn.Module):
+class BetaDenoiser(nn.Module):
     """The velocity v = model(z, phi, cond, w) of a network that predicts eps, v or x.
 
     The network is called as `network(z, timestep, cond)`, or `network(z, timestep, cond, w)` with
@@ -19,7 +21,7 @@ class TableDenoiser(nn.Module):
 
     Attributes:
         network: the module of the user.
-        table: the clock, and what the network predicts; see `Table.from_betas`.
+        clock: the table, and what the network predicts; see `BetaClock.from_betas`.
     """
 
     passes = 1
@@ -27,7 +29,7 @@ class TableDenoiser(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        table: Table,
+        clock: BetaClock,
         *,
         shape: tuple[int, ...] | None = None,
         takes_w: bool = False,
@@ -35,7 +37,7 @@ class TableDenoiser(nn.Module):
         """Wrap a network. shape: of one example, for `fewstep.sample`."""
         super().__init__()
         self.network = network
-        self.table = table
+        self.clock = clock
         self.takes_w = takes_w
         self._shape = shape
 
@@ -43,18 +45,16 @@ class TableDenoiser(nn.Module):
     def traits(self) -> Traits:
         """The table's clock, and where the network lives."""
         first = next(self.network.parameters(), None)
-        return Traits(
+        return replace(
+            self.clock.traits(self.network),
             shape=self._shape,
-            clock=self.table.clock,
-            split=self.table.split,
-            phi_range=self.table.phi_range,
             device=None if first is None else first.device,
             dtype=None if first is None else first.dtype,
         )
 
     def forward(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
         """Return v (B, *D), converted from what the network predicts (math.md 1)."""
-        inside, timestep = self.table.place(phi)
-        told = (w,) if self.takes_w else ()
-        out: Tensor = self.network(z, timestep, cond, *told)
-        return self.table.velocity(out, z, inside)
+        inside, timestep = self.clock.place(phi)
+        more = (w,) if self.takes_w else ()
+        out: Tensor = self.network(z, timestep, cond, *more)
+        return self.clock.velocity(out, z, inside)

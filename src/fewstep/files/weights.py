@@ -23,8 +23,8 @@ from torch import nn
 
 from fewstep.atomic import sha256
 from fewstep.errors import FolderError, NonFiniteError
-from fewstep.models.parts import CONVERT, PICKLED, read_json, reading
-from fewstep.models.settings import check_settings
+from fewstep.files.parts import CONVERT, PICKLED, read_json, reading
+from fewstep.files.settings import check_settings
 
 STEMS = ("diffusion_pytorch_model", "model")  # as diffusers and transformers name their files
 FLOATS = ("F16", "BF16", "F32", "F64")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import FolderError
-from fewstep.models.parts import INDEX, PICKLED, read_json
+from fewstep.files.parts import INDEX, PICKLED, read_json
 
 CARD = "fewstep.json"
 _NETWORKS = ("unet", "transformer")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from fewstep.errors import FolderError
-from fewstep.models.parts import PICKLED, components, parse_json, reading, without_paths
-from fewstep.models.weights import STEMS, find_weights
+from fewstep.files.parts import PICKLED, components, parse_json, reading, without_paths
+from fewstep.files.weights import STEMS, find_weights
 
 # Parts of stock pipelines that fewstep never runs: copied where they are there and safe to open.
 NEVER_RUN = ("safety_checker", "feature_extractor", "image_encoder")
@@ -55,7 +56,7 @@ def copy_part(source: Path, target: Path, part: str) -> None:
                 remove_paths(place)
 
 
-def copied_index(source: Path, index: dict[str, Any], required: dict[str, Any]) -> dict[str, Any]:
+def copied_index(source: Path, index: dict[str, Any], required: Iterable[str]) -> dict[str, Any]:
     """Return the `model_index.json` of a copy, in which parts that are not copied are null.
 
     required: the parts that are there in any case. Others are kept only where they are of the

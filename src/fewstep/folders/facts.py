@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import FolderError, GridError, ShapeError
-from fewstep.models.card import CARD, NATIVE, Card
-from fewstep.models.parts import is_count, size_of
-from fewstep.models.table import Table
+from fewstep.files.parts import is_count, size_of
+from fewstep.models.card import CARD, Card
+from fewstep.models.clocks.clock import Clock
+from fewstep.models.families import Family
 
 MARK = "_fewstep_stage"  # in a network's config.json; diffusers keeps it when it saves a model
 
@@ -39,11 +40,11 @@ def network_shape(config: dict[str, Any], path: Path) -> tuple[int, int, int]:
 
 
 def check_network_facts(
-    card: Card, config: dict[str, Any], card_path: Path, path: Path, table: Table | None = None
+    card: Card, family: Family, clock: Clock, config: dict[str, Any], card_path: Path, path: Path
 ) -> None:
     """Raise FolderError where shape, classes or steps of a card are not those of the network.
 
-    config: of the network, read from `path`. table: the clock; None for the native one.
+    config: of the network, read from `path`.
     """
     shape = network_shape(config, path)
     if card.shape != shape:
@@ -51,18 +52,15 @@ def check_network_facts(
             f"{card_path}: shape must be that of the network in {path}, {shape}, got {card.shape}. "
             "Copy both files again."
         )
-    if card.num_classes:
-        key, extra = (
-            ("num_class_embeds", 1) if card.family in NATIVE else ("num_embeds_ada_norm", 0)
+    classes = family.conditions({}, config).get("num_classes", 0)
+    if card.num_classes != classes:
+        raise FolderError(
+            f"{card_path}: num_classes must fit the network in {path}, which has {classes} "
+            f"classes, got {card.num_classes}. Copy both files again."
         )
-        if config.get(key) != card.num_classes + extra:
-            raise FolderError(
-                f"{card_path}: num_classes must fit the network in {path}, with {key} "
-                f"{config.get(key)}, got {card.num_classes}. Copy both files again."
-            )
-    if table is not None and card.steps is not None:
+    if card.steps is not None:
         try:
-            table.clock(card.steps)
+            clock.grid(card.steps)
         except GridError as error:
             raise FolderError(f"{card_path}: {error}") from None
 

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from fewstep.models.card import Card
-from fewstep.models.table import Table
+from fewstep.models.clocks.clock import Clock
 
 README = "README.md"
 _FENCE = "---"
@@ -40,7 +40,7 @@ def licence_of(folder: Path) -> dict[str, str]:
     return {key: str(told[key]) for key in _LICENCE if told.get(key)}
 
 
-def model_card(card: Card, table: Table, pipeline: str, source: Path) -> str:
+def model_card(card: Card, clock: Clock, pipeline: str, source: Path) -> str:
     """Return the text of README.md.
 
     pipeline: the stock class that opens the folder. source: the parent's folder, whose licence is
@@ -55,9 +55,9 @@ def model_card(card: Card, table: Table, pipeline: str, source: Path) -> str:
         f"{_FENCE}\n{yaml.safe_dump(front, sort_keys=False)}{_FENCE}",
         f"# {escaped(card.name)}",
         _about(card),
-        *_stock(card, table, pipeline),
+        *_stock(card, clock, pipeline),
         *_ours(card),
-        *_made(card, table),
+        *_made(card, clock),
         _figures(card),
         _licence(card, licence, files),
     ]
@@ -113,7 +113,7 @@ def _how_adapted(card: Card) -> str:
     return f" It was trained as a LoRA of rank {card.lora.rank}, {where}."
 
 
-def _stock(card: Card, table: Table, pipeline: str) -> list[str]:
+def _stock(card: Card, clock: Clock, pipeline: str) -> list[str]:
     head = "## With diffusers"
     if card.lora is not None and not card.lora.merged:
         return [head, _stock_apart(card)]
@@ -131,7 +131,7 @@ def _stock(card: Card, table: Table, pipeline: str) -> list[str]:
             "make one with `w` of one value.",
         ]
     if card.num_classes:
-        return [head, *_stock_classes(card, table, pipeline)]
+        return [head, *_stock_classes(card, clock, pipeline)]
     steps = _some_steps(card)
     live = card.w_range is not None
     w = _middle(card.w_range) if card.w_range is not None else 6.5
@@ -143,7 +143,7 @@ def _stock(card: Card, table: Table, pipeline: str) -> list[str]:
         f"guidance_scale={1 + w:g}).images[0]\n"
         "```"
     )
-    notes = [_steps_note(card, table), "Keep the scheduler of this folder: it makes those steps."]
+    notes = [_steps_note(card, clock), "Keep the scheduler of this folder: it makes those steps."]
     if live and card.w_range is not None:
         low, high = (1 + x for x in card.w_range)
         notes.append(
@@ -155,7 +155,7 @@ def _stock(card: Card, table: Table, pipeline: str) -> list[str]:
             "Negative prompts are ignored by stock pipelines, without a word. This model was "
             f"guided away from {_null(card)}, and that is in its weights."
         )
-    alpha = math.cos(table.phi_range[1])
+    alpha = math.cos(clock.phis[-1])
     ends = alpha < 1e-6
     kept = "nothing is left of the image" if ends else f"{alpha:.3f} of the image is still there"
     notes.append(
@@ -184,10 +184,10 @@ def _some_steps(card: Card) -> int:
     return card.steps or (8 if card.stage == "match" else 50)
 
 
-def _stock_classes(card: Card, table: Table, pipeline: str) -> list[str]:
+def _stock_classes(card: Card, clock: Clock, pipeline: str) -> list[str]:
     fixed = card.w_range is not None
     scale = 1 if fixed else 4
-    notes = [_steps_note(card, table), "Keep the scheduler of this folder: it makes those steps."]
+    notes = [_steps_note(card, clock), "Keep the scheduler of this folder: it makes those steps."]
     if fixed:
         notes.append(
             "`guidance_scale` must be 1: guidance is in the weights, and any other value would "
@@ -209,11 +209,11 @@ def _stock_classes(card: Card, table: Table, pipeline: str) -> list[str]:
     return [code, "\n".join(f"- {note}" for note in notes)]
 
 
-def _steps_note(card: Card, table: Table) -> str:
+def _steps_note(card: Card, clock: Clock) -> str:
     if card.steps is not None:
         return f"`num_inference_steps` must be {card.steps}: it was trained for no other number."
     return (
-        f"`num_inference_steps` may be any number that divides {len(table)}; with others the "
+        f"`num_inference_steps` may be any number that divides {len(clock)}; with others the "
         "stock scheduler steps off its own grid."
     )
 
@@ -253,13 +253,12 @@ def _ours(card: Card) -> list[str]:
     ]
 
 
-def _made(card: Card, table: Table) -> list[str]:
+def _made(card: Card, clock: Clock) -> list[str]:
     rows: dict[str, Any] = {
         "stage": card.stage,
         "latents": "x".join(map(str, card.shape)),
-        "clock": f"{len(table)} timesteps, angles {table.phi_range[0]:.4f} to "
-        f"{table.phi_range[1]:.4f}",
-        "the network predicts": table.prediction,
+        "clock": f"{len(clock)} timesteps, angles {clock.phis[0]:.4f} to {clock.phis[-1]:.4f}",
+        "the network predicts": clock.prediction,
         "unconditional pass": _null(card),
         "weights (sha256)": card.weights_sha256,
     }

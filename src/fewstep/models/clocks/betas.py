@@ -23,9 +23,10 @@ from fewstep.core.angle import (
     v_from_x,
     x_from_v,
 )
+from fewstep.core.denoiser import Traits
 from fewstep.core.grid import Grid, discrete
 from fewstep.errors import FolderError, did_you_mean
-from fewstep.models.parts import is_count, is_number, read_json, reading
+from fewstep.files.parts import is_count, is_number, read_json, reading
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler
@@ -55,8 +56,8 @@ BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")
 ELSEWHERE = {"use_flow_sigmas": False, "timestep_type": "discrete", "thresholding": False}
 
 
-class Table:
-    """T angles, rising from nearly clean to noise, and what a network predicts at them.
+class BetaClock:
+    """A table of T angles, rising from nearly clean to noise, and what a network predicts at them.
 
     Attributes:
         phis: (T,) float64 radians.
@@ -94,8 +95,8 @@ class Table:
         return len(self.phis)
 
     @classmethod
-    def from_betas(cls, betas: Sequence[float] | Tensor, prediction: str = "epsilon") -> Table:
-        """Return the table of a network of your own, from the betas that it was trained with.
+    def from_betas(cls, betas: Sequence[float] | Tensor, prediction: str = "epsilon") -> BetaClock:
+        """Return the clock of a network of your own, from the betas that it was trained with.
 
         Args:
             betas: (T,), T >= 2, each in (0, 1): the noise that a timestep adds, as a variance.
@@ -127,14 +128,18 @@ class Table:
         """The first and the last angle."""
         return float(self.phis[0]), float(self.phis[-1])
 
-    def clock(self, steps: int) -> Grid:
+    def traits(self, network: Any) -> Traits:
+        """Return the grids of the table, and its range of angles."""
+        return Traits(clock=self.grid, split=self.split, phi_range=self.phi_range)
+
+    def grid(self, steps: int) -> Grid:
         """Return the grid of N "trailing" DDIM steps that end at clean; N must divide T."""
         return discrete(self.phis, steps)
 
     def split(self, phi: float, to: float, parts: int) -> Grid:
         """Return parts + 1 angles from phi to `to` at equal steps of the timestep.
 
-        So a step of `clock(N)` is split where `clock(N * parts)` stands; clean counts as timestep
+        So a step of `grid(N)` is split where `grid(N * parts)` stands; clean counts as timestep
         -1, and between timesteps the angle is interpolated.
         """
         first, last = self._index(phi), self._index(to)
@@ -188,7 +193,7 @@ class Table:
         return (eps_from_v if self.prediction == "epsilon" else x_from_v)(z, v, phi)
 
     def scheduler(self) -> DDIMScheduler:
-        """Return the stock scheduler whose N steps are those of `clock(N)`, for N dividing T."""
+        """Return the stock scheduler whose N steps are those of `grid(N)`, for N dividing T."""
         return _ddim(self.config)
 
 
@@ -208,8 +213,8 @@ def _ddim(config: dict[str, Any]) -> DDIMScheduler:
     return scheduler
 
 
-def read_table(folder: Path) -> Table:
-    """Return the table of a pipeline folder's scheduler.
+def read_clock(folder: Path) -> BetaClock:
+    """Return the clock of a pipeline folder's scheduler.
 
     Raises FolderError: no such file, not JSON, or a scheduler, a table of betas or a prediction
     that is not understood.
@@ -236,9 +241,9 @@ def read_table(folder: Path) -> Table:
         )
     _check_numbers(config, str(path))
     with reading(path):
-        table = Table(_ddim(config), str(path))
-    _check_length(config, len(table), str(path))
-    return table
+        clock = BetaClock(_ddim(config), str(path))
+    _check_length(config, len(clock), str(path))
+    return clock
 
 
 def _check_length(config: dict[str, Any], length: int, source: str) -> None:

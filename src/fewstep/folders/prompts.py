@@ -1,0 +1,51 @@
+"""Conditions of prompts, by the encoders of a model folder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from fewstep.core.cond import Cond
+from fewstep.errors import FolderError, RangeError
+from fewstep.files.copies import part_files
+from fewstep.files.hub import local
+from fewstep.files.weights import file_sha256
+from fewstep.folders.base import base_of
+from fewstep.folders.read import family_of
+
+
+def encode_prompts(
+    folder: Path | str, prompts: Sequence[str], *, device: str = "cpu", batch_size: int = 64
+) -> Cond:
+    """Return the condition batch of the prompts, by the encoders of a pipeline folder or hub id.
+
+    A tensor (B, L, D) for Stable Diffusion, a dict of tensors for other families. Prompts longer
+    than the encoder can read are cut, with a warning. Raises FolderError: no such folder, or a part
+    that is missing, pickled or damaged; RangeError: no prompts, or a model that draws classes.
+    """
+    if isinstance(prompts, str) or not prompts:
+        raise RangeError(f"prompts = {prompts!r}; give a list of at least one prompt.")
+    folder = base_of(local(folder))
+    encode = family_of(folder).encode
+    if encode is None:
+        raise RangeError(
+            f"{folder} draws classes and takes no prompts; its condition is class ids."
+        )
+    return encode(folder, list(prompts), device, batch_size)
+
+
+def encoders_sha256(folder: Path | str, *, prompts: bool = True) -> str:
+    """Return the hash of the parts that make latents and conditions: not of the network's.
+
+    What a cache of latents and text embeddings depends on; without prompts, `vae/` alone. Raises
+    FolderError where a part is missing.
+    """
+    digest = hashlib.sha256()
+    folder = base_of(Path(folder))
+    for part in sorted(family_of(folder).parts if prompts else {"vae"}):
+        if not (folder / part).is_dir():
+            raise FolderError(f"{folder / part} is missing; give a folder that has it.")
+        for file, name in part_files(folder / part).items():
+            digest.update(f"{part}/{name} {file_sha256(file)}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,79 @@
+"""The autoencoder of a model folder, and the images that it makes of a model's states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from fewstep.core.denoiser import Denoiser
+from fewstep.errors import FolderError
+from fewstep.files.hub import local
+from fewstep.files.parts import is_count, is_number, read_json, vae_factor
+from fewstep.files.weights import load_part
+from fewstep.folders.base import base_of
+from fewstep.models.card import Card
+from fewstep.models.model import model_of
+from fewstep.models.vae import decode_latents
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+
+def to_images(model: Denoiser, states: Tensor) -> Tensor:
+    """Return the images (B, C, H, W) of a model's clean states (B, *D).
+
+    States of a model of latents go through its own autoencoder and are cut to [-1, 1]; others are
+    images as they are.
+    """
+    source = model_of(model).source
+    if source is None:
+        return states
+    return decode_latents(load_vae(source, str(states.device)), states.float()).clamp(-1, 1)
+
+
+def image_shape(folder: Path, card: Card) -> tuple[int, ...]:
+    """Return the shape (C, H, W) of a model folder's images."""
+    folder = base_of(folder)
+    if not (folder / "vae").is_dir():
+        return card.shape
+    path = folder / "vae" / "config.json"
+    channels, factor = read_json(path).get("in_channels", 3), vae_factor(folder)
+    if not is_count(channels):
+        raise FolderError(f"{path}: in_channels must be a whole number above 0, got {channels!r}.")
+    return (channels, *(factor * n for n in card.shape[1:]))
+
+
+def load_vae(folder: Path | str, device: str = "cpu") -> AutoencoderKL:
+    """Return the autoencoder of a pipeline folder, of an adapter's base or of a hub id, in float32.
+
+    Raises FolderError.
+    """
+    from diffusers import AutoencoderKL
+
+    path = base_of(local(folder)) / "vae"
+    vae: AutoencoderKL = load_part(AutoencoderKL, path)
+    _check_scale(vae.config, path / "config.json")
+    return vae.to(device).eval()
+
+
+def _check_scale(config: Any, path: Path) -> None:
+    """Raise FolderError unless latents can be scaled to the network's and back."""
+    scale = config.scaling_factor
+    if not is_number(scale) or scale == 0:
+        raise FolderError(
+            f"{path}: scaling_factor must be a finite number other than 0, got {scale!r}. Write "
+            "the one that the model was trained with."
+        )
+    for key in ("latents_mean", "latents_std"):
+        given = config.get(key)
+        if given is not None and not (
+            isinstance(given, list | tuple)
+            and len(given) == config.latent_channels
+            and all(is_number(x) and (x > 0 or key != "latents_std") for x in given)
+        ):
+            raise FolderError(
+                f"{path}: {key} must be null or {config.latent_channels} finite numbers, got "
+                f"{given!r}. Write those that the model was trained with."
+            )

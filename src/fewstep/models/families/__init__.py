@@ -1,0 +1,27 @@
+"""All families, in one list: a new one is a file beside this one, and a line here."""
+
+from __future__ import annotations
+
+from fewstep.errors import FolderError
+from fewstep.models.families.dit import DIT
+from fewstep.models.families.family import Family
+from fewstep.models.families.latent_class import LATENT_CLASS
+from fewstep.models.families.own import OWN
+from fewstep.models.families.stable_diffusion import STABLE_DIFFUSION
+from fewstep.models.families.stable_diffusion_xl import STABLE_DIFFUSION_XL
+from fewstep.models.families.unet_class import UNET_CLASS
+
+__all__ = ["FAMILIES", "Family", "family_named"]
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (UNET_CLASS, LATENT_CLASS, STABLE_DIFFUSION, STABLE_DIFFUSION_XL, DIT, OWN)
+}
+
+
+def family_named(name: str, where: object) -> Family:
+    """Return the family of a card. Raises FolderError, naming `where`, for an unknown one."""
+    if name not in FAMILIES:
+        known = ", ".join(repr(n) for n in FAMILIES if n != OWN.name)
+        raise FolderError(f"{where}: family {name!r} is unknown; there are {known}.")
+    return FAMILIES[name]

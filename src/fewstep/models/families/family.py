@@ -1,0 +1,86 @@
+"""A family of networks as a value: all that fewstep has to know of it beyond its clock.
+
+A new family is one file like those beside this one, and one line in `families/__init__.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from fewstep.core.cond import Cond
+from fewstep.models.card import Card
+
+
+def _nothing_to_check(config: Mapping[str, Any], path: Path) -> None:
+    """Accept every configuration."""
+
+
+def _nothing_to_say(index: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    return {}
+
+
+def _of_a_unet(network: Any) -> Sequence[Any]:
+    return [network.time_embedding]
+
+
+def _as_it_is(network: Any) -> None:
+    """Leave the network alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """How the networks of one kind are read, asked, and given a guidance weight.
+
+    Attributes:
+        name: in cards.
+        part: of a folder that holds the network, and its name in the stock pipeline.
+        networks: classes of diffusers that the part may have; the first is loaded.
+        pipelines: stock pipelines whose folders are of this family; the first opens a student.
+        parts: name -> allowed classes of the other parts that a folder must have.
+        native: trained by fewstep from scratch, on the native clock; else the clock is read from
+            the folder's scheduler.
+        call: (network, z (B, *D), timestep (B,), cond, w) -> what the network predicts (B, *D).
+            w is what `slot` says, None for a network without an input for it.
+        slot: where the stock network takes w: "features" (B, dim), as `timestep_cond` of a U-Net;
+            "value" (B,), w itself; None: it has no such input, and one is added to its timestep
+            embedders.
+        embedders: network -> its `TimestepEmbedding`s, to whose input w is added.
+        check_config: (config.json of the network, its path); raises FolderError where the network
+            needs something that `call` does not give it.
+        conditions: (model_index.json, config.json) -> what the card says of conditions.
+        check_cond: (network, card, cond); raises a FewstepError for a condition that `call` cannot
+            use.
+        null_cond: (card, folder) -> the condition of the unconditional pass, a batch of 1.
+        encode: (folder, prompts, device, batch_size) -> condition batch of prompts, by the stock
+            pipeline's own `encode_prompt`; None where conditions are class ids.
+        prepare: (network); called once when a model is made of it, to switch off what the stock
+            network does of its own accord in training.
+        lora: whether an adapter can be trained over the network.
+    """
+
+    name: str
+    call: Callable[[Any, Tensor, Tensor, Cond, Tensor | None], Tensor]
+    check_cond: Callable[[Any, Card, Cond], None]
+    null_cond: Callable[[Card, Path | None], Cond]
+    check_config: Callable[[Mapping[str, Any], Path], None] = _nothing_to_check
+    conditions: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]] = _nothing_to_say
+    part: str = "unet"
+    networks: tuple[str, ...] = ("UNet2DConditionModel",)
+    pipelines: tuple[str, ...] = ()
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    native: bool = False
+    slot: Literal["features", "value"] | None = None
+    embedders: Callable[[Any], Sequence[Any]] = _of_a_unet
+    encode: Callable[[Path, Sequence[str], str, int], Cond] | None = None
+    prepare: Callable[[Any], None] = _as_it_is
+    lora: bool = True
+
+    @property
+    def takes_prompts(self) -> bool:
+        """Whether conditions are made of prompts; else they are class ids."""
+        return self.encode is not None

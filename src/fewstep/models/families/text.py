@@ -1,0 +1,69 @@
+"""What families of text-to-image U-Nets have in common: embeddings of prompts, and their checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fewstep.core.cond import Cond
+from fewstep.errors import FolderError, ShapeError
+from fewstep.models.card import Card
+
+Encode = Callable[[Path, Sequence[str], str, int], Cond]
+
+
+def null_prompt(
+    encode: Encode, zeros: Callable[[Cond], Cond]
+) -> Callable[[Card, Path | None], Cond]:
+    """Return the `null_cond` of a family: its card's null prompt encoded, or zeros for None.
+
+    zeros: condition -> the same with zeros in place of the text.
+    """
+
+    def null_cond(card: Card, folder: Path | None) -> Cond:
+        if folder is None:
+            raise ShapeError(
+                f"{card.name} has no folder of text encoders, so its null condition is unknown. "
+                "Load it with fewstep.load, or give Guided a null condition."
+            )
+        cond = encode(folder, [card.null_prompt or ""], "cpu", 1)
+        return cond if card.null_prompt is not None else zeros(cond)
+
+    return null_cond
+
+
+def check_text(text: Tensor, dim: int) -> None:
+    """Raise ShapeError unless the text embeddings are (B, L, dim)."""
+    if text.ndim != 3 or text.shape[-1] != dim:
+        raise ShapeError(
+            f"text embeddings of shape {tuple(text.shape)}; this model's are (B, L, {dim}). "
+            "Make them with fewstep.models.encode_prompts(folder, prompts)."
+        )
+
+
+def unet_config(name: str, wanted: Mapping[str, Any]) -> Callable[[Mapping[str, Any], Path], None]:
+    """Return the `check_config` of a family of U-Nets.
+
+    wanted: settings that the network must have, so that the family tells it all that it needs.
+    """
+    everywhere = {"class_embed_type": None, "encoder_hid_dim_type": None, "num_class_embeds": None}
+
+    def check_config(config: Mapping[str, Any], path: Path) -> None:
+        for key, right in {**everywhere, **wanted}.items():
+            if config.get(key) != right:
+                raise FolderError(
+                    f"{path}: {key}: {config.get(key)!r}; a {name} network has {right!r}. "
+                    "fewstep does not know what to tell this one."
+                )
+        channels = config.get("in_channels"), config.get("out_channels")
+        if channels[0] != channels[1]:
+            raise FolderError(
+                f"{path}: in_channels: {channels[0]} and out_channels: {channels[1]}; they must be "
+                "as many. A network made for inpainting or pix2pix has more inputs; give the "
+                "text-to-image model."
+            )
+
+    return check_config

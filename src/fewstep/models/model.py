@@ -1,0 +1,141 @@
+"""The one denoiser that is made of a network: network, family and clock, with a card."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any, final
+
+from torch import Tensor, nn
+
+from fewstep.core.cond import Cond
+from fewstep.core.denoiser import Denoiser, Traits, inside
+from fewstep.errors import RangeError, ShapeError
+from fewstep.models import w_input
+from fewstep.models.card import Card
+from fewstep.models.clocks.clock import Clock
+from fewstep.models.clocks.native import NATIVE_CLOCK
+from fewstep.models.families import family_named
+
+
+@final
+class Model(nn.Module):
+    """A denoiser made of a network: v = model(z, phi, cond, w), one pass.
+
+    z: (B, C, H, W) images or latents; cond: a condition batch of the family. A network without an
+    input for w ignores it; wrap it in `Guided` (as `load` does for a teacher).
+
+    Attributes:
+        network: of diffusers, or a module of the user's own.
+        card: what the network is, and what it was made for; it names the family.
+        clock: relates angles to the network's timesteps.
+        source: folder of the parts that surround the network, an autoencoder at least; None
+            where states are images.
+        family: how the network is asked.
+    """
+
+    def __init__(
+        self, network: Any, card: Card, clock: Clock = NATIVE_CLOCK, source: Path | None = None
+    ) -> None:
+        """Make a denoiser of a network. Raises FolderError for an unknown family."""
+        super().__init__()
+        self.network = network
+        self.card = card
+        self.clock = clock
+        self.source = source
+        self.family = family_named(card.family, "the card")
+        self._null: Cond | None = None
+        self.family.prepare(network)
+
+    @property
+    def passes(self) -> int:
+        """Network evaluations that one call costs: 1, or what a module of the user's own says."""
+        return int(getattr(self.network, "passes", 1)) if self.family.slot == "value" else 1
+
+    @property
+    def traits(self) -> Traits:
+        """What clock and card say, as the core understands it."""
+        card, known = self.card, self.clock.traits(self.network)
+        first = _first_float(self.network)
+        return Traits(
+            shape=card.shape or known.shape,
+            w_range=card.w_range or known.w_range,
+            steps=known.steps if card.steps is None else (card.steps,),
+            sampler=card.sampler or known.sampler,
+            clock=known.clock,
+            split=known.split,
+            phi_range=known.phi_range,
+            device=known.device or (None if first is None else first.device),
+            dtype=known.dtype or (None if first is None else first.dtype),
+            check_cond=known.check_cond or self._check_cond,
+        )
+
+    def _check_cond(self, cond: Cond) -> None:
+        self.family.check_cond(self.network, self.card, cond)
+
+    @property
+    def null_cond(self) -> Cond:
+        """The condition of the unconditional pass, a batch of 1; made when first asked for."""
+        if self._null is None:
+            self._null = self.family.null_cond(self.card, self.source)
+        return self._null
+
+    @property
+    def w_dim(self) -> int | None:
+        """Number of features of w that the network takes, None where it takes none."""
+        return w_input.features_of(self.network)
+
+    def like(self, network: Any, card: Card) -> Model:
+        """Return another model of this clock and folder."""
+        return Model(network, card, self.clock, self.source)
+
+    def checkpoint_activations(self) -> None:
+        """From now on compute activations again in the backward pass, to save memory.
+
+        Raises RangeError for a module of the user's own.
+        """
+        if not hasattr(self.network, "enable_gradient_checkpointing"):
+            raise RangeError(
+                "activation checkpointing must be off for a module of your own. Call "
+                "torch.utils.checkpoint inside the module instead."
+            )
+        self.network.enable_gradient_checkpointing()
+
+    def forward(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
+        """Return v (B, C, H, W), converted from what the network predicts (math.md 1)."""
+        asked, timestep = self.clock.place(phi)
+        out = self.family.call(self.network, z, timestep, cond, self._w(w, z))
+        return self.clock.velocity(out, z, asked)
+
+    def _w(self, w: Tensor, z: Tensor) -> Tensor | None:
+        """Return what the network is given of w (B,) as an argument, if anything."""
+        if self.family.slot == "value":
+            return w
+        if self.w_dim is None:
+            return None
+        features = w_input.w_features(w, self.w_dim, self.card.w_band).to(z.dtype)
+        if self.family.slot == "features":
+            return features
+        w_input.tell(self.network, features)
+        return None
+
+
+def model_of(denoiser: Denoiser) -> Model:
+    """Return the model of what `load` gave: itself, or the one inside a guided pair.
+
+    Raises ShapeError where it does not come from a model folder.
+    """
+    model = inside(denoiser)
+    if not isinstance(model, Model):
+        raise ShapeError("this denoiser does not come from a model folder; it has no network.")
+    return model
+
+
+def card_of(denoiser: Denoiser) -> Card:
+    """Return the card of what `load` gave. Raises ShapeError as `model_of` does."""
+    return model_of(denoiser).card
+
+
+def _first_float(network: nn.Module) -> Tensor | None:
+    tensors = itertools.chain(network.parameters(), network.buffers())
+    return next((t for t in tensors if t.is_floating_point()), None)
