@@ -67,5 +67,5 @@ def against_estimate(context: Context, stage: str, size: int, saving: bool) -> R
         "foreseen": foreseen.total,
         "activations foreseen": foreseen.activations,
         "peak": peak,
-        "foreseen / peak": foreseen.total / max(1, peak),
+        "foreseen / peak": foreseen.total / peak if peak else None,
     }

@@ -189,7 +189,7 @@ def test_a_failed_save_leaves_the_old_folder(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fewstep.models.folder.write_json", full)
+    monkeypatch.setattr("fewstep.folders.write.write_json", full)
     with pytest.raises((FewstepError, OSError)):
         save_model(student, tmp_path / "m")
     assert (tmp_path / "m" / "fewstep.json").read_text() == before

@@ -220,7 +220,7 @@ def test_an_eps_network_that_divides_by_zero_is_found(guided: bool, dtype: torch
 
     class Right(Mine):
         traits = Traits(
-            clock=BetaClock.from_betas(BETAS).clock,
+            clock=BetaClock.from_betas(BETAS).grid,
             phi_range=(0.01, BetaClock.from_betas(BETAS).phi_range[1]),
             dtype=dtype,
         )

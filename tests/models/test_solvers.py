@@ -92,7 +92,7 @@ class OnTable(Shaped):
 
     def __init__(self, zero_snr: bool) -> None:
         super().__init__()
-        self.table = BetaClock(
+        self.clock = BetaClock(
             DDIMScheduler(
                 beta_schedule="scaled_linear",
                 prediction_type="v_prediction",
@@ -100,7 +100,7 @@ class OnTable(Shaped):
                 clip_sample=False,
             )
         )
-        self.traits = Traits(shape=(2,), dtype=torch.float32, clock=self.table.clock)
+        self.traits = Traits(shape=(2,), dtype=torch.float32, clock=self.clock.grid)
 
 
 @pytest.mark.parametrize("zero_snr", [False, True])
@@ -112,7 +112,7 @@ def test_on_a_table_it_visits_the_angles_of_ddim_and_converges(solver: str, zero
     for steps in (10, 20, 100):
         model.phis.clear()
         x = solve(model, COND, solver=solver, steps=steps, seed=3)
-        assert model.phis == pytest.approx(list(model.table.clock(steps)[:-1]), abs=1e-6)
+        assert model.phis == pytest.approx(list(model.clock.grid(steps)[:-1]), abs=1e-6)
         errors.append(float((x - true).square().mean().sqrt()))
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 0.02

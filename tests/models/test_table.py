@@ -60,7 +60,7 @@ def test_stock_steps_are_our_rotations(tmp_path: Path, prediction: str, steps: i
     t = table(tmp_path, prediction_type=prediction)
     scheduler = t.scheduler()
     scheduler.set_timesteps(steps)
-    grid = t.clock(steps)
+    grid = t.grid(steps)
     _, timesteps = t.place(torch.tensor(grid[:-1]))
     assert timesteps.tolist() == scheduler.timesteps.tolist()
     assert grid[-1] == 0.0
@@ -75,20 +75,20 @@ def test_stock_steps_are_our_rotations(tmp_path: Path, prediction: str, steps: i
 
 def test_a_grid_that_stock_schedulers_do_not_walk_is_refused(tmp_path: Path) -> None:
     with pytest.raises(GridError, match="does not divide"):
-        table(tmp_path).clock(3)
+        table(tmp_path).grid(3)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 250])
 def test_split_steps_stand_on_the_finer_grid(tmp_path: Path, steps: int) -> None:
     t = table(tmp_path)
-    grid = t.clock(steps)
+    grid = t.grid(steps)
     points = [p for a, b in zip(grid, grid[1:], strict=False) for p in t.split(a, b, 2)[:-1]]
-    assert tuple(points) == t.clock(2 * steps)[:-1]
+    assert tuple(points) == t.grid(2 * steps)[:-1]
 
 
 def test_steps_can_be_split_between_timesteps(tmp_path: Path) -> None:
     t = table(tmp_path)
-    grid = t.clock(8)
+    grid = t.grid(8)
     for a, b in zip(grid, grid[1:], strict=False):
         parts = check_grid(t.split(a, b, 3))
         assert (parts[0], parts[-1], len(parts)) == (a, b, 4)
@@ -122,7 +122,7 @@ def test_eps_is_converted_in_float32_where_states_are_coarser(tmp_path: Path) ->
 def test_zero_terminal_snr_ends_at_exactly_noise(tmp_path: Path) -> None:
     t = table(tmp_path, prediction_type="v_prediction", rescale_betas_zero_snr=True)
     assert t.phi_range[1] == HALF_PI
-    assert t.clock(4)[0] == HALF_PI
+    assert t.grid(4)[0] == HALF_PI
     assert float(t.scheduler().alphas_cumprod[-1]) == 0.0
 
 

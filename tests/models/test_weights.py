@@ -16,8 +16,9 @@ from tests.models.pipelines import dit_folder, edit, sd_folder, told_student
 
 import fewstep
 from fewstep.errors import FolderError, NonFiniteError
+from fewstep.files import weights
 from fewstep.folders import card_in, encode_prompts, load, load_vae, save_model
-from fewstep.models import Model, card_of, model_of, weights
+from fewstep.models import Model, card_of, model_of
 
 Tensors = dict[str, torch.Tensor]
 FILES = {

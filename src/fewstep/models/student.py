@@ -18,7 +18,7 @@ from fewstep.models.lora import Lora, adapted, has_adapter, merged
 from fewstep.models.model import Model, model_of
 from fewstep.models.own import as_model
 from fewstep.models.unet import MOST
-from fewstep.models.w_input import BAND, add_w_input, features_of
+from fewstep.models.w_input import BAND, add_w_input, features_of, fold
 
 W_DIM = 256  # features of w: as many as published consistency models have
 
@@ -124,6 +124,24 @@ def with_w_input(model: Model, w_dim: int) -> Any:
     if features_of(network) is None:
         add_w_input(network, model.family, w_dim)
     return network
+
+
+def fold_w(model: Denoiser, w: float) -> Model:
+    """Return the student for one w: without the input for it, and of the teacher's own class.
+
+    Guidance at w is then in its weights, and stock pipelines draw with it as with an unguided model
+    (`guidance_scale=1`). The answers are those of the student at w but for rounding. An adapter is
+    merged.
+
+    Raises RangeError: the network has no input for w, or w is outside the range of the student;
+    ShapeError where it does not come from a model folder.
+    """
+    inner = merge_adapter(model_of(model))
+    low, high = inner.card.w_range or (-math.inf, math.inf)
+    if not low <= w <= high:
+        raise RangeError(f"w must lie in [{low:g}, {high:g}], the range of the student, got {w:g}.")
+    network = fold(inner.network, inner.family, w, inner.card.w_band)
+    return inner.like(network, inner.card.model_copy(update={"w_range": (w, w)}))
 
 
 def merge_adapter(model: Denoiser) -> Model:

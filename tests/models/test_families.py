@@ -1,0 +1,186 @@
+"""Every family answers the same questions, and one w can be folded into each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiTPipeline, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+from tests.models.pipelines import dit_folder, edit, sd_folder, xl_folder
+from torch import Tensor
+
+import fewstep
+from fewstep.core.cond import Cond, batch_size, repeat_null
+from fewstep.distill.plan import Stage
+from fewstep.errors import FolderError, RangeError
+from fewstep.folders import card_in, encode_prompts, load, load_vae, save_model
+from fewstep.models import FAMILIES, Lora, Model, decode_latents, fold_w, model_of, student_of
+from fewstep.models.families.own import OWN
+from fewstep.models.w_input import BAND, features_of, frequencies, projection_of
+from fewstep.testing import check_denoiser
+
+W = (0.0, 4.0)
+FOUR = Stage("student", "teacher", updates=1, steps=4)
+FOLDERS: dict[str, Callable[[Path], Path]] = {
+    "stable-diffusion": sd_folder,
+    "stable-diffusion-xl": xl_folder,
+    "dit": lambda path: dit_folder(path, classes=20),
+}
+
+
+@pytest.fixture(scope="module", params=FOLDERS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return FOLDERS[request.param](tmp_path_factory.mktemp("stock") / request.param)
+
+
+def live(parent: Path, lora: Lora | None = None) -> Model:
+    """A student for a range of w, which matters though nothing has trained it."""
+    student = student_of(load(parent), FOUR, W, w_dim=32, lora=lora)
+    projection = projection_of(student.network)
+    assert projection is not None
+    draws = torch.Generator().manual_seed(0)
+    slow = (frequencies(32) <= BAND).repeat(2)
+    projection.weight.data.copy_(torch.randn(projection.weight.shape, generator=draws) * slow)
+    return student.eval()
+
+
+def conditions(parent: Path) -> Cond:
+    family = FAMILIES[card_in(parent).family]
+    if family.takes_prompts:
+        return encode_prompts(parent, ["a cat", "two dogs", ""])
+    return torch.tensor([3, 0, 7])
+
+
+def question(parent: Path) -> tuple[Tensor, Tensor]:
+    draws = torch.Generator().manual_seed(5)
+    z = torch.randn(3, *card_in(parent).shape, generator=draws)
+    return z, torch.tensor([0.3, 0.8, 1.4])
+
+
+def test_every_stock_family_has_a_folder_here() -> None:
+    assert set(FOLDERS) == {name for name, family in FAMILIES.items() if not family.native}
+
+
+def test_a_family_passes_the_public_check_and_comes_back(folder: Path, tmp_path: Path) -> None:
+    student, cond = live(folder), conditions(folder)
+    assert len(check_denoiser(student, cond, w=W)) >= 9
+    assert batch_size(repeat_null(student.null_cond, 3)) == 3
+    save_model(student, tmp_path / "student")
+    z, phi = question(folder)
+    w = torch.tensor([0.0, 1.5, 4.0])
+    with torch.no_grad():
+        assert torch.equal(student(z, phi, cond, w), load(tmp_path / "student")(z, phi, cond, w))
+
+
+@pytest.mark.parametrize("w", [0.0, 1.7, 4.0])
+def test_one_w_folds_into_the_weights(folder: Path, tmp_path: Path, w: float) -> None:
+    student, cond = live(folder), conditions(folder)
+    folded = fold_w(student, w)
+    teacher = model_of(load(folder))
+    assert features_of(folded.network) is None
+    assert folded.network.state_dict().keys() == teacher.network.state_dict().keys()
+    z, phi = question(folder)
+    ws = torch.full((3,), w)
+    with torch.no_grad():
+        wanted = student(z, phi, cond, ws)
+        found = folded(z, phi, cond, torch.zeros(3))
+        elsewhere = student(z, phi, cond, ws + 0.1)
+    torch.testing.assert_close(found, wanted, atol=3e-6, rtol=1e-5)
+    assert float((elsewhere - wanted).abs().max()) > 1e-3
+    save_model(folded, tmp_path / "folded")
+    again = load(tmp_path / "folded")
+    with torch.no_grad():
+        assert torch.equal(again(z, phi, cond, ws), found)
+    with pytest.raises(RangeError, match="outside the range"):
+        fewstep.sample(again, cond, w=w + 0.1)
+
+
+def test_a_folded_student_draws_in_the_stock_pipeline_without_guidance(tmp_path: Path) -> None:
+    stock = sd_folder(tmp_path / "sd")
+    student = live(stock)
+    save_model(fold_w(student, 2.5), tmp_path / "folded")
+    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "folded")
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    theirs = pipe(
+        "a cat", latents=noise, num_inference_steps=4, guidance_scale=1.0, output_type="latent"
+    ).images
+    ours = fewstep.sample(student, encode_prompts(stock, ["a cat"]), w=2.5, z=noise)
+    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
+
+
+def test_a_folded_dit_draws_in_the_stock_pipeline(tmp_path: Path) -> None:
+    stock = dit_folder(tmp_path / "dit", classes=1000)
+    student = live(stock)
+    save_model(fold_w(student, 2.5), tmp_path / "folded")
+    pipe = DiTPipeline.from_pretrained(tmp_path / "folded")
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe(
+        [3], guidance_scale=1.0, num_inference_steps=4, output_type="np",
+        generator=torch.Generator().manual_seed(7),
+    ).images  # fmt: skip
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))
+    latents = fewstep.sample(student, torch.tensor([3]), w=2.5, z=noise)
+    ours = (decode_latents(load_vae(stock), latents) / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(
+        torch.from_numpy(theirs), ours.permute(0, 2, 3, 1), atol=1e-4, rtol=1e-4
+    )
+
+
+def test_an_adapter_is_merged_when_w_is_folded(tmp_path: Path) -> None:
+    stock = sd_folder(tmp_path / "sd")
+    student, cond = live(stock, Lora(rank=2, alpha=4)), conditions(stock)
+    z, phi = question(stock)
+    with torch.no_grad():
+        wanted = student(z, phi, cond, torch.full((3,), 2.0))
+        found = fold_w(student, 2.0)(z, phi, cond, torch.zeros(3))
+    torch.testing.assert_close(found, wanted, atol=3e-6, rtol=1e-5)
+
+
+def test_what_cannot_be_folded_is_refused(folder: Path) -> None:
+    with pytest.raises(RangeError, match="only a network with an input for w"):
+        fold_w(load(folder), 1.0)
+    with pytest.raises(RangeError, match=r"w must lie in \[0, 4\]"):
+        fold_w(live(folder), 5.0)
+
+
+def test_the_w_input_of_format_1_is_read(tmp_path: Path) -> None:
+    """A DiT of format 1 added the projection to the output of its timestep embedders."""
+    stock = dit_folder(tmp_path / "dit", classes=20)
+    old = tmp_path / "old"
+    save_model(live(stock), old)
+    file = old / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    weight = torch.randn(16, 32, generator=torch.Generator().manual_seed(0))
+    save_file({**tensors, "w_input.weight": weight}, file, metadata={"format": "pt"})
+    index = json.loads((old / "model_index.json").read_text())
+    assert index["transformer"] == ["fewstep.models.w_input", "DiTTransformer2DModelWithW"]
+    edit(old / "fewstep.json", weights_sha256="")
+    with pytest.raises(FolderError, match="must be a matrix of 256 rows"):
+        load(old)
+    edit(old / "model_index.json", transformer=["fewstep.models.dit", "DiTWithW"])
+    student = model_of(load(old))
+    z, phi = question(stock)
+    cond, ws = conditions(stock), torch.full((3,), 2.0)
+    seen: list[Tensor] = []
+    embedder = student.network.transformer_blocks[1].norm1.emb.timestep_embedder
+    with torch.no_grad():
+        before = model_of(load(stock)).network.transformer_blocks[1].norm1.emb.timestep_embedder
+        embedder.linear_1.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        embedder.register_forward_hook(lambda _, given, out: seen.append(out))
+        wanted = student(z, phi, cond, ws)
+        from fewstep.models.w_input import w_features
+
+        added = w_features(ws, 32, student.card.w_band) @ weight.T
+        torch.testing.assert_close(seen[1], before(seen[0]) + added)
+        found = fold_w(student, 2.0)(z, phi, cond, torch.zeros(3))
+    torch.testing.assert_close(found, wanted, atol=3e-6, rtol=1e-5)
+
+
+def test_a_module_of_your_own_is_a_family_too() -> None:
+    assert FAMILIES["own"] is OWN
+    assert not OWN.lora
