@@ -26,7 +26,7 @@ def test_the_other_guidance_convention_stays_at_the_edge() -> None:
         if re.search(r"\bguidance_scale\b", p.read_text())
     }
     commands = {name for name in users if name.startswith("cli/")}
-    assert users - commands <= {"models/pipeline.py", "models/readme.py"}
+    assert users - commands <= {"models/pipeline.py", "folders/readme.py"}
     for name in commands - {"cli/options.py"}:
         assert "refuse_guidance_scale(guidance_scale)" in (SOURCE / name).read_text()
 

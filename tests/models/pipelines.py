@@ -15,7 +15,11 @@ from diffusers import (
     DDIMScheduler,
     DiTPipeline,
     DiTTransformer2DModel,
+    DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -25,6 +29,9 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
 )
 
 from fewstep.distill.plan import Direction, Stage
@@ -173,6 +180,55 @@ def dit_folder(path: Path, learned_sigma: bool = True, classes: int = 1000) -> P
     pipe.save_pretrained(path)
     # As in published folders; the pipeline itself does not write it.
     edit(path / "model_index.json", id2label={str(k): f"thing {k}" for k in range(classes)})
+    return path
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """A tokenizer of single letters, as it is saved without a SentencePiece file."""
+    letters = [(chr(c), -3.0) for c in range(ord("a"), ord("z") + 1)]
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -2.0)]
+    return T5Tokenizer(vocab=[*special, *letters], extra_ids=0, model_max_length=512)
+
+
+def t5_encoder() -> T5EncoderModel:
+    config = T5Config(
+        vocab_size=30,
+        d_model=TEXT,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+    )
+    return T5EncoderModel(config)
+
+
+def pixart_folder(path: Path, *, alpha: bool = False, learned_sigma: bool = True) -> Path:
+    """A PixArt-Sigma folder, or a PixArt-Alpha one; its scheduler is that of published folders."""
+    with torch.random.fork_rng():
+        torch.random.default_generator.manual_seed(3)
+        transformer = PixArtTransformer2DModel(
+            num_attention_heads=2,
+            attention_head_dim=8,
+            in_channels=4,
+            out_channels=8 if learned_sigma else 4,
+            num_layers=2,
+            cross_attention_dim=TEXT,
+            caption_channels=TEXT,
+            sample_size=8,
+            use_additional_conditions=False,
+        )
+        for name, weight in transformer.named_parameters():
+            if "attn2.to_" in name or "caption_projection" in name:
+                weight.data.mul_(3)  # else prompts, and so guidance, would hardly matter
+        pipe = (PixArtAlphaPipeline if alpha else PixArtSigmaPipeline)(
+            tokenizer=t5_tokenizer(),
+            text_encoder=t5_encoder(),
+            vae=vae(),
+            transformer=transformer,
+            scheduler=DPMSolverMultistepScheduler(),
+        )
+    pipe.save_pretrained(path)
     return path
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import DiTPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-from tests.models.pipelines import dit_folder, edit, sd_folder, xl_folder
+from tests.models.pipelines import dit_folder, edit, pixart_folder, sd_folder, xl_folder
 from torch import Tensor
 
 import fewstep
@@ -29,6 +29,8 @@ FOLDERS: dict[str, Callable[[Path], Path]] = {
     "stable-diffusion": sd_folder,
     "stable-diffusion-xl": xl_folder,
     "dit": lambda path: dit_folder(path, classes=20),
+    "pixart-sigma": pixart_folder,
+    "pixart-alpha": lambda path: pixart_folder(path, alpha=True),
 }
 
 

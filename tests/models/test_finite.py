@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.models.pipelines import edit, xl_folder
+from transformers import CLIPTextModel
 
 from fewstep.core.finite import check_finite, check_finite_cond
 from fewstep.errors import FolderError, NonFiniteError
@@ -47,11 +48,11 @@ def test_an_autoencoder_that_overflows_gives_neither_latents_nor_images(sd: Path
 def test_text_embeddings_that_overflow_are_refused(
     sd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fewstep.models import text
+    from fewstep.models import prompts
 
-    network = text._network(sd / "text_encoder", "cpu")
+    network = prompts.load_part(CLIPTextModel, sd / "text_encoder")
     next(network.parameters()).data.fill_(float("nan"))
-    monkeypatch.setattr(text, "_network", lambda *_: network)
+    monkeypatch.setattr(prompts, "load_part", lambda *_, **__: network)
     with pytest.raises(NonFiniteError, match=r"text embeddings of .*text_encoder"):
         encode_prompts(sd, ["a"])
 

@@ -21,7 +21,7 @@ from fewstep.data.latents import cache_latents
 from fewstep.errors import FewstepWarning, FolderError, RangeError, ShapeError
 from fewstep.folders import encode_prompts, encoders_sha256, load_vae
 from fewstep.models import Model, card_of, encode_images, encoders_kept
-from fewstep.models import text as text_part
+from fewstep.models import prompts as prompts_part
 from fewstep.models.solvers import solve
 from fewstep.testing import check_denoiser
 
@@ -138,13 +138,13 @@ def test_encoders_are_opened_once_where_they_are_kept(
     sd: Path, xl: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    plain = text_part._network
+    plain = prompts_part.load_part
 
-    def counted(path: Path, device: str) -> Any:
+    def counted(kind: Any, path: Path, **more: Any) -> Any:
         opened.append(path.name)
-        return plain(path, device)
+        return plain(kind, path, **more)
 
-    monkeypatch.setattr(text_part, "_network", counted)
+    monkeypatch.setattr(prompts_part, "load_part", counted)
     before = encode_prompts(sd, PROMPTS)
     assert opened == ["text_encoder"]
     with encoders_kept():

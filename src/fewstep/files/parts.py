@@ -40,10 +40,14 @@ def reading(path: Path) -> Iterator[None]:
         ) from None
 
 
-def parse_json(path: Path) -> Any:
-    """Return what a JSON file holds. Raises FolderError: missing, not JSON, or NaN or infinity."""
+def parse_json(path: Path, *, infinities: bool = False) -> Any:
+    """Return what a JSON file holds. Raises FolderError: missing, not JSON, or NaN or infinity.
+
+    infinities: accept them, which diffusers writes into the settings of some schedulers.
+    """
+    constant = _no_nan if infinities else _not_a_number
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_not_a_number)
+        return json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=constant)
     except (FileNotFoundError, NotADirectoryError):
         raise FolderError(f"{path} is missing; copy the whole folder again.") from None
     except RecursionError:
@@ -57,12 +61,16 @@ def parse_json(path: Path) -> Any:
         raise FolderError(f"{path} is not JSON ({reason}); the folder is damaged.") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, infinities: bool = False) -> dict[str, Any]:
     """Return the JSON object in a file. Raises FolderError where there is none."""
-    found = parse_json(path)
+    found = parse_json(path, infinities=infinities)
     if not isinstance(found, dict):
         raise FolderError(f"{path} holds no JSON object; the folder is damaged.")
     return found
+
+
+def _no_nan(constant: str) -> float:
+    return _not_a_number(constant) if constant == "NaN" else float(constant)
 
 
 def _not_a_number(constant: str) -> float:

@@ -164,7 +164,7 @@ def load_part(kind: Any, path: Path, *, extra: Iterable[str] = (), **options: An
         options = {"torch_dtype": torch.float32, **options}
     else:
         options = {"dtype": torch.float32, **options}
-    with reading(path), _quietly(), _shapes_named(path):
+    with reading(path), quietly(), _shapes_named(path):
         module, report = kind.from_pretrained(
             path,
             use_safetensors=True,
@@ -323,7 +323,7 @@ def _some(names: Sequence[str], between: str) -> str:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Silence the libraries' warnings on weights: what matters in them is raised as an error."""
     from diffusers.utils import logging as of_diffusers
     from transformers.utils import logging as of_transformers

@@ -13,6 +13,7 @@ from fewstep.files.hub import local
 from fewstep.files.weights import file_sha256
 from fewstep.folders.base import base_of
 from fewstep.folders.read import family_of
+from fewstep.models.prompts import encode
 
 
 def encode_prompts(
@@ -27,12 +28,12 @@ def encode_prompts(
     if isinstance(prompts, str) or not prompts:
         raise RangeError(f"prompts = {prompts!r}; give a list of at least one prompt.")
     folder = base_of(local(folder))
-    encode = family_of(folder).encode
-    if encode is None:
+    family = family_of(folder)
+    if not family.takes_prompts:
         raise RangeError(
             f"{folder} draws classes and takes no prompts; its condition is class ids."
         )
-    return encode(folder, list(prompts), device, batch_size)
+    return encode(family, folder, list(prompts), device=device, batch_size=batch_size)
 
 
 def encoders_sha256(folder: Path | str, *, prompts: bool = True) -> str:

@@ -12,8 +12,8 @@ from fewstep.models.clocks.betas import BetaClock
 from fewstep.models.families import FAMILIES, Family
 from fewstep.models.lora import Lora
 from fewstep.models.model import Model, card_of, model_of
+from fewstep.models.prompts import encoders_kept
 from fewstep.models.student import fold_w, merge_adapter, student_of, with_w_input
-from fewstep.models.text import encoders_kept
 from fewstep.models.unet import UNetConfig, build_unet
 from fewstep.models.vae import decode_latents, encode_images
 

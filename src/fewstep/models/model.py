@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 from typing import Any, final
 
+import torch
 from torch import Tensor, nn
 
 from fewstep.core.cond import Cond
@@ -16,6 +17,7 @@ from fewstep.models.card import Card
 from fewstep.models.clocks.clock import Clock
 from fewstep.models.clocks.native import NATIVE_CLOCK
 from fewstep.models.families import family_named
+from fewstep.models.prompts import null_condition
 
 
 @final
@@ -75,10 +77,23 @@ class Model(nn.Module):
 
     @property
     def null_cond(self) -> Cond:
-        """The condition of the unconditional pass, a batch of 1; made when first asked for."""
+        """The condition of the unconditional pass, a batch of 1; made when first asked for.
+
+        Raises ShapeError where it is not known: of a module of the user's own.
+        """
         if self._null is None:
-            self._null = self.family.null_cond(self.card, self.source)
+            self._null = self._made_null()
         return self._null
+
+    def _made_null(self) -> Cond:
+        if self.family.takes_prompts and self.source is not None:
+            return null_condition(self.family, self.source, self.card.null_prompt)
+        if self.card.num_classes:
+            return torch.tensor([self.card.null_class])
+        raise ShapeError(
+            "a module of your own must be given its null condition, and none is known. Use "
+            "fewstep.Guided(model, null_cond)."
+        )
 
     @property
     def w_dim(self) -> int | None:

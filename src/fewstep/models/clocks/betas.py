@@ -220,7 +220,7 @@ def read_clock(folder: Path) -> BetaClock:
     that is not understood.
     """
     path = folder / CONFIG
-    told = read_json(path)
+    told = read_json(path, infinities=True)
     name = str(told.get("_class_name"))
     if name not in UNDERSTOOD:
         raise FolderError(

@@ -7,6 +7,7 @@ from fewstep.models.families.dit import DIT
 from fewstep.models.families.family import Family
 from fewstep.models.families.latent_class import LATENT_CLASS
 from fewstep.models.families.own import OWN
+from fewstep.models.families.pixart import PIXART_ALPHA, PIXART_SIGMA
 from fewstep.models.families.stable_diffusion import STABLE_DIFFUSION
 from fewstep.models.families.stable_diffusion_xl import STABLE_DIFFUSION_XL
 from fewstep.models.families.unet_class import UNET_CLASS
@@ -15,7 +16,16 @@ __all__ = ["FAMILIES", "Family", "family_named"]
 
 FAMILIES: dict[str, Family] = {
     family.name: family
-    for family in (UNET_CLASS, LATENT_CLASS, STABLE_DIFFUSION, STABLE_DIFFUSION_XL, DIT, OWN)
+    for family in (
+        UNET_CLASS,
+        LATENT_CLASS,
+        STABLE_DIFFUSION,
+        STABLE_DIFFUSION_XL,
+        DIT,
+        PIXART_SIGMA,
+        PIXART_ALPHA,
+        OWN,
+    )
 }
 
 

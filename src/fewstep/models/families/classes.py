@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fewstep.core.cond import Cond
@@ -31,8 +29,3 @@ def check_classes(network: Any, card: Card, cond: Cond) -> None:
             f"class {worst}; this model draws the classes 0 to {card.num_classes - 1} "
             f"({card.null_class} for any). Choose one of them."
         )
-
-
-def null_class(card: Card, folder: Path | None) -> Tensor:
-    """Return the id that stands for no class, a batch of 1."""
-    return torch.tensor([card.null_class])

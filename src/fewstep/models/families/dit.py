@@ -15,7 +15,7 @@ from torch import Tensor
 from fewstep.core.cond import Cond
 from fewstep.errors import FolderError
 from fewstep.files.parts import is_count
-from fewstep.models.families.classes import check_classes, class_ids, null_class
+from fewstep.models.families.classes import check_classes, class_ids
 from fewstep.models.families.family import Family
 
 
@@ -79,5 +79,4 @@ DIT = Family(
     check_config=_check_config,
     conditions=_conditions,
     check_cond=check_classes,
-    null_cond=null_class,
 )

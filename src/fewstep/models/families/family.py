@@ -13,6 +13,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from fewstep.core.cond import Cond
+from fewstep.errors import ShapeError
 from fewstep.models.card import Card
 
 
@@ -22,6 +23,10 @@ def _nothing_to_check(config: Mapping[str, Any], path: Path) -> None:
 
 def _nothing_to_say(index: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     return {}
+
+
+def _no_zeros(cond: Cond) -> Cond:
+    raise ShapeError("the unconditional pass of this family is told a prompt, and none is known.")
 
 
 def _of_a_unet(network: Any) -> Sequence[Any]:
@@ -55,9 +60,10 @@ class Family:
         conditions: (model_index.json, config.json) -> what the card says of conditions.
         check_cond: (network, card, cond); raises a FewstepError for a condition that `call` cannot
             use.
-        null_cond: (card, folder) -> the condition of the unconditional pass, a batch of 1.
-        encode: (folder, prompts, device, batch_size) -> condition batch of prompts, by the stock
-            pipeline's own `encode_prompt`; None where conditions are class ids.
+        condition: (what the first pipeline's `encode_prompt` returns for B prompts without
+            guidance, folder) -> condition batch of B; None where conditions are class ids.
+        zeros: condition -> the same with zeros in place of the text: what the unconditional pass is
+            told where the card's null prompt is None.
         prepare: (network); called once when a model is made of it, to switch off what the stock
             network does of its own accord in training.
         lora: whether an adapter can be trained over the network.
@@ -66,7 +72,6 @@ class Family:
     name: str
     call: Callable[[Any, Tensor, Tensor, Cond, Tensor | None], Tensor]
     check_cond: Callable[[Any, Card, Cond], None]
-    null_cond: Callable[[Card, Path | None], Cond]
     check_config: Callable[[Mapping[str, Any], Path], None] = _nothing_to_check
     conditions: Callable[[Mapping[str, Any], Mapping[str, Any]], dict[str, Any]] = _nothing_to_say
     part: str = "unet"
@@ -76,11 +81,12 @@ class Family:
     native: bool = False
     slot: Literal["features", "value"] | None = None
     embedders: Callable[[Any], Sequence[Any]] = _of_a_unet
-    encode: Callable[[Path, Sequence[str], str, int], Cond] | None = None
+    condition: Callable[[tuple[Any, ...], Path], Cond] | None = None
+    zeros: Callable[[Cond], Cond] = _no_zeros
     prepare: Callable[[Any], None] = _as_it_is
     lora: bool = True
 
     @property
     def takes_prompts(self) -> bool:
         """Whether conditions are made of prompts; else they are class ids."""
-        return self.encode is not None
+        return self.condition is not None

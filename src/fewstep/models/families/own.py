@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from fewstep.core.cond import Cond
-from fewstep.errors import ShapeError
 from fewstep.models.card import OWN as NAME
 from fewstep.models.card import Card
 from fewstep.models.families.family import Family
@@ -23,19 +21,11 @@ def _anything(network: Any, card: Card, cond: Cond) -> None:
     """Only the module knows which conditions it takes."""
 
 
-def _unknown(card: Card, folder: Path | None) -> Cond:
-    raise ShapeError(
-        "a module of your own must be given its null condition, and none is known. Use "
-        "fewstep.Guided(model, null_cond)."
-    )
-
-
 OWN = Family(
     name=NAME,
     native=True,
     call=_call,
     slot="value",
     check_cond=_anything,
-    null_cond=_unknown,
     lora=False,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,7 @@ from fewstep.core.cond import Cond
 from fewstep.errors import ShapeError
 from fewstep.models.card import Card
 from fewstep.models.families.family import Family
-from fewstep.models.families.text import check_text, null_prompt, unet_config
-from fewstep.models.text import encode
+from fewstep.models.families.text import check_text, unet_config
 
 NAME = "stable-diffusion"
 
@@ -35,15 +34,9 @@ def _check_cond(network: Any, card: Card, cond: Cond) -> None:
     check_text(_text(cond), network.config.cross_attention_dim)
 
 
-def _encode(folder: Path, prompts: Sequence[str], device: str, batch_size: int) -> Tensor:
-    return encode(
-        folder,
-        prompts,
-        tokenizer="tokenizer",
-        encoder="text_encoder",
-        device=device,
-        batch_size=batch_size,
-    ).last
+def _condition(made: tuple[Any, ...], folder: Path) -> Cond:
+    text: Tensor = made[0]
+    return text
 
 
 def _zeros(cond: Cond) -> Cond:
@@ -71,6 +64,6 @@ STABLE_DIFFUSION = Family(
     check_config=unet_config(NAME, {"addition_embed_type": None}),
     conditions=_conditions,
     check_cond=_check_cond,
-    null_cond=null_prompt(_encode, _zeros),
-    encode=_encode,
+    condition=_condition,
+    zeros=_zeros,
 )

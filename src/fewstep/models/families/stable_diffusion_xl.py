@@ -6,7 +6,7 @@ and left of the crop, target height and width, in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from fewstep.core.cond import Cond
-from fewstep.errors import FolderError, ShapeError
+from fewstep.errors import ShapeError
 from fewstep.files.parts import read_json, size_of, vae_factor
 from fewstep.models.card import Card
 from fewstep.models.families.family import Family
 from fewstep.models.families.stable_diffusion import STABLE_DIFFUSION
-from fewstep.models.families.text import check_text, null_prompt, unet_config
-from fewstep.models.text import encode
+from fewstep.models.families.text import check_text, unet_config
 
 NAME = "stable-diffusion-xl"
 KEYS = ("text", "pooled", "time_ids")
@@ -59,36 +58,12 @@ def _check_cond(network: Any, card: Card, cond: Cond) -> None:
         )
 
 
-def _encode(
-    folder: Path, prompts: Sequence[str], device: str, batch_size: int
-) -> dict[str, Tensor]:
+def _condition(made: tuple[Any, ...], folder: Path) -> Cond:
     """Return both encoders' layers before the last, side by side, at the full picture size."""
-    first, second = (
-        encode(
-            folder,
-            prompts,
-            tokenizer=f"tokenizer{end}",
-            encoder=f"text_encoder{end}",
-            device=device,
-            batch_size=batch_size,
-        )
-        for end in ("", "_2")
-    )
-    if second.pooled is None:
-        raise FolderError(f"{folder / 'text_encoder_2'} gives no pooled text (no projection).")
-    lengths = first.penultimate.shape[1], second.penultimate.shape[1]
-    if lengths[0] != lengths[1]:
-        raise FolderError(
-            f"{folder}: both tokenizers must have one model_max_length, got {lengths[0]} and "
-            f"{lengths[1]}. Copy tokenizer/ and tokenizer_2/ again."
-        )
-    height, width = picture_size(folder)
-    ids = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=device)
-    return {
-        "text": torch.cat([first.penultimate, second.penultimate], dim=-1),
-        "pooled": second.pooled,
-        "time_ids": ids.repeat(len(prompts), 1),
-    }
+    text, _, pooled, _ = made
+    size = picture_size(folder)
+    sizes = torch.tensor([*size, 0, 0, *size], dtype=torch.float32, device=text.device)
+    return {"text": text, "pooled": pooled, "time_ids": sizes.repeat(len(text), 1)}
 
 
 def picture_size(folder: Path) -> tuple[int, int]:
@@ -124,6 +99,6 @@ STABLE_DIFFUSION_XL = Family(
     check_config=unet_config(NAME, {"addition_embed_type": "text_time"}),
     conditions=_conditions,
     check_cond=_check_cond,
-    null_cond=null_prompt(_encode, _zeros),
-    encode=_encode,
+    condition=_condition,
+    zeros=_zeros,
 )

@@ -2,37 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from fewstep.core.cond import Cond
 from fewstep.errors import FolderError, ShapeError
-from fewstep.models.card import Card
-
-Encode = Callable[[Path, Sequence[str], str, int], Cond]
-
-
-def null_prompt(
-    encode: Encode, zeros: Callable[[Cond], Cond]
-) -> Callable[[Card, Path | None], Cond]:
-    """Return the `null_cond` of a family: its card's null prompt encoded, or zeros for None.
-
-    zeros: condition -> the same with zeros in place of the text.
-    """
-
-    def null_cond(card: Card, folder: Path | None) -> Cond:
-        if folder is None:
-            raise ShapeError(
-                f"{card.name} has no folder of text encoders, so its null condition is unknown. "
-                "Load it with fewstep.load, or give Guided a null condition."
-            )
-        cond = encode(folder, [card.null_prompt or ""], "cpu", 1)
-        return cond if card.null_prompt is not None else zeros(cond)
-
-    return null_cond
 
 
 def check_text(text: Tensor, dim: int) -> None:

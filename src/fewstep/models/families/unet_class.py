@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewstep.core.cond import Cond
 from fewstep.files.parts import is_count
-from fewstep.models.families.classes import check_classes, class_ids, null_class
+from fewstep.models.families.classes import check_classes, class_ids
 from fewstep.models.families.family import Family
 
 
@@ -34,5 +34,4 @@ UNET_CLASS = Family(
     slot="features",
     conditions=_conditions,
     check_cond=check_classes,
-    null_cond=null_class,
 )

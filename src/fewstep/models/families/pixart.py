@@ -1,0 +1,102 @@
+"""PixArt: text-to-image transformers of latents with a T5 encoder; a learned sigma is ignored.
+
+cond: a dict of text (B, L, D) and mask (B, L), 1 where a token is no padding. Networks that are
+told the picture's resolution and aspect ratio (PixArt-Alpha at 1024 pixels) are not covered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fewstep.core.cond import Cond
+from fewstep.errors import FolderError, ShapeError
+from fewstep.models.card import Card
+from fewstep.models.families.dit import check_output_channels
+from fewstep.models.families.family import Family
+from fewstep.models.families.text import check_text
+
+KEYS = ("text", "mask")
+NOT_TOLD: dict[str, None] = {"resolution": None, "aspect_ratio": None}
+
+
+def _parts(cond: Cond) -> dict[str, Tensor]:
+    if not isinstance(cond, dict) or set(cond) != set(KEYS):
+        found = sorted(cond) if isinstance(cond, dict) else "a tensor"
+        raise ShapeError(
+            f"this model's condition is a dict of {', '.join(KEYS)}, not {found}. Make it with "
+            "fewstep.models.encode_prompts(folder, prompts)."
+        )
+    return cond
+
+
+def _call(network: Any, z: Tensor, timestep: Tensor, cond: Cond, w: Tensor | None) -> Tensor:
+    parts = _parts(cond)
+    out: Tensor = network(
+        z,
+        encoder_hidden_states=parts["text"].to(z.dtype),
+        encoder_attention_mask=parts["mask"],
+        timestep=timestep,
+        added_cond_kwargs=NOT_TOLD,
+        return_dict=False,
+    )[0]
+    return out[:, : z.shape[1]]
+
+
+def _embedders(network: Any) -> list[Any]:
+    return [network.adaln_single.emb.timestep_embedder]
+
+
+def _check_cond(network: Any, card: Card, cond: Cond) -> None:
+    parts, config = _parts(cond), network.config
+    check_text(parts["text"], config.caption_channels or config.cross_attention_dim)
+    if parts["mask"].shape != parts["text"].shape[:2]:
+        raise ShapeError(
+            f"a mask of shape {tuple(parts['mask'].shape)} for text of shape "
+            f"{tuple(parts['text'].shape)}; it must be (B, L)."
+        )
+
+
+def _check_config(config: Mapping[str, Any], path: Path) -> None:
+    check_output_channels(config, path)
+    told = config.get("use_additional_conditions")
+    if told or (told is None and config.get("sample_size") == 128):
+        raise FolderError(
+            f"{path}: use_additional_conditions: {told!r} at sample_size "
+            f"{config.get('sample_size')}; this network is told resolution and aspect ratio of the "
+            "picture, which fewstep does not give it. Use a model of 512 pixels, or PixArt-Sigma."
+        )
+
+
+def _condition(made: tuple[Any, ...], folder: Path) -> Cond:
+    text, mask, *_ = made
+    return {"text": text, "mask": mask}
+
+
+def _conditions(index: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"null_prompt": ""}
+
+
+PIXART_SIGMA = Family(
+    name="pixart-sigma",
+    part="transformer",
+    # The second in the folders that were published.
+    networks=("PixArtTransformer2DModel", "Transformer2DModel"),
+    pipelines=("PixArtSigmaPipeline",),
+    parts={
+        "vae": ("AutoencoderKL",),
+        "text_encoder": ("T5EncoderModel",),
+        "tokenizer": ("T5Tokenizer",),
+    },
+    call=_call,
+    embedders=_embedders,
+    check_config=_check_config,
+    conditions=_conditions,
+    check_cond=_check_cond,
+    condition=_condition,
+)
+PIXART_ALPHA = replace(PIXART_SIGMA, name="pixart-alpha", pipelines=("PixArtAlphaPipeline",))
