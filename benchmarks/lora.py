@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fewstep.core.denoiser import Guided
 from fewstep.distill.steps import StepDistillation
 from fewstep.models import Lora
+from fewstep.models.families.stable_diffusion import STABLE_DIFFUSION
 from fewstep.models.lora import adapted
 from fewstep.train import TrainConfig, estimate
 from fewstep.train.loop import _Loop
@@ -56,7 +57,7 @@ class Side:
 
 def students(subject: Subject) -> dict[str, nn.Module]:
     """Return both students, equal to the teacher at first."""
-    network = adapted(subject.teacher.network, subject.teacher.family, LORA, w_dim=W_DIM, seed=0)
+    network = adapted(subject.teacher.network, STABLE_DIFFUSION, LORA, w_dim=W_DIM, seed=0)
     return {"full": subject.fresh(), "LoRA": Latent(network).train()}
 
 

@@ -32,15 +32,15 @@ class Latent(nn.Module):
 
     passes = 1
 
-    def __init__(self, unet: UNet2DConditionModel) -> None:
+    def __init__(self, network: UNet2DConditionModel) -> None:
         super().__init__()
-        self.unet = unet
+        self.network = network
 
     def forward(self, z: Tensor, phi: Tensor, cond: Tensor, w: Tensor) -> Tensor:
         """Return v (B, C, H, W) for words cond (B, WORDS, WIDTH)."""
-        told = self.unet.config.time_cond_proj_dim
-        features = None if told is None else w_features(w, told).to(z.dtype)
-        out: Tensor = self.unet(
+        dim = self.network.config.time_cond_proj_dim
+        features = None if dim is None else w_features(w, dim).to(z.dtype)
+        out: Tensor = self.network(
             z, timestep_from_phi(phi), cond, timestep_cond=features, return_dict=False
         )[0]
         return out

@@ -192,7 +192,7 @@ def test_weights_are_split_and_whole_again(tmp_path: Path, packed: Path) -> None
     hashes = weights.pack({"teacher": teacher}, tmp_path, limit=40_000)
     files = sorted(tmp_path.glob("weights-*.safetensors"))
     assert len(files) == len(hashes) > 5
-    found = weights.unpack(files)["teacher"].unet.state_dict()
+    found = weights.unpack(files)["teacher"].network.state_dict()
     for key, value in teacher.network.state_dict().items():
         assert torch.equal(found[key], value.to(torch.bfloat16).float())
     with pytest.raises(FolderError, match=r"must be whole.*tensors are missing"):

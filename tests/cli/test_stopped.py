@@ -11,11 +11,11 @@ from tests.forks import Forks
 # Python code: the command line, which gets a signal when it reads a card. SIGNAL COMMAND...
 WHILE_READING = """
 import signal, sys
-import fewstep.models
+import fewstep.folders
 from fewstep.cli.main import entry
 
 _, number, *sys.argv[1:] = sys.argv
-fewstep.models.card_in = lambda folder: signal.raise_signal(signal.Signals[number])
+fewstep.folders.card_in = lambda folder: signal.raise_signal(signal.Signals[number])
 entry()
 """
 

@@ -129,8 +129,8 @@ def with_w_input(model: Model, w_dim: int) -> Any:
 def fold_w(model: Denoiser, w: float) -> Model:
     """Return the student for one w: without the input for it, and of the teacher's own class.
 
-    Guidance at w is then in its weights, and stock pipelines draw with it as with an unguided model
-    (`guidance_scale=1`). The answers are those of the student at w but for rounding. An adapter is
+    Guidance at w is then in its weights, and stock pipelines draw with it without guidance of their
+    own. The answers are those of the student at w but for rounding. An adapter is
     merged.
 
     Raises RangeError: the network has no input for w, or w is outside the range of the student;
