@@ -18,7 +18,7 @@ from fewstep.models.lora import Lora, adapted, has_adapter, merged
 from fewstep.models.model import Model, model_of
 from fewstep.models.own import as_model
 from fewstep.models.unet import MOST
-from fewstep.models.w_input import BAND, add_w_input, features_of, fold
+from fewstep.models.w_input import BAND, add_w_input, features_of, fold, with_slot
 
 W_DIM = 256  # features of w: as many as published consistency models have
 
@@ -120,6 +120,8 @@ def with_w_input(model: Model, w_dim: int) -> Any:
     Its one new weight is zero, so the copy equals the network bit for bit at every w, and the
     weight still gets a gradient at once (math.md 4). A network that has the input is just copied.
     """
+    if features_of(model.network) is None and model.family.slot == "features":
+        return with_slot(model.network, w_dim)
     network = copy.deepcopy(model.network)
     if features_of(network) is None:
         add_w_input(network, model.family, w_dim)

@@ -171,10 +171,8 @@ def fold(network: Any, family: Family, w: float, band: float | None) -> Any:
     projection = projection_of(network)
     if projection is None:
         raise RangeError("only a network with an input for w can be folded, and this has none.")
-    config = {k: v for k, v in network.config.items() if not k.startswith("_")}
-    if family.slot == "features":
-        config["time_cond_proj_dim"] = None
-    stock = type(network).from_config(config).to(network.device, network.dtype)
+    slot = {"time_cond_proj_dim": None} if family.slot == "features" else {}
+    stock = _rebuilt(network, slot)
     stock.load_state_dict({k: t for k, t in network.state_dict().items() if k not in WEIGHTS})
     features = w_features(torch.tensor([w], device=network.device), projection.in_features, band)
     with torch.no_grad():
@@ -187,6 +185,24 @@ def fold(network: Any, family: Family, w: float, band: float | None) -> Any:
             else:
                 first.bias += (first.weight.double() @ constant).to(first.bias.dtype)
     return stock.train(network.training)
+
+
+def with_slot(network: Any, dim: int) -> Any:
+    """Return a copy of a U-Net with its stock input for w, whose weight is zero.
+
+    Its parameters are in the order of the stock network, which `add_w_input` does not keep: the
+    state of an optimiser is known by it.
+    """
+    made = _rebuilt(network, {"time_cond_proj_dim": dim})
+    made.load_state_dict(network.state_dict(), strict=False)
+    nn.init.zeros_(made.time_embedding.cond_proj.weight)
+    return made
+
+
+def _rebuilt(network: Any, changes: dict[str, Any]) -> Any:
+    config = {k: v for k, v in network.config.items() if not k.startswith("_")}
+    made = type(network).from_config({**config, **changes}).to(network.device)
+    return made if made.dtype == network.dtype else made.to(network.dtype)
 
 
 def _zero_linear(dim: int, beside: nn.Linear, out: int | None = None) -> nn.Linear:

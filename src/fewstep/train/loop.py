@@ -25,7 +25,12 @@ from fewstep.core.cond import Cond
 from fewstep.core.seed import derive, generator
 from fewstep.distill.problem import WEIGHTINGS, Problem, loss
 from fewstep.errors import Interrupted, NonFiniteError, RangeError, TimeUp
-from fewstep.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from fewstep.train.checkpoint import (
+    Checkpoint,
+    check_moments,
+    load_checkpoint,
+    save_checkpoint,
+)
 from fewstep.train.config import TrainConfig
 from fewstep.train.limit import is_time_up
 from fewstep.train.log import Log, read_metrics
@@ -332,6 +337,7 @@ class _Loop:
         cut = [shared_like(found.ema[n].to(self.device), p) for n, p in self._named()]
         self.ema = [e.clone() for e in cut]
         adamw = found.optimizer["adamw"]
+        check_moments(adamw["state"], self.parameters, self.folder)
         moments = {
             i: {k: shared_like(v.to(self.device), self.parameters[i]) for k, v in s.items()}
             for i, s in adamw["state"].items()
