@@ -108,6 +108,6 @@ def test_a_plan_out_of_order_is_refused() -> None:
 
 
 def test_the_file_that_comes_with_the_package_is_plain_yaml() -> None:
-    from fewstep.recipes.config import BUILT_IN
+    from fewstep.recipes.base import BUILT_IN
 
     assert yaml.safe_load((BUILT_IN / "digits.yaml").read_text())["name"] == "digits"

@@ -5,16 +5,18 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from fewstep.atomic import atomic_write
 from fewstep.distill.plan import TEACHER
 from fewstep.errors import NoDataError, RecipeError, did_you_mean
+from fewstep.recipes.base import BASE, RECIPE, built_in_recipes, read_recipe, recipe_path
+from fewstep.recipes.keys import flatten, keys_at, type_at
 from fewstep.recipes.reading import RESOLVED, override, parse, read_text, shown
 from fewstep.recipes.schema import (
     NO_DATA,
@@ -45,84 +47,67 @@ __all__ = [
     "save_recipe",
 ]
 
-BUILT_IN = Path(__file__).parent
-RECIPE = "recipe.yaml"
 DEEP = 8  # levels of a recipe that may hold a number
+Where = Callable[[Sequence[str]], object]  # keys -> the file that they are in
 _NUMBER = re.compile(r"\b(int|float)\b")
-
-
-def built_in_recipes() -> list[str]:
-    """Return the names of the recipes that come with fewstep."""
-    return sorted(p.stem for p in BUILT_IN.glob("*.yaml"))
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Return a recipe by name or by path of a YAML file, with `key.key=value` overrides applied.
 
-    The folder of a run may be given in place of its `recipe.yaml`.
+    The folder of a run may be given in place of its `recipe.yaml`. A recipe with `base:` is the
+    recipe of that name or path, with its own keys merged into it.
 
     Raises RecipeError for an unknown name or file, a line that is not YAML, an unknown key (with
-    the nearest known one), or a value that is not allowed; always with the key.
+    the nearest known one), or a value that is not allowed; always with the file and the key.
     """
     path = recipe_path(name)
-    data = parse(read_text(path), str(path))
-    if not isinstance(data, dict):
-        raise RecipeError(
-            f"{path} must hold keys and values, and it holds {shown(data)}. A recipe starts with "
-            "`name:`."
-        )
+    read = read_recipe(path)
+    where = read.with_key
     if not overrides:
-        return check_recipe(data, str(path))
-    changed = copy.deepcopy(data)
+        return _check(read.data, where)
+    changed = copy.deepcopy(read.data)
     keys = [override(changed, setting) for setting in overrides]
     try:
-        return check_recipe(changed, str(path))
+        return _check(changed, where)
     except RecipeError as error:
         # Which of the two is wrong: the file, or what --set made of it?
         try:
-            check_recipe(data, str(path))
+            _check(read.data, where)
         except RecipeError as own:
             if str(own) == str(error):
                 raise
-        wrong = str(error).removeprefix(f"{path}: ")
+        wrong = str(error)
+        for file, _ in read.files:
+            wrong = wrong.removeprefix(f"{file}: ")
         blamed = [s for s, k in zip(overrides, keys, strict=True) if _concerns(k, wrong)]
         given = " ".join(f"--set {s[:100]}" for s in (blamed or overrides)[:3])
         raise type(error)(f"{given}: {wrong}") from None
 
 
-def recipe_path(name: str) -> Path:
-    """Return the file of a recipe. Raises RecipeError where there is none."""
-    known = built_in_recipes()
-    if name in known:
-        return BUILT_IN / f"{name}.yaml"
-    path = Path(name)
-    try:
-        if (path / RECIPE).is_file():
-            return path / RECIPE
-        if path.is_file():
-            return path
-    except (OSError, ValueError):
-        pass  # a name that no file can have
-    raise RecipeError(
-        f"recipe {shown(name)} is neither built in ({', '.join(known)}) nor a YAML file."
-        + did_you_mean(name[:200], known)
-    )
-
-
 def check_recipe(data: dict[str, Any], where: str) -> Recipe:
     """Return the checked recipe. Raises RecipeError naming the wrong keys, or for a wrong plan."""
+    return _check(data, lambda _: where)
+
+
+def _check(data: dict[str, Any], where: Where) -> Recipe:
+    _check_booleans(data, where)
     try:
-        _check_booleans(data)
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
-        found = [_explain(e) for e in error.errors(include_url=False)[:3]]
-        more = error.error_count() - len(found)
-        kind = NoDataError if error.errors()[0]["type"] == NO_DATA else RecipeError
-        raise kind(f"{where}: {' '.join(found)}{f' And {more} more.' if more else ''}") from None
-    except RecipeError as error:
-        raise RecipeError(f"{where}: {error}") from None
+        raise _refusal(error, where) from None
     recipe.distill.plan()  # stages that do not fit together are a wrong recipe
     return recipe
+
+
+def _refusal(error: ValidationError, where: Where) -> RecipeError:
+    """Return the error of a wrong recipe: the first file with wrong keys, and three of them."""
+    found = error.errors(include_url=False)
+    files = [str(where([str(k) for k in e["loc"]])) for e in found]
+    told = [_explain(e) for e, file in zip(found, files, strict=True) if file == files[0]][:3]
+    kind = NoDataError if found[0]["type"] == NO_DATA else RecipeError
+    more = len(found) - len(told)
+    return kind(f"{files[0]}: {' '.join(told)}{f' And {more} more.' if more else ''}")
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
@@ -146,15 +131,6 @@ def differences(a: Recipe, b: Recipe) -> list[str]:
     return [k for k in sorted({*flat_a, *flat_b}) if flat_a.get(k) != flat_b.get(k)]
 
 
-def flatten(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted keys and the values of nested dictionaries."""
-    if isinstance(data, dict):
-        for key, value in data.items():
-            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, data
-
-
 def _concerns(key: str, message: str) -> bool:
     """Whether an error is about a key that --set gave: it begins with it, or with a part of it."""
     parts = key.split(".")
@@ -163,22 +139,26 @@ def _concerns(key: str, message: str) -> bool:
     return named in begins or named.startswith(f"{key}.") or key in message
 
 
-def _check_booleans(data: Any, keys: tuple[str, ...] = ()) -> None:
+def _check_booleans(data: Any, where: Where, keys: tuple[str, ...] = ()) -> None:
     """Raise RecipeError for true or false where a number belongs: pydantic reads 1 and 0."""
     if isinstance(data, bool):
-        field = _field_at([k for k in keys if not k.isdigit()])
-        if field is not None and _NUMBER.search(field) and "bool" not in field:
-            raise RecipeError(f"{'.'.join(keys)} must be a number, got {data}. Write a number.")
+        kind = str(type_at(keys))
+        if _NUMBER.search(kind) and "bool" not in kind:
+            raise RecipeError(
+                f"{where(keys)}: {'.'.join(keys)} must be a number, got {data}. Write a number."
+            )
     elif isinstance(data, (dict, list)) and len(keys) < DEEP:
         for key, value in data.items() if isinstance(data, dict) else enumerate(data):
-            _check_booleans(value, (*keys, str(key)))
+            _check_booleans(value, where, (*keys, str(key)))
 
 
 def _explain(error: Any) -> str:
     keys = [str(k) for k in error["loc"]]
     where = ".".join(keys) or "recipe"
+    if where == BASE:
+        return "base must stand in the recipe's file, and --set cannot change it. Write it there."
     if error["type"] == "extra_forbidden":
-        allowed = _fields_at(keys[:-1])
+        allowed = keys_at(keys[:-1]) + [BASE] * (len(keys) == 1)
         hint = did_you_mean(keys[-1][:200], allowed) or f" It may be {', '.join(allowed)}."
         return f"{where[:200]} is not a key.{hint}"
     message = str(error["msg"]).removeprefix("Value error, ")
@@ -191,28 +171,3 @@ def _explain(error: Any) -> str:
     message = message.replace("Input should be", "must be").replace("Input should", "must")
     advice = " Put it in quotes." if error["type"] == "string_type" else " Change it."
     return f"{where} {message}, got {shown(error['input'])}.{advice}"
-
-
-def _field_at(keys: Sequence[str]) -> str | None:
-    """Return the type of a key as text, or None where there is no such key."""
-    model = _model_at(keys[:-1])
-    field = None if model is None or not keys else model.model_fields.get(keys[-1])
-    return None if field is None else str(field.annotation)
-
-
-def _fields_at(keys: Sequence[str]) -> list[str]:
-    model = _model_at(keys)
-    return [] if model is None else list(model.model_fields)
-
-
-def _model_at(keys: Sequence[str]) -> type[BaseModel] | None:
-    model: type[BaseModel] = Recipe
-    for key in keys:
-        if key.isdigit():
-            continue
-        annotation = model.model_fields[key].annotation if key in model.model_fields else None
-        inner = next(iter(getattr(annotation, "__args__", ())), annotation)
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return None
-        model = inner
-    return model
