@@ -19,16 +19,13 @@ def test_core_and_distill_can_be_read_in_an_hour() -> None:
 
 
 def test_the_other_guidance_convention_stays_at_the_edge() -> None:
-    """`guidance_scale` is a name of diffusers: the pipelines', and the command line's refusal."""
+    """`guidance_scale` is a name of diffusers: the pipelines' alone."""
     users = {
         str(p.relative_to(SOURCE))
         for p in SOURCE.rglob("*.py")
         if re.search(r"\bguidance_scale\b", p.read_text())
     }
-    commands = {name for name in users if name.startswith("cli/")}
-    assert users - commands <= {"models/pipeline.py", "folders/readme.py"}
-    for name in commands - {"cli/options.py"}:
-        assert "refuse_guidance_scale(guidance_scale)" in (SOURCE / name).read_text()
+    assert users <= {"models/pipeline.py", "folders/readme.py"}
 
 
 def test_every_public_name_resolves() -> None:

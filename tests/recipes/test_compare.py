@@ -153,6 +153,15 @@ def test_a_default_that_the_clock_does_not_have_is_replaced(home: Path) -> None:
         given.columns(said.append)
 
 
+def test_steps_of_the_teacher_that_are_given_are_not_replaced(
+    home: Path, evaluate: Command
+) -> None:
+    options = (home / "sd", "--teacher", home / "sd", "--steps", 2, "--reference-steps", 256)
+    code, _, told = evaluate(*options, "--out", "e")
+    assert (code, told.count("\n")) == (1, 1)
+    assert "--reference-steps" in told
+
+
 def _enlarged(source: Path, target: Path) -> None:
     from PIL import Image
 

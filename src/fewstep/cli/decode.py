@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fewstep.cli.options import (
+    Decoder,
     Device,
-    GuidanceScale,
     OutSheet,
     Overwrite,
     Prompt,
     Scale,
     Steps,
-    refuse_guidance_scale,
     say,
 )
 from fewstep.cli.out import KEY, check_out
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def decode_command(
-    model: Annotated[Path, typer.Argument(help="Folder of a student, or of a teacher.")],
+    model: Decoder,
     noise: Annotated[Path, typer.Argument(help="File written by `fewstep encode`.")],
     cond: Annotated[
         str | None,
@@ -43,10 +42,8 @@ def decode_command(
     scale: Scale = None,
     overwrite: Overwrite = False,
     device: Device = None,
-    guidance_scale: GuidanceScale = None,
 ) -> None:
     """Draw images from encoded noise: as the class that was encoded, or as another."""
-    refuse_guidance_scale(guidance_scale)
     check_out(out, overwrite, [noise])
     from fewstep.cli.pictures import BATCH, Sheet, counted, drawn_of, open_model, settings_of
     from fewstep.edit import decode

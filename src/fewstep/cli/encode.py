@@ -11,12 +11,11 @@ import typer
 from fewstep.cli.options import (
     Cond,
     Device,
-    GuidanceScale,
+    Encoder,
     Image,
     Overwrite,
     Prompt,
     Steps,
-    refuse_guidance_scale,
     say,
 )
 from fewstep.cli.out import KEY, check_out
@@ -25,7 +24,7 @@ SUFFIX = ".safetensors"
 
 
 def encode_command(
-    model: Annotated[Path, typer.Argument(help="Folder of an encoder, or of a teacher.")],
+    model: Encoder,
     image: Image,
     cond: Cond = None,
     prompt: Prompt = None,
@@ -34,10 +33,8 @@ def encode_command(
     out: Annotated[Path, typer.Option(help="A .safetensors file.")] = Path("noise.safetensors"),
     overwrite: Overwrite = False,
     device: Device = None,
-    guidance_scale: GuidanceScale = None,
 ) -> None:
     """Encode images to the noise that `fewstep decode` draws them from again."""
-    refuse_guidance_scale(guidance_scale)
     check_out(out, overwrite, image, (SUFFIX,), folder=False)
     from safetensors.torch import save
 

@@ -10,9 +10,9 @@ import typer
 from fewstep.cli.options import (
     LARGEST_SEED,
     Device,
-    GuidanceScale,
+    Results,
+    Weights,
     numbers,
-    refuse_guidance_scale,
     say,
     whole,
 )
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 WRITTEN = ("evaluation.json", "table.md", "table.csv", "plots", "sheets")
 MAX_STEPS = 100_000
+REFERENCE_STEPS = 256
 MAX_SAMPLES = 10_000_000
 
 
@@ -44,7 +45,7 @@ def evaluate_command(
             "of the published Inception."
         ),
     ] = None,
-    w: Annotated[str, typer.Option(help="Guidance weights, e.g. 0,1,2,4.")] = "0,1,2,4",
+    w: Weights = "0,1,2,4",
     steps: Annotated[
         str | None,
         typer.Option(
@@ -63,8 +64,14 @@ def evaluate_command(
         typer.Option(help="Folder of the teacher that the paired distance compares with."),
     ] = None,
     reference_steps: Annotated[
-        int, typer.Option(min=1, max=MAX_STEPS, help="Sampling steps of that teacher.")
-    ] = 256,
+        int | None,
+        typer.Option(
+            min=1,
+            max=MAX_STEPS,
+            help="Sampling steps of that teacher.",
+            show_default=str(REFERENCE_STEPS),
+        ),
+    ] = None,
     samples: Annotated[
         int, typer.Option(min=2, max=MAX_SAMPLES, help="Images per cell of the table.")
     ] = 2000,
@@ -74,12 +81,10 @@ def evaluate_command(
             min=-LARGEST_SEED, max=LARGEST_SEED, help="Seed of the noise, the same in every cell."
         ),
     ] = 0,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("evaluation"),
+    out: Results = Path("evaluation"),
     device: Device = None,
-    guidance_scale: GuidanceScale = None,
 ) -> None:
     """Measure models. Cells that are kept in --out are not measured again."""
-    refuse_guidance_scale(guidance_scale)
     weights = list(dict.fromkeys(numbers(w, "--w")))
     counts = None if steps is None else list(dict.fromkeys(whole(steps, "--steps")))
     samplers = None if sampler is None else _samplers(sampler)
@@ -99,8 +104,8 @@ def evaluate_command(
         None if counts is None else tuple(counts),
         None if samplers is None else tuple(samplers),
         teacher,
-        reference_steps,
-        reference_given=_given("reference_steps"),
+        REFERENCE_STEPS if reference_steps is None else reference_steps,
+        reference_given=reference_steps is not None,
     )
     columns = comparison.columns(say)
     cards = [card_in(folder) for folder in comparison.models]
@@ -113,15 +118,6 @@ def evaluate_command(
         table, rows = write_comparison(evaluation, compare(evaluation, comparison, columns))
     typer.echo(table)
     say(f"rows: {rows}; table.md, table.csv, plots and sheets beside it")
-
-
-def _given(name: str) -> bool:
-    """Whether an option was given on the command line."""
-    import click
-
-    context = click.get_current_context(silent=True)
-    source = None if context is None else context.get_parameter_source(name)
-    return source is click.core.ParameterSource.COMMANDLINE
 
 
 def _samplers(text: str) -> list[str]:

@@ -9,8 +9,8 @@ import typer
 
 from fewstep.cli.options import (
     Cond,
+    Decoder,
     Device,
-    GuidanceScale,
     Image,
     OutSheet,
     Overwrite,
@@ -19,14 +19,13 @@ from fewstep.cli.options import (
     Seed,
     Steps,
     W,
-    refuse_guidance_scale,
     say,
 )
 from fewstep.cli.out import check_out
 
 
 def img2img_command(
-    model: Annotated[Path, typer.Argument(help="Folder of a student, or of a teacher.")],
+    model: Decoder,
     image: Image,
     cond: Cond = None,
     prompt: Prompt = None,
@@ -43,10 +42,8 @@ def img2img_command(
     scale: Scale = None,
     overwrite: Overwrite = False,
     device: Device = None,
-    guidance_scale: GuidanceScale = None,
 ) -> None:
     """Redraw images as a class or prompt (image-to-image)."""
-    refuse_guidance_scale(guidance_scale)
     check_out(out, overwrite, image)
     from fewstep.cli.pictures import (
         BATCH,

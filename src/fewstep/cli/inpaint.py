@@ -9,8 +9,8 @@ import typer
 
 from fewstep.cli.options import (
     Cond,
+    Decoder,
     Device,
-    GuidanceScale,
     Image,
     OutSheet,
     Overwrite,
@@ -19,14 +19,13 @@ from fewstep.cli.options import (
     Seed,
     Steps,
     W,
-    refuse_guidance_scale,
     say,
 )
 from fewstep.cli.out import check_out
 
 
 def inpaint_command(
-    model: Annotated[Path, typer.Argument(help="Folder of a student, or of a teacher.")],
+    model: Decoder,
     image: Image,
     mask: Annotated[
         list[Path],
@@ -50,10 +49,8 @@ def inpaint_command(
     scale: Scale = None,
     overwrite: Overwrite = False,
     device: Device = None,
-    guidance_scale: GuidanceScale = None,
 ) -> None:
     """Redraw the white part of a mask as a class or prompt; the rest stays as it is."""
-    refuse_guidance_scale(guidance_scale)
     check_out(out, overwrite, [*image, *mask])
     from fewstep.cli.masks import mask_files, read_masks
     from fewstep.cli.pictures import (

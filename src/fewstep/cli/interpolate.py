@@ -11,14 +11,14 @@ import typer
 
 from fewstep.cli.options import (
     Cond,
+    Decoder,
     Device,
-    GuidanceScale,
+    Encoder,
     Image,
     Overwrite,
     Prompt,
     Scale,
     Steps,
-    refuse_guidance_scale,
     say,
 )
 from fewstep.cli.out import KEY, check_out
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 
 def interpolate_command(
-    encoder: Annotated[Path, typer.Argument(help="Folder of an encoder, or of a teacher.")],
-    decoder: Annotated[Path, typer.Argument(help="Folder of a student, or of a teacher.")],
+    encoder: Encoder,
+    decoder: Decoder,
     image: Image,
     cond: Cond = None,
     prompt: Prompt = None,
@@ -53,10 +53,8 @@ def interpolate_command(
     scale: Scale = None,
     overwrite: Overwrite = False,
     device: Device = None,
-    guidance_scale: GuidanceScale = None,
 ) -> None:
     """Encode two images, interpolate between their noises, and decode the results."""
-    refuse_guidance_scale(guidance_scale)
     check_out(out, overwrite, image, (".png", ".gif"), folder=False)
     from fewstep.cli.pictures import BATCH, Sheet, open_model, open_pictures, settings_of
     from fewstep.core.cond import repeat_null, take

@@ -6,6 +6,7 @@ Nothing here imports torch before a command runs, so that `--help` is instant.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import traceback
@@ -105,6 +106,7 @@ EXIT_INTERRUPTED = 130
 
 
 DEBUG = "--debug"
+GUIDANCE_SCALE = "--guidance-scale"  # the option of other programs, whose value is 1 + w
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -125,6 +127,8 @@ def main(arguments: list[str] | None = None) -> int:
         except typer.Exit as stop:
             return stop.exit_code
         except UsageError as error:
+            if advice := _other_convention(error, kept):
+                return _fail(advice, EXIT_ERROR)
             error.show()
             return error.exit_code
         except BaseException as error:
@@ -136,6 +140,19 @@ def main(arguments: list[str] | None = None) -> int:
     if code == EXIT_INTERRUPTED:  # typer returns this number for Ctrl-C, and prints nothing
         return _fail(*_explained(KeyboardInterrupt()))
     return code if isinstance(code, int) else 0
+
+
+def _other_convention(error: Exception, arguments: list[str]) -> str | None:
+    """Return the advice for a guidance scale given to a command that takes w, else None."""
+    command = getattr(getattr(error, "ctx", None), "command", None)
+    unknown = getattr(error, "option_name", None)
+    if unknown != GUIDANCE_SCALE or all(p.name != "w" for p in getattr(command, "params", ())):
+        return None
+    found = re.search(rf"{GUIDANCE_SCALE}[= ](-?\d+\.?\d*)", " ".join(arguments))
+    if found is None:
+        return None
+    w = float(found[1]) - 1
+    return f"fewstep uses w = guidance scale - 1; you probably mean --w {w:g}."
 
 
 def _explained(error: BaseException) -> tuple[str, int]:

@@ -35,7 +35,8 @@ Device = Annotated[
 RecipeName = Annotated[
     str, typer.Argument(help="Name of a built-in recipe, a YAML file, or the folder of a run.")
 ]
-GuidanceScale = Annotated[float | None, typer.Option("--guidance-scale", hidden=True)]
+Encoder = Annotated[Path, typer.Argument(help="Folder of an encoder, or of a teacher.")]
+Decoder = Annotated[Path, typer.Argument(help="Folder of a student, or of a teacher.")]
 Image = Annotated[
     list[Path],
     typer.Option(help="An image, or a folder of images. May be given several times."),
@@ -49,6 +50,8 @@ Cond = Annotated[
 ]
 Prompt = Annotated[str | None, typer.Option(help="Prompt, for text-to-image models.")]
 W = Annotated[float, typer.Option(help="Guidance weight w; 0 is no guidance.")]
+Weights = Annotated[str, typer.Option(help="Guidance weights, for example 0,1,2,4.")]
+Results = Annotated[Path, typer.Option(help="Folder of the results.")]
 Steps = Annotated[
     int | None,
     typer.Option(min=1, max=100_000, help="Sampling steps; the student's own number by default."),
@@ -92,14 +95,6 @@ RANGE = re.compile(r"([0-9]{1,18})(?:\s*-\s*([0-9]{1,18}))?")
 def say(line: str) -> None:
     """Print a line of progress, at once."""
     typer.echo(line, err=True)
-
-
-def refuse_guidance_scale(value: float | None) -> None:
-    """Raise RangeError where someone gave the other convention's number."""
-    if value is not None:
-        raise RangeError(
-            f"fewstep uses w = guidance scale - 1; you probably mean --w {value - 1:g}."
-        )
 
 
 def numbers(text: str, option: str) -> list[float]:

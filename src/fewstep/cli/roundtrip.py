@@ -11,9 +11,9 @@ import typer
 from fewstep.cli.options import (
     LARGEST_SEED,
     Device,
-    GuidanceScale,
+    Results,
+    Weights,
     numbers,
-    refuse_guidance_scale,
     say,
 )
 from fewstep.cli.out import check_results
@@ -39,17 +39,15 @@ def roundtrip_command(
     features: Annotated[
         Path | None, typer.Option(help="Folder of a classifier (fewstep features train).")
     ] = None,
-    w: Annotated[str, typer.Option(help="Guidance weights, for example 0,1,2,4.")] = "0,1,2,4",
+    w: Weights = "0,1,2,4",
     samples: Annotated[int, typer.Option(min=2, max=10_000_000, help="Images at most.")] = 1000,
     seed: Annotated[
         int, typer.Option(min=-LARGEST_SEED, max=LARGEST_SEED, help="Seed of the fresh samples.")
     ] = 0,
-    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("roundtrip"),
+    out: Results = Path("roundtrip"),
     device: Device = None,
-    guidance_scale: GuidanceScale = None,
 ) -> None:
     """Measure encoding and decoding. Rows that are kept in --out are not measured again."""
-    refuse_guidance_scale(guidance_scale)
     weights = list(dict.fromkeys(numbers(w, "--w")))
     from fewstep.atomic import atomic_write
     from fewstep.cli.evaluate import training_data

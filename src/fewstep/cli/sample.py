@@ -11,14 +11,12 @@ import typer
 from fewstep.cli.classes import class_ids
 from fewstep.cli.options import (
     Device,
-    GuidanceScale,
     OutSheet,
     Overwrite,
     Scale,
     Seed,
     Steps,
     W,
-    refuse_guidance_scale,
     say,
 )
 from fewstep.cli.out import check_out, is_folder
@@ -63,10 +61,8 @@ def sample_command(
     scale: Scale = None,
     overwrite: Overwrite = False,
     device: Device = None,
-    guidance_scale: GuidanceScale = None,
 ) -> None:
     """Draw images of classes or prompts: a PNG sheet that carries its settings, or a folder."""
-    refuse_guidance_scale(guidance_scale)
     check_out(out, overwrite)
     texts = _texts(prompt, prompts)
     import torch

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fewstep.cli.options import (
+    Decoder,
     Device,
-    GuidanceScale,
+    Encoder,
     Image,
     OutSheet,
     Overwrite,
     Scale,
     Steps,
     W,
-    refuse_guidance_scale,
     say,
 )
 from fewstep.cli.out import check_out
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 
 def transfer_command(
-    encoder: Annotated[Path, typer.Argument(help="Folder of an encoder, or of a teacher.")],
-    decoder: Annotated[Path, typer.Argument(help="Folder of a student, or of a teacher.")],
+    encoder: Encoder,
+    decoder: Decoder,
     image: Image,
     from_: Annotated[
         str | None,
@@ -55,10 +55,8 @@ def transfer_command(
     scale: Scale = None,
     overwrite: Overwrite = False,
     device: Device = None,
-    guidance_scale: GuidanceScale = None,
 ) -> None:
     """Encode images under their class and decode them under others, shown below the sources."""
-    refuse_guidance_scale(guidance_scale)
     check_out(out, overwrite, image)
     from fewstep.cli.pictures import (
         BATCH,
