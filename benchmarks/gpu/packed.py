@@ -12,6 +12,7 @@ from torch import Tensor
 from fewstep.data.augment import uniform
 from fewstep.data.dataset import check_index, check_split
 from fewstep.data.source import Record, decode
+from fewstep.pixels import from_bytes
 
 HELD_OUT = 0.05
 
@@ -43,7 +44,7 @@ class Packed:
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return x (B, C, H, W) float32 in [-1, 1] and class ids (B,)."""
         check_index(index, len(self))
-        return self._images[index].float().div_(127.5).sub_(1.0), self._labels[index]
+        return from_bytes(self._images[index]), self._labels[index]
 
     def content_hash(self) -> str:
         """Return the sha256, in hex, of the packed file and the split."""

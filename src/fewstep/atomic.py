@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all, and the hash of a file.
+"""Files and folders that appear complete or not at all, and hashes of files and of JSON.
 
 Both are written beside their final place under a name that starts with `.partial-`, flushed to
 disk, and renamed. Every writer has a partial name of its own, so two processes never meet in one.
@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import secrets
@@ -50,6 +51,11 @@ def atomic_write(path: Path, data: bytes) -> None:
             partial.unlink(missing_ok=True)
             raise
         _sync(path.parent)
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write JSON, indented, as `atomic_write` does."""
+    atomic_write(path, (json.dumps(data, indent=2) + "\n").encode())
 
 
 @contextlib.contextmanager
@@ -119,6 +125,11 @@ def sha256(path: Path) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def json_sha256(value: object) -> str:
+    """Return the hash of what JSON can hold; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager

@@ -71,6 +71,15 @@ class MissingError(FewstepError):
     """An optional package is needed and is not installed."""
 
 
+def in_units(size: float) -> str:
+    """Return a number of bytes in words: 1.2 GB, 34 MB."""
+    units = ["TB", "GB", "MB", "kB", "B"]
+    while size >= 999.5 and len(units) > 1:
+        units.pop()
+        size /= 1000
+    return f"{size:{'.2g' if size < 9.95 else '.0f'}} {units[-1]}"
+
+
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the nearest allowed name, or "" where none is near."""
     near = difflib.get_close_matches(given[:200], list(allowed), n=1, cutoff=0.6)

@@ -15,9 +15,10 @@ from tests.forks import Forks
 from fewstep.core.denoiser import Guided
 from fewstep.distill.guidance import GuidanceDistillation
 from fewstep.distill.plan import Stage
+from fewstep.errors import in_units
 from fewstep.models import Lora, Model, UNetConfig, build_unet, student_of
 from fewstep.models.card import Card
-from fewstep.train import Estimate, TrainConfig, estimate, in_units, memory
+from fewstep.train import Estimate, TrainConfig, estimate, memory
 
 SMALL = UNetConfig(channels=(8, 16), groups=4, w_dim=32, attention=(False, True))
 WITHIN = 2.0  # the factor between what is foreseen and what is measured
@@ -101,7 +102,9 @@ def test_it_reads_as_a_line() -> None:
         "about 3.8 GB (weights 400 MB, gradients 100 MB, optimiser 200 MB, ema 100 MB, "
         "activations 3 GB)"
     )
-    assert in_units(123456) == "0.1 MB"
+    sizes = (0, 12, 123_456, 1_250_000, 999_600_000, 128 * 10**9, 5 * 10**15)
+    words = ["0 B", "12 B", "123 kB", "1.2 MB", "1 GB", "128 GB", "5000 TB"]
+    assert [in_units(size) for size in sizes] == words
 
 
 MOMENT = """

@@ -7,7 +7,7 @@ import resource
 from collections.abc import Sequence
 from pathlib import Path
 
-from fewstep.errors import RangeError
+from fewstep.errors import RangeError, in_units
 
 _COPIES = 4  # noise, state, image and picture of each
 _FLOAT = 4  # bytes
@@ -19,7 +19,7 @@ def check_images(count: int, shape: Sequence[int]) -> None:
     if free is not None and need > free:
         raise RangeError(
             f"the images of one command must fit into memory, got {count:,} images that need "
-            f"about {_in_gigabytes(need)}, and {_in_gigabytes(free)} are free. Draw fewer images "
+            f"about {in_units(need)}, and {in_units(free)} are free. Draw fewer images "
             "per command."
         )
 
@@ -56,7 +56,3 @@ def _field(path: Path, name: str) -> int | None:
         return None
     values = [line.split()[1] for line in lines if line.startswith(name)]
     return int(values[0]) * 1024 if values else None
-
-
-def _in_gigabytes(size: int) -> str:
-    return f"{size / 1e9:,.1f} GB"

@@ -11,6 +11,7 @@ from torch import Tensor
 from fewstep.data.decode import MAX_PIXELS, WHITE, Record, decode
 from fewstep.data.listing import kind_of, list_folder
 from fewstep.errors import DataError, ShapeError
+from fewstep.pixels import from_bytes
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
@@ -65,4 +66,4 @@ def read_images(
     if not read:
         raise DataError("there are no images to read. Give at least one file.")
     pixels = torch.stack([torch.from_numpy(p.copy()) for p in read])
-    return pixels.float().div_(127.5).sub_(1.0)
+    return from_bytes(pixels)

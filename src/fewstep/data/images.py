@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fewstep.atomic import atomic_folder, atomic_write
+from fewstep.atomic import atomic_folder, atomic_write, json_sha256
 from fewstep.data.augment import uniform
 from fewstep.data.captions import texts_of
 from fewstep.data.config import DataConfig
@@ -29,6 +29,7 @@ from fewstep.data.found import BAD, Account, Source
 from fewstep.data.labels import Classes
 from fewstep.data.source import Record, decode, open_source
 from fewstep.errors import DataError
+from fewstep.pixels import from_bytes
 
 FORMAT = 2
 FEW = 10  # bad images that an error names
@@ -78,7 +79,7 @@ class Images:
         check_index(index, len(self))
         places = self.source_index[index]
         pixels = torch.from_numpy(self._images[places.numpy()])
-        return pixels.float().div_(127.5).sub_(1.0), self._labels[places]
+        return from_bytes(pixels), self._labels[places]
 
     def content_hash(self) -> str:
         """Return the sha256, in hex, of the decoded images' key, the split and how it was made."""
@@ -121,7 +122,7 @@ def _decoded(config: DataConfig) -> _Cache:
         "files": _content(source.files),
         "from": [source.columns, source.captions, config.cond],
     }
-    key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    key = json_sha256(told)
     folder = cache_root() / "images" / key
     if not (folder / "meta.json").is_file():
         _cached.cache_clear()
@@ -158,7 +159,7 @@ def _content(files: Sequence[tuple[str, Path]]) -> str:
         for name, file in files:
             stat = file.stat()
             stats.append((name, str(file.absolute()), stat.st_size, stat.st_mtime_ns))
-        seen = hashlib.sha256(json.dumps(stats).encode()).hexdigest()
+        seen = json_sha256(stats)
         stamp = cache_root() / "stamps" / seen
         if stamp.is_file():
             return stamp.read_text(encoding="utf-8")

@@ -22,11 +22,11 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from fewstep.atomic import atomic_write, sha256
+from fewstep.atomic import atomic_write, json_sha256, sha256, write_json
 from fewstep.core import cond as conds
 from fewstep.core.cond import Cond
 from fewstep.data.dataset import check_index
-from fewstep.errors import DataError, NonFiniteError, RangeError
+from fewstep.errors import DataError, NonFiniteError, RangeError, in_units
 
 FORMAT = 1
 MANIFEST = "cache.json"
@@ -74,7 +74,7 @@ def cache_latents(
         "shard_size": shard_size,
         "dtype": str(dtype).removeprefix("torch."),
     }
-    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    key = json_sha256(about)
     folder = Path(root) / key[:24]
     done = _shards(_manifest(folder)) if (folder / MANIFEST).is_file() else {}
     names = [f"shard-{n:05d}.safetensors" for n in range(-(-count // shard_size))]
@@ -89,7 +89,7 @@ def cache_latents(
         atomic_write(folder / names[n], data)
         done[names[n]] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
         told = {"format": FORMAT, **about, "shards": {k: done[k] for k in sorted(done)}}
-        atomic_write(folder / MANIFEST, (json.dumps(told, indent=2) + "\n").encode())
+        write_json(folder / MANIFEST, told)
     return Latents(folder)
 
 
@@ -136,21 +136,14 @@ def _announce(say: Say | None, folder: Path, count: int, total: int, left: int) 
     free = shutil.disk_usage(there).free
     if say is not None:
         say(
-            f"{count} examples, {_bytes(total)} in {folder}; {_bytes(left)} still to be written, "
-            f"{_bytes(free)} free"
+            f"{count} examples, {in_units(total)} in {folder}; {in_units(left)} still to be "
+            f"written, {in_units(free)} free"
         )
     if left > free:
         raise DataError(
-            f"{folder} needs another {_bytes(left)} and the disk has {_bytes(free)}. Make room, "
-            "give another root, or keep floats as float16."
+            f"{folder} needs another {in_units(left)} and the disk has {in_units(free)}. Make "
+            "room, give another root, or keep floats as float16."
         )
-
-
-def _bytes(n: int) -> str:
-    size, units = float(n), ["B", "kB", "MB", "GB", "TB"]
-    while size >= 1000 and len(units) > 1:
-        size, units = size / 1000, units[1:]
-    return f"{size:.3g} {units[0]}"
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fewstep.atomic import json_sha256
 from fewstep.core.seed import generator
 from fewstep.data.augment import uniform
 from fewstep.data.captions import texts_of
@@ -40,6 +41,7 @@ from fewstep.data.tables import (
     rows_of,
 )
 from fewstep.errors import DataError, RangeError
+from fewstep.pixels import from_bytes
 
 WINDOW = 8  # blocks among whose images an order is drawn
 THREADS = 4  # decoding lets go of the interpreter's lock
@@ -115,7 +117,7 @@ class Shards:
     def content_hash(self) -> str:
         """Return the sha256, in hex, of names, sizes, footers and labels, not of every pixel."""
         told = [self._key, self.split, self._config.held_out, *self.shape, self._config.background]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        return json_sha256(told)
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return x (B, C, H, W) float32 in [-1, 1] and class ids (B,).
@@ -131,7 +133,7 @@ class Shards:
         found = list(self._pool.map(lambda a: self._decode(columns[a[0]], *a), asked))
         pixels = torch.from_numpy(np.stack([image for image, _ in found]))
         labels = self._labels[torch.tensor([place for _, place in found], dtype=torch.int64)]
-        return pixels.float().div_(127.5).sub_(1.0), labels
+        return from_bytes(pixels), labels
 
     def order(
         self, seed: int, update: int, size: int, *, part: int, parts: int

@@ -6,8 +6,7 @@ import math
 import os
 from pathlib import Path
 
-from fewstep.errors import RangeError
-from fewstep.train import in_units
+from fewstep.errors import RangeError, in_units
 
 MEMINFO = Path("/proc/meminfo")
 PER_VALUE = 32  # bytes per value of an image: samples, the teacher's, and both in float64

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from fewstep.errors import FolderError, ShapeError
 from fewstep.metrics.features import FeatureOutput
+from fewstep.pixels import to_bytes
 
 SIDE, FEATURES, CLASSES = 299, 2048, 1008
 
@@ -227,7 +228,7 @@ class InceptionFeatures:
         """
         if x.ndim != 4 or x.shape[1] not in (1, 3):
             raise ShapeError(f"images have shape {tuple(x.shape)}; Inception takes (B, 3, H, W).")
-        pixels = ((x.to(self._device).float() + 1) * 127.5).round().clamp(0, 255)
+        pixels = to_bytes(x.to(self._device)).float()
         with torch.no_grad():
             features = self._model(pixels.expand(-1, 3, -1, -1))
             logits = features @ self._model.fc.weight.T

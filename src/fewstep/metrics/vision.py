@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from fewstep.atomic import atomic_folder
+from fewstep.atomic import atomic_folder, write_json
 from fewstep.core.cond import Cond
 from fewstep.core.seed import derive, generator
 from fewstep.errors import DataError, FolderError, ShapeError
@@ -238,9 +238,9 @@ def train_features(
     _quiet()
     with atomic_folder(folder) as partial:
         model.save_pretrained(partial)  # type: ignore[operator]
-        _write(partial / PREPROCESSING, shown)
+        write_json(partial / PREPROCESSING, shown)
         card["sha256"] = _digest(partial)
-        _write(partial / CARD, card)
+        write_json(partial / CARD, card)
     return VisionFeatures(model, shown, card)
 
 
@@ -394,7 +394,3 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise FolderError(f"{path} is not a JSON object. Copy the folder again.")
     return data
-
-
-def _write(path: Path, data: dict[str, Any]) -> None:
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

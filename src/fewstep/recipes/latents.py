@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.atomic import json_sha256
 from fewstep.core.cond import Cond, take
 from fewstep.data import DataConfig, Dataset, Prompts, captions_of
 from fewstep.data.images import cache_root
@@ -96,7 +95,7 @@ class _Encoder:
         return {
             "encoders": encoders_sha256(self.folder, prompts=self.config.cond == "prompt"),
             "data": self.images.content_hash(),
-            "how": hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest(),
+            "how": json_sha256(told),
         }
 
     def __call__(self, part: range) -> tuple[Tensor, Cond]:

@@ -9,13 +9,12 @@ from torch import Tensor, nn
 
 from fewstep.core.cond import Cond, take
 from fewstep.distill.problem import Problem
-from fewstep.errors import RangeError
+from fewstep.errors import RangeError, in_units
 from fewstep.train import (
     Estimate,
     TrainConfig,
     Watch,
     estimate,
-    in_units,
     memory_limit,
     processes,
 )

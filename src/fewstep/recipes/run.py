@@ -28,7 +28,7 @@ from fewstep.data import Dataset, Prompts
 from fewstep.distill.plan import STAGE_ONE, TEACHER, Stage
 from fewstep.distill.pretrain import Pretrain
 from fewstep.distill.problem import Problem
-from fewstep.errors import FolderError
+from fewstep.errors import FolderError, in_units
 from fewstep.folders import card_in, is_pipeline, load_model, save_model
 from fewstep.models import Card, Model, build_unet, model_of, read_card, student_of
 from fewstep.models.clocks.native import CLOCK
@@ -44,7 +44,6 @@ from fewstep.train import (
     TrainConfig,
     begun_run,
     extend_run,
-    in_units,
     processes,
     train,
 )

@@ -17,6 +17,7 @@ from torch import Tensor
 from fewstep.atomic import atomic_write
 from fewstep.core.finite import check_finite
 from fewstep.errors import RangeError
+from fewstep.pixels import to_bytes
 
 GAP = 2  # pixels between images, at the final scale
 PAPER = 255
@@ -29,7 +30,7 @@ def to_pixels(images: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
     Values outside [-1, 1] are clipped. Raises NonFiniteError for NaN and infinity.
     """
     check_finite(images, "a picture")
-    array = ((images.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+    array = to_bytes(images).permute(0, 2, 3, 1)
     pixels: np.ndarray[Any, np.dtype[np.uint8]] = array.cpu().numpy()
     return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
 

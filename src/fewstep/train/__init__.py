@@ -7,7 +7,7 @@ from fewstep.train.config import Optimisation, TrainConfig
 from fewstep.train.limit import is_time_up, time_limit
 from fewstep.train.log import read_metrics
 from fewstep.train.loop import Batch, TrainResult, check_trainable, train
-from fewstep.train.memory import Estimate, Watch, estimate, in_units
+from fewstep.train.memory import Estimate, Watch, estimate
 from fewstep.train.processes import leave, processes, translate_peer_failures
 from fewstep.train.room import memory_limit
 
@@ -22,7 +22,6 @@ __all__ = [
     "check_trainable",
     "estimate",
     "extend_run",
-    "in_units",
     "is_time_up",
     "leave",
     "memory_limit",

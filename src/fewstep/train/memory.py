@@ -24,6 +24,7 @@ from fewstep.core.cond import Cond
 from fewstep.core.denoiser import inside
 from fewstep.core.seed import generator
 from fewstep.distill.problem import WEIGHTINGS, Problem, loss
+from fewstep.errors import in_units
 from fewstep.resident import resident_now, resident_peak
 from fewstep.train.config import TrainConfig
 
@@ -207,13 +208,6 @@ class Watch:
             return torch.cuda.max_memory_allocated(self.device)
         peak = resident_peak()
         return peak - self.bare if peak > self._before else None
-
-
-def in_units(size: int) -> str:
-    """Return bytes in words: 1.2 GB, 34 MB."""
-    if size >= 1e9:
-        return f"{size / 1e9:.2g} GB"
-    return f"{size / 1e6:.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"
 
 
 def _forget_peak() -> bool:
