@@ -14,9 +14,9 @@ from torch import Tensor
 from fewstep.core import cond as conds
 from fewstep.core.angle import HALF_PI
 from fewstep.core.cond import Cond
-from fewstep.core.denoiser import Denoiser, as_w, cheapest, inside, traits_of
+from fewstep.core.denoiser import Denoiser, inside, traits_of
 from fewstep.core.grid import cosine
-from fewstep.core.seed import Noise
+from fewstep.core.sample import prepare
 from fewstep.errors import RangeError, ShapeError, did_you_mean
 from fewstep.models.clocks.betas import BetaClock
 from fewstep.models.clocks.native import TIMESTEPS, native_scheduler
@@ -98,36 +98,17 @@ def solve(
         raise RangeError(
             f"steps = {str(steps)[:40]}; give 1 or more, up to the {most} timesteps of the clock."
         )
-    device, dtype = traits.device or torch.device("cpu"), traits.dtype or torch.float32
-    total = conds.batch_size(cond)
-    cond = conds.to(cond, device)
-    if traits.check_cond is not None:
-        traits.check_cond(cond)
-    w_all = as_w(w, torch.empty((total, 1), dtype=dtype, device=device), traits.w_range)
-    denoiser = cheapest(denoiser, w_all)
+    walk = prepare(denoiser, cond, w=w, steps=1, sampler=None, z=None)  # the grid is not used
     angles = table.phis if table else HALF_PI * (torch.arange(TIMESTEPS) + 1.0) / TIMESTEPS
     out = []
-    for first in range(0, total, batch_size or total):
-        part = slice(first, min(first + (batch_size or total), total))
-        z = Noise(seed, range(part.start, part.stop)).draw(traits.shape, dtype, device)
-        scheduler = solver_scheduler(solver, table)
-        cond_part = conds.take(cond, part)
-        out.append(_walk(denoiser, z, cond_part, w_all[part], scheduler, angles, steps))
+    for part, noise in walk.batches(seed, batch_size):
+        scheduler: Any = solver_scheduler(solver, table)
+        scheduler.set_timesteps(steps, device=walk.device)
+        z, few, w_few = walk.noise(noise), conds.take(walk.cond, part), walk.w[part]
+        with torch.no_grad():
+            for t in scheduler.timesteps:
+                phi = torch.full((len(z),), float(angles[int(t)]), device=walk.device)
+                v = walk.denoiser(z, phi, few, w_few)
+                z = scheduler.step(v, t, z, return_dict=False)[0]
+        out.append(z)
     return torch.cat(out)
-
-
-def _walk(
-    denoiser: Denoiser,
-    z: Tensor,
-    cond: Cond,
-    w: Tensor,
-    scheduler: Any,
-    angles: Tensor,
-    steps: int,
-) -> Tensor:
-    scheduler.set_timesteps(steps, device=z.device)
-    with torch.no_grad():
-        for t in scheduler.timesteps:
-            phi = torch.full((len(z),), float(angles[int(t)]), device=z.device)
-            z = scheduler.step(denoiser(z, phi, cond, w), t, z, return_dict=False)[0]
-    return z
