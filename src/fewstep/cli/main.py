@@ -56,9 +56,10 @@ def _print_version(value: bool) -> None:
         raise typer.Exit
 
 
+# `_print_version` acts on the one option, and `main` reads the other itself.
 @app.callback()
 def options(
-    version: Annotated[
+    _version: Annotated[
         bool,
         typer.Option(
             "--version",
@@ -67,13 +68,12 @@ def options(
             help="Print the version, then exit.",
         ),
     ] = False,
-    debug: Annotated[
+    _debug: Annotated[
         bool,
         typer.Option("--debug", help="Print the traceback of an error. May also follow a command."),
     ] = False,
 ) -> None:
     """Distil a classifier-free guided diffusion model to a few steps, at any guidance weight w."""
-    del version, debug  # main reads --debug itself
 
 
 COMMANDS = (

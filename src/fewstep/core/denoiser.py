@@ -33,7 +33,7 @@ class Denoiser(Protocol):
         """Network evaluations that one call costs: 1, or 2 for a guided teacher."""
         ...
 
-    def __call__(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
+    def __call__(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor, /) -> Tensor:
         """Return v (B, *D) at z (B, *D)."""
         ...
 

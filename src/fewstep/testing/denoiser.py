@@ -66,7 +66,7 @@ def check_denoiser(
         "z, phi or w was changed in place; work on a copy",
     )
     if same:
-        _values(found, denoiser, state, v, tolerance)
+        _values(found, denoiser, state, v)
         _batch(found, denoiser, state, v, tolerance)
     if same and null_cond is not None:
         _guidance(found, denoiser, state, null_cond, tolerance)
@@ -91,7 +91,7 @@ def _ask(denoiser: Denoiser, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> T
         return denoiser(z, phi, cond, w)
 
 
-def _values(found: Findings, denoiser: Denoiser, state: State, v: Tensor, tolerance: float) -> None:
+def _values(found: Findings, denoiser: Denoiser, state: State, v: Tensor) -> None:
     z, phi, cond, w = state
     again = _ask(denoiser, *state)
     found.note(
@@ -108,7 +108,6 @@ def _values(found: Findings, denoiser: Denoiser, state: State, v: Tensor, tolera
         )
         if end is not None:
             _end(found, f"the {name} end, phi = {angle:.4g}", end, v)
-    del tolerance
 
 
 def _end(found: Findings, where: str, end: Tensor, v: Tensor) -> None:

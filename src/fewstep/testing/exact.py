@@ -30,9 +30,8 @@ class Gaussian:
 
     passes = 1
 
-    def __call__(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
+    def __call__(self, z: Tensor, phi: Tensor, _cond: Cond, _w: Tensor) -> Tensor:
         """Return v (B, *D)."""
-        del cond, w
         a, g = expand(torch.cos(phi), z), expand(torch.sin(phi), z)
         slope = a * g * (1 - self.std**2) / (a * a * self.std**2 + g * g)
         return slope * (z - a * self.mean) - g * self.mean
@@ -81,9 +80,8 @@ class Mixture:
         """Return the two-pass guided teacher, exact at every w."""
         return Guided(self, self.null_cond)
 
-    def __call__(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
+    def __call__(self, z: Tensor, phi: Tensor, cond: Cond, _w: Tensor) -> Tensor:
         """Return v (B, D)."""
-        del w
         assert isinstance(cond, Tensor)
         classes, per_class, _ = self.means.shape
         m = self.means.to(z).reshape(1, classes * per_class, -1)

@@ -450,8 +450,7 @@ def _stop_requests() -> Iterator[Callable[[], bool]]:
         yield asked.is_set
         return
 
-    def ask(number: int, frame: object) -> None:
-        del frame
+    def ask(number: int, _frame: object) -> None:
         if asked.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked.set()
