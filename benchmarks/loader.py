@@ -12,7 +12,8 @@ import torch
 from measure import Peak, Result, Row, Setting, Table, alternate, quartiles
 from networks import SUBJECTS, write_images
 
-from fewstep.data import DataConfig, Shards, augment, images, open_dataset, order, walk
+from fewstep.data import DataConfig, Shards, augment, examples, images, open_dataset
+from fewstep.data.permutation import _epoch, indices
 
 COUNTS, BATCH, SIDE = (500, 2_000, 8_000), 64, 16
 LENGTHS = (10_000, 100_000, 1_000_000, 10_000_000)
@@ -36,7 +37,7 @@ def decoded(folder: Path, count: int) -> Row:
     data, peak, updates = open_dataset(config), Peak(Setting()), iter(range(10**6))
 
     def batch() -> None:
-        index, epoch = walk(data, 0, next(updates), BATCH, part=0, parts=1)
+        index, epoch = examples(data, 0, next(updates), BATCH, part=0, parts=1)
         augment(data.batch(index)[0], 0, epoch, index, flip=True)
 
     batch()
@@ -61,7 +62,7 @@ def streamed(folder: Path, count: int) -> Row:
     data, updates = opened[0], iter(range(10**6))
 
     def batch() -> None:
-        data.batch(walk(data, 0, next(updates), BATCH, part=0, parts=1)[0])
+        data.batch(examples(data, 0, next(updates), BATCH, part=0, parts=1)[0])
 
     batch()
     found = quartiles([seconds(batch) for _ in range(12)])
@@ -73,10 +74,10 @@ def streamed(folder: Path, count: int) -> Row:
 
 def ordered(length: int) -> Row:
     """Return the row of the order of `length` images: the first update of an epoch, another."""
-    order._epoch.cache_clear()
-    first = seconds(lambda: order.indices(0, 0, BATCH, length))
+    _epoch.cache_clear()
+    first = seconds(lambda: indices(0, 0, BATCH, length))
     updates = iter(range(1, 50))
-    next_ones = [seconds(lambda: order.indices(0, next(updates), BATCH, length)) for _ in range(49)]
+    next_ones = [seconds(lambda: indices(0, next(updates), BATCH, length)) for _ in range(49)]
     return {
         "images": length, "first of an epoch, ms": 1e3 * first,
         "any other, ms": quartiles(next_ones)["ms"],
@@ -92,7 +93,7 @@ def beside_forward(setting: Setting, folder: Path) -> Row:
     t = torch.full((BATCH,), 500.0, device=setting.device)
 
     def batch() -> None:
-        index, epoch = walk(data, 0, next(updates), BATCH, part=0, parts=1)
+        index, epoch = examples(data, 0, next(updates), BATCH, part=0, parts=1)
         augment(data.batch(index)[0], 0, epoch, index, flip=True)
 
     def forward() -> None:

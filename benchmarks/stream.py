@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from fewstep.data import Ahead, DataConfig, Shards, augment, open_dataset, walk
+from fewstep.data import Ahead, DataConfig, Shards, augment, examples, open_dataset
 from fewstep.distill.pretrain import Pretrain
 from fewstep.models import Card, Model, build_unet
 from fewstep.models.clocks.native import CLOCK
@@ -56,7 +56,7 @@ def stream(folder: Path, count: int) -> float:
     data = Shards(DataConfig(name=str(folder), size=SIDE, held_out=0.0, stream=True))
 
     def batch(update: int, part: int, parts: int) -> torch.Tensor:
-        index, epoch = walk(data, 0, update, BATCH, part=part, parts=parts)
+        index, epoch = examples(data, 0, update, BATCH, part=part, parts=parts)
         return augment(data.batch(index)[0], 0, epoch, index, flip=True)
 
     ahead, updates = Ahead(batch), count // BATCH
@@ -103,7 +103,7 @@ def cached(folder: Path) -> float:
     rates = []
     for update in range(200):
         begun = time.perf_counter()
-        index, epoch = walk(data, 0, update, BATCH, part=0, parts=1)
+        index, epoch = examples(data, 0, update, BATCH, part=0, parts=1)
         augment(data.batch(index)[0], 0, epoch, index, flip=True)
         rates.append(BATCH / (time.perf_counter() - begun))
     return sorted(rates)[len(rates) // 2]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fewstep.core.denoiser import Guided
 from fewstep.core.seed import generator
-from fewstep.data import DataConfig, Dataset, augment, open_dataset, walk
+from fewstep.data import DataConfig, Dataset, augment, examples, open_dataset
 from fewstep.distill.guidance import GuidanceDistillation
 from fewstep.distill.problem import Problem
 from fewstep.distill.steps import StepDistillation
@@ -126,7 +126,7 @@ def loader(setting: Setting, subject: Subject, folder: Path) -> Load:
         data = open_dataset("digits")
 
     def load(update: int) -> tuple[Tensor, Any]:
-        index, epoch = walk(data, 0, update, subject.batch, part=0, parts=1)
+        index, epoch = examples(data, 0, update, subject.batch, part=0, parts=1)
         x, cond = data.batch(index)
         return augment(x, 0, epoch, index, flip=flip), cond
 

@@ -34,7 +34,7 @@ from torch import Tensor
 import fewstep
 from fewstep.core.denoiser import Guided
 from fewstep.core.seed import derive
-from fewstep.data import augment, walk
+from fewstep.data import augment, examples
 from fewstep.distill.plan import Stage
 from fewstep.errors import TimeUp
 from fewstep.folders import to_images
@@ -197,7 +197,7 @@ class Leg:
 
         def batch(update: int, part: int, parts: int) -> tuple[Tensor, Tensor]:
             size = config.batch_size // parts
-            index, epoch = walk(self.data, seed, update, size, part=part, parts=parts)
+            index, epoch = examples(self.data, seed, update, size, part=part, parts=parts)
             x, cond = self.data.batch(index)
             return augment(x, seed, epoch, index, flip=self.recipe.data.flip), cond
 

@@ -17,7 +17,7 @@ from fewstep.core.angle import add_noise
 from fewstep.core.cond import Given
 from fewstep.core.denoiser import Denoiser, traits_of
 from fewstep.core.finite import check_finite
-from fewstep.core.sample import Walk, joined, prepare, sample, whole_number
+from fewstep.core.sample import Prepared, joined, prepare, sample, whole_number
 from fewstep.core.samplers import Move, Sampler, get_sampler
 from fewstep.core.samplers.loop import Velocity
 from fewstep.errors import RangeError, ShapeError
@@ -216,12 +216,12 @@ def img2img(
         RangeError: a strength outside [1/N, 1], an encoder, or as `sample` raises.
         ShapeError, NonFiniteError: as `sample` raises.
     """
-    walk = _decoding(denoiser, x, cond, w, steps)
-    grid = _from(walk, strength)
+    prepared = _decoding(denoiser, x, cond, w, steps)
+    grid = _from(prepared, strength)
     out = []
-    for part, noise in walk.batches(seed, batch_size):
-        z = _start(walk, x[part], walk.noise(noise), grid)
-        out.append(walk.run(z, part, noise, grid=grid))
+    for part, noise in prepared.batches(seed, batch_size):
+        z = _start(prepared, x[part], prepared.noise(noise), grid)
+        out.append(prepared.run(z, part, noise, grid=grid))
     return joined(out)
 
 
@@ -259,15 +259,16 @@ def inpaint(
         ShapeError: a mask whose shape does not fit x, or as `sample` raises.
         NonFiniteError: a mask that holds NaN or infinity, or as `sample` raises.
     """
-    walk = _decoding(denoiser, x, cond, w, steps)
-    grid = _from(walk, strength)
+    prepared = _decoding(denoiser, x, cond, w, steps)
+    grid = _from(prepared, strength)
     drawn = _drawn(mask, x)
     out = []
-    for part, noise in walk.batches(seed, batch_size):
-        eps = walk.noise(noise)
-        known = _Known(x[part].to(walk.device), drawn[part].to(walk.device), eps)
-        z = _start(walk, known.x, eps, grid)
-        out.append(walk.run(z, part, noise, grid=grid, sampler=known.imposed_on(walk.sampler)))
+    for part, noise in prepared.batches(seed, batch_size):
+        eps = prepared.noise(noise)
+        known = _Known(x[part].to(prepared.device), drawn[part].to(prepared.device), eps)
+        z = _start(prepared, known.x, eps, grid)
+        sampler = known.imposed_on(prepared.sampler)
+        out.append(prepared.run(z, part, noise, grid=grid, sampler=sampler))
     return joined(out)
 
 
@@ -305,7 +306,7 @@ class _Known:
 
 def _decoding(
     denoiser: Denoiser, x: Tensor, cond: Given, w: float | Tensor, steps: int | None
-) -> Walk:
+) -> Prepared:
     name = traits_of(denoiser).sampler
     if name is not None and get_sampler(name).encodes:
         raise RangeError(
@@ -315,8 +316,8 @@ def _decoding(
     return prepare(denoiser, cond, w=w, steps=steps, sampler=name, z=x)
 
 
-def _from(walk: Walk, strength: float) -> tuple[float, ...]:
-    total = len(walk.grid) - 1
+def _from(prepared: Prepared, strength: float) -> tuple[float, ...]:
+    total = len(prepared.grid) - 1
     number = isinstance(strength, Real) and 0.0 < strength <= 1.0
     # In binary, 0.3 times 10 steps is slightly less than 3.
     moves = int(strength * total + 1e-9) if number else 0
@@ -325,9 +326,10 @@ def _from(walk: Walk, strength: float) -> tuple[float, ...]:
             f"strength must lie in [{1 / total:g}, 1] for {total} steps, got {strength}. Choose a "
             f"multiple of {1 / total:g}."
         )
-    return walk.grid[total - moves :]
+    return prepared.grid[total - moves :]
 
 
-def _start(walk: Walk, x: Tensor, eps: Tensor, grid: tuple[float, ...]) -> Tensor:
+def _start(prepared: Prepared, x: Tensor, eps: Tensor, grid: tuple[float, ...]) -> Tensor:
     # At the start of the full grid the state is pure noise, as in `sample`.
-    return eps if len(grid) == len(walk.grid) else add_noise(x.to(walk.device), eps, grid[0])
+    full = len(grid) == len(prepared.grid)
+    return eps if full else add_noise(x.to(prepared.device), eps, grid[0])

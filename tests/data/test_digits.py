@@ -17,7 +17,7 @@ def everything(split: str) -> tuple[torch.Tensor, torch.Tensor]:
 def test_splits_are_disjoint_and_cover() -> None:
     train, held_out = Digits("train"), Digits("held-out")
     assert (len(train), len(held_out)) == (1497, 300)
-    places = torch.cat([train.source_index, held_out.source_index])
+    places = torch.cat([train.places, held_out.places])
     assert places.sort().values.tolist() == list(range(1797))
 
 
@@ -30,7 +30,7 @@ def test_held_out_has_30_of_each_class_from_every_part_of_the_file() -> None:
     held_out = Digits("held-out")
     assert everything("held-out")[1].bincount().tolist() == [30] * 10
     # Writers follow each other, so each sixth of the file must give about a sixth.
-    sixths = (held_out.source_index * 6 // 1797).bincount()
+    sixths = (held_out.places * 6 // 1797).bincount()
     assert int(sixths.min()) > 35
     assert int(sixths.max()) < 65
 
@@ -45,7 +45,7 @@ def test_examples_are_those_of_scikit_learn(split: str) -> None:
     assert x.shape == (len(data), *data.shape)
     assert x.dtype == torch.float32
     assert labels.dtype == torch.int64
-    source = data.source_index.numpy()
+    source = data.places.numpy()
     assert torch.equal(((x[:, 0] + 1) * 8).double(), torch.from_numpy(bunch.images[source]))
     assert torch.equal(labels, torch.from_numpy(bunch.target[source]).long())
     assert (float(x.min()), float(x.max())) == (-1.0, 1.0)

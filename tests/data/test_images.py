@@ -119,7 +119,7 @@ def test_shrinking_averages_boxes_of_the_central_square(tmp_path: Path) -> None:
 def test_splits_are_disjoint_cover_and_do_not_move(tmp_path: Path) -> None:
     path = parquet(tmp_path)
     train, held = (Images(config(path, held_out=0.4), s) for s in ("train", "held-out"))
-    both = torch.cat([train.source_index, held.source_index])
+    both = torch.cat([train.places, held.places])
     assert both.sort().values.tolist() == list(range(12))
     assert 0 < len(held) < 12
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fewstep.core.cond import Cond
-from fewstep.data import walk
+from fewstep.data import examples
 from fewstep.data.latents import MANIFEST, Latents, cache_latents
 from fewstep.errors import DataError, NonFiniteError, RangeError
 
@@ -221,7 +221,7 @@ def test_it_is_walked_like_any_data(tmp_path: Path) -> None:
     data = cached(tmp_path)
     seen = []
     for update in range(5):
-        index, _ = walk(data, 0, update, 2, part=0, parts=1)
+        index, _ = examples(data, 0, update, 2, part=0, parts=1)
         x, _ = data.batch(index)
         seen += (x[:, 0, 0, 0] * 7).round().int().tolist()
     assert sorted(seen) == list(range(COUNT))

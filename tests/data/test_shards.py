@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fewstep.data import Ahead, DataConfig, Shards, open_dataset, walk
+from fewstep.data import Ahead, DataConfig, Shards, examples, open_dataset
 from fewstep.errors import DataError, RangeError
 
 NAMES = ["cat", "dog", "eel"]
@@ -75,7 +75,7 @@ def test_an_epoch_shows_every_image_once_over_all_parts(folder: Path, parts: int
     seen: dict[int, list[int]] = {}
     for part in range(parts):
         for update in range(2 * 270 // parts // 7 + 20):
-            index, epoch = walk(data, 5, update, 7, part=part, parts=parts)
+            index, epoch = examples(data, 5, update, 7, part=part, parts=parts)
             assert len(index) == len(epoch) == 7
             for i, e in zip(index.tolist(), epoch.tolist(), strict=True):
                 seen.setdefault(e, []).append(i)
@@ -87,11 +87,11 @@ def test_an_epoch_shows_every_image_once_over_all_parts(folder: Path, parts: int
 
 def test_any_update_is_found_by_counting(folder: Path) -> None:
     forward, fresh = Shards(config(folder)), Shards(config(folder))
-    walked = [forward.order(1, u, 16, part=1, parts=2) for u in range(60)]
+    seen = [forward.examples(1, u, 16, part=1, parts=2) for u in range(60)]
     for update in (59, 3, 31, 16):
-        index, epoch = fresh.order(1, update, 16, part=1, parts=2)
-        assert index.equal(walked[update][0])
-        assert epoch.equal(walked[update][1])
+        index, epoch = fresh.examples(1, update, 16, part=1, parts=2)
+        assert index.equal(seen[update][0])
+        assert epoch.equal(seen[update][1])
 
 
 def test_parts_read_blocks_of_their_own_and_hold_few(folder: Path) -> None:
@@ -100,12 +100,12 @@ def test_parts_read_blocks_of_their_own_and_hold_few(folder: Path) -> None:
     for part in (0, 1):
         update = 0
         while True:
-            index, epoch = data[part].order(0, update, 5, part=part, parts=2)
+            index, epoch = data[part].examples(0, update, 5, part=part, parts=2)
             if int(epoch.max()) > 0:
                 break
             data[part].batch(index)
             blocks[part] |= {int(i) // GROUP for i in index}
-            assert len(data[part]._tables) <= 9
+            assert len(data[part]._columns) <= 9
             update += 1
     assert not blocks[0] & blocks[1]
     assert len(blocks[0] | blocks[1]) >= 25
@@ -118,7 +118,7 @@ def test_the_split_is_by_place_and_leaves_nothing_out(folder: Path) -> None:
     assert 30 < len(seen[1]) < 80
     assert parts[0].content_hash() != parts[1].content_hash()
     # The same images as the data that is decoded once.
-    index, _ = parts[0].order(0, 0, 8, part=0, parts=1)
+    index, _ = parts[0].examples(0, 0, 8, part=0, parts=1)
     assert int(index.max()) < len(parts[0])
 
 
@@ -139,7 +139,7 @@ def test_what_cannot_be_streamed_is_refused(tmp_path: Path, folder: Path) -> Non
     with pytest.raises(DataError, match=r"needs data.size"):
         Shards(config(folder, size=None))
     with pytest.raises(RangeError, match="27 row groups for 28 parts"):
-        Shards(config(folder)).order(0, 0, 1, part=0, parts=28)
+        Shards(config(folder)).examples(0, 0, 1, part=0, parts=28)
     (tmp_path / "cut.parquet").write_bytes((folder / "part-0.parquet").read_bytes()[:500])
     with pytest.raises(DataError, match=r"cut.parquet is no whole parquet file"):
         Shards(config(tmp_path))

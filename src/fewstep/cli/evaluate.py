@@ -11,7 +11,7 @@ from fewstep.cli.options import (
     LARGEST_SEED,
     Device,
     Results,
-    Weights,
+    WList,
     numbers,
     say,
     whole,
@@ -45,7 +45,7 @@ def evaluate_command(
             "of the published Inception."
         ),
     ] = None,
-    w: Weights = "0,1,2,4",
+    w: WList = "0,1,2,4",
     steps: Annotated[
         str | None,
         typer.Option(
@@ -85,7 +85,7 @@ def evaluate_command(
     device: Device = None,
 ) -> None:
     """Measure models. Cells that are kept in --out are not measured again."""
-    weights = list(dict.fromkeys(numbers(w, "--w")))
+    ws = list(dict.fromkeys(numbers(w, "--w")))
     counts = None if steps is None else list(dict.fromkeys(whole(steps, "--steps")))
     samplers = None if sampler is None else _samplers(sampler)
     from fewstep.core.device import choose_device
@@ -100,7 +100,7 @@ def evaluate_command(
     check_results(out, WRITTEN)
     comparison = Comparison(
         tuple(dict.fromkeys(models)),
-        tuple(weights),
+        tuple(ws),
         None if counts is None else tuple(counts),
         None if samplers is None else tuple(samplers),
         teacher,
@@ -184,12 +184,12 @@ def _with_shape(card: Card, folder: Path, name: str) -> DataConfig:
 
     shape = _shape(folder, card)
     kept = card.training.get("images")
-    told: dict[str, object] = {"size": shape[-1], "channels": shape[0]}
+    settings: dict[str, object] = {"size": shape[-1], "channels": shape[0]}
     if isinstance(kept, dict):
-        told = dict(kept)
+        settings = dict(kept)
     if not card.num_classes:
-        told["cond"] = "prompt"
-    return check_data({**told, "name": name})
+        settings["cond"] = "prompt"
+    return check_data({**settings, "name": name})
 
 
 command = evaluate_command

@@ -64,8 +64,8 @@ def train_command(
     if channels not in (1, 3):
         raise DataError(f"--channels must be 3 (RGB) or 1 (grey), got {channels}.")
     place = choose_device(device)
-    told = {"size": size, "channels": channels, "held_out": held_out, "skip_bad": skip_bad}
-    config = check_data({**told, "name": data, "label": label, "background": background})
+    settings = {"size": size, "channels": channels, "held_out": held_out, "skip_bad": skip_bad}
+    config = check_data({**settings, "name": data, "label": label, "background": background})
     train = open_dataset(config, "train")
     say(train.summary)
     found = train_features(

@@ -50,7 +50,7 @@ Cond = Annotated[
 ]
 Prompt = Annotated[str | None, typer.Option(help="Prompt, for text-to-image models.")]
 W = Annotated[float, typer.Option(help="Guidance weight w; 0 is no guidance.")]
-Weights = Annotated[str, typer.Option(help="Guidance weights, for example 0,1,2,4.")]
+WList = Annotated[str, typer.Option(help="Guidance weights, for example 0,1,2,4.")]
 Results = Annotated[Path, typer.Option(help="Folder of the results.")]
 Steps = Annotated[
     int | None,

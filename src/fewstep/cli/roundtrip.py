@@ -12,7 +12,7 @@ from fewstep.cli.options import (
     LARGEST_SEED,
     Device,
     Results,
-    Weights,
+    WList,
     numbers,
     say,
 )
@@ -39,7 +39,7 @@ def roundtrip_command(
     features: Annotated[
         Path | None, typer.Option(help="Folder of a classifier (fewstep features train).")
     ] = None,
-    w: Weights = "0,1,2,4",
+    w: WList = "0,1,2,4",
     samples: Annotated[int, typer.Option(min=2, max=10_000_000, help="Images at most.")] = 1000,
     seed: Annotated[
         int, typer.Option(min=-LARGEST_SEED, max=LARGEST_SEED, help="Seed of the fresh samples.")
@@ -48,7 +48,7 @@ def roundtrip_command(
     device: Device = None,
 ) -> None:
     """Measure encoding and decoding. Rows that are kept in --out are not measured again."""
-    weights = list(dict.fromkeys(numbers(w, "--w")))
+    ws = list(dict.fromkeys(numbers(w, "--w")))
     from fewstep.atomic import atomic_write
     from fewstep.cli.evaluate import training_data
     from fewstep.core.device import choose_device
@@ -67,11 +67,11 @@ def roundtrip_command(
         evaluation = Evaluation(data, out, samples, seed, 250, features, place, say)
         trip = RoundTrip(evaluation, samples)
         ways = open_ways(models, teacher, place)
-        rows = [trip.row(way, value) for value in weights for way in ways]
+        rows = [trip.row(way, value) for value in ws for way in ways]
         texts = (json.dumps(rows, indent=1) + "\n", markdown(rows), comma_separated(rows))
         for name, text in zip(TABLES, texts, strict=True):
             atomic_write(out / name, text.encode())
-        for value in weights:
+        for value in ws:
             for name, (sheet, labels) in sheets(trip, ways, value).items():
                 save_sheet(sheet, out / f"{name}-w{value:g}.png", {"w": value, "rows": labels})
     typer.echo(aligned(rows))

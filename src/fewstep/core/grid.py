@@ -62,7 +62,7 @@ def cosine(steps: int) -> Grid:
 
 
 def discrete(table: Tensor, steps: int, *, last: float = 0.0) -> Grid:
-    """Return the "trailing" grid of a discrete table of angles, as diffusers walks it.
+    """Return the "trailing" grid of a discrete table of angles, as diffusers visits it.
 
     Args:
         table: (T,) increasing angles in radians, one a timestep.

@@ -65,14 +65,14 @@ def sample(
 
     Source: math.md 2, 6 and 7.
     """
-    walk = prepare(denoiser, cond, w=w, steps=steps, sampler=sampler, z=z, shape=shape)
+    prepared = prepare(denoiser, cond, w=w, steps=steps, sampler=sampler, z=z, shape=shape)
     out = []
-    for part, noise in walk.batches(seed, batch_size):
+    for part, noise in prepared.batches(seed, batch_size):
         # Drawn even where z is given: the noise of later moves must not depend on that.
-        start = walk.noise(noise)
+        start = prepared.noise(noise)
         if z is not None:
-            start = z[part].to(walk.device)
-        out.append(walk.run(start, part, noise, callback=callback))
+            start = z[part].to(prepared.device)
+        out.append(prepared.run(start, part, noise, callback=callback))
     return joined(out)
 
 
@@ -99,7 +99,7 @@ def whole_number(value: object, name: str, least: int | None = None) -> int:
 
 
 @dataclass(frozen=True)
-class Walk:
+class Prepared:
     """Checked arguments of a sampling run, shared by `sample` and `fewstep.edit`."""
 
     denoiser: Denoiser
@@ -156,7 +156,7 @@ def prepare(
     sampler: str | None,
     z: Tensor | None,
     shape: tuple[int, ...] | None = None,
-) -> Walk:
+) -> Prepared:
     """Return the arguments of `sample`, checked once against what the denoiser was made for.
 
     Raises RangeError and ShapeError as `sample` does.
@@ -175,7 +175,7 @@ def prepare(
     dtype = z.dtype if z is not None else traits.dtype or torch.float32
     like = torch.empty((total, 1), dtype=dtype, device=device)
     w_all = _weights(w, like, traits.w_range)
-    return Walk(cheapest(denoiser, w_all), chosen, cond, w_all, grid, shape, dtype, device)
+    return Prepared(cheapest(denoiser, w_all), chosen, cond, w_all, grid, shape, dtype, device)
 
 
 def _weights(w: object, like: Tensor, w_range: tuple[float, float] | None) -> Tensor:

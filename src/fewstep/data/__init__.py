@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from fewstep.data.digits import Digits
 from fewstep.data.files import image_files, read_images
 from fewstep.data.images import Images
 from fewstep.data.listing import kind_of
-from fewstep.data.order import epochs, indices
+from fewstep.data.permutation import epochs, indices
 from fewstep.data.prompts import Prompts
 from fewstep.data.shards import Shards
 from fewstep.data.text import read_prompts, read_text
@@ -48,22 +50,32 @@ def open_dataset(data: DataConfig | str, split: str = "train") -> Dataset:
     return found
 
 
-def walk(
+def examples(
     data: Dataset, seed: int, update: int, size: int, *, part: int, parts: int
 ) -> tuple[Tensor, Tensor]:
     """Return the examples (size,) that one part of an update sees, and the epoch of each.
 
     A pure function of its arguments: a permutation an epoch, or a stream's own order. Raises
-    RangeError as `indices` and `Shards.order` do.
+    RangeError as `indices` and `Shards.examples` do.
     """
     if isinstance(data, Shards):
-        return data.order(seed, update, size, part=part, parts=parts)
+        return data.examples(seed, update, size, part=part, parts=parts)
     index = indices(seed, update, size, len(data), rank=part, world=parts)
     return index, epochs(update, size, len(data), rank=part, world=parts)
 
 
 def _is_path(name: str) -> bool:
     return kind_of(name) is not None or "/" in name or "." in name
+
+
+if not TYPE_CHECKING:  # mypy would take every other name for one of these
+
+    def __getattr__(name: str) -> object:
+        """Return `examples` under its name of before 0.2, with a warning."""
+        if name == "walk":
+            warnings.warn("data.walk is now data.examples", DeprecationWarning, stacklevel=2)
+            return examples
+        raise AttributeError(f"module 'fewstep.data' has no attribute {name!r}")
 
 
 load_data = open_dataset  # the same function under the verb of `fewstep.load`
@@ -84,6 +96,7 @@ __all__ = [
     "captions_of",
     "check_data",
     "epochs",
+    "examples",
     "fill",
     "image_files",
     "indices",
@@ -96,5 +109,4 @@ __all__ = [
     "read_text",
     "square",
     "uniform",
-    "walk",
 ]

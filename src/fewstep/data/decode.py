@@ -55,21 +55,21 @@ def _formats() -> tuple[str, ...]:
 
 
 def open_image(
-    source: bytes | str | Path, where: str | None = None, *, max_pixels: int = MAX_PIXELS
+    given: bytes | str | Path, where: str | None = None, *, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
     """Return a whole image: upright by its EXIF orientation, the first frame, in its own mode.
 
     Args:
-        source: the bytes of an image file, or its path.
+        given: the bytes of an image file, or its path.
         where: what messages call it; by default the path.
         max_pixels: largest number of pixels, width x height.
 
     Raises:
         DataError: no such file, not a whole image, or more than max_pixels pixels.
     """
-    where = where or ("the image" if isinstance(source, bytes) else str(source))
+    where = where or ("the image" if isinstance(given, bytes) else str(given))
     with contextlib.ExitStack() as stack:
-        file = _opened(source, where, stack)
+        file = _opened(given, where, stack)
         stack.enter_context(_without_pillows_limit())
         try:
             image = stack.enter_context(Image.open(file, formats=_formats()))
@@ -160,18 +160,18 @@ def decode(
     return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
-def _opened(source: bytes | str | Path, where: str, stack: contextlib.ExitStack) -> Any:
-    if isinstance(source, bytes):
-        if not source:
+def _opened(given: bytes | str | Path, where: str, stack: contextlib.ExitStack) -> Any:
+    if isinstance(given, bytes):
+        if not given:
             raise DataError(f"{where} is not a whole image: it is empty.")
-        return io.BytesIO(source)
+        return io.BytesIO(given)
     try:
-        if not os.path.isfile(source):  # a pipe or a device would never end
-            there = "is not a file" if os.path.exists(source) else "does not exist"
+        if not os.path.isfile(given):  # a pipe or a device would never end
+            there = "is not a file" if os.path.exists(given) else "does not exist"
             raise DataError(f"{where} {there}. Give the path of an image.")
-        if not os.path.getsize(source):
+        if not os.path.getsize(given):
             raise DataError(f"{where} is not a whole image: it is empty.")
-        return stack.enter_context(open(source, "rb"))
+        return stack.enter_context(open(given, "rb"))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise DataError(f"{where} cannot be read: {reason}.") from None

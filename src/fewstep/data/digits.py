@@ -44,7 +44,7 @@ class Digits:
         x, labels, held_out = _load()
         chosen = held_out if split == "held-out" else ~held_out
         #: Place of each example in scikit-learn's order, increasing: (length,) int64.
-        self.source_index = chosen.nonzero().flatten()
+        self.places = chosen.nonzero().flatten()
         self._x, self._labels = x[chosen], labels[chosen]
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class Digits:
     def content_hash(self) -> str:
         """Return the sha256, in hex, of the split's name, images, classes and places."""
         digest = hashlib.sha256(f"digits/{self.split}".encode())
-        for part in (self._x, self._labels, self.source_index):
+        for part in (self._x, self._labels, self.places):
             digest.update(part.numpy().tobytes())
         return digest.hexdigest()
 

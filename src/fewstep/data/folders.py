@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from fewstep.data.columns import Column, Kind, label_column
 from fewstep.data.config import DataConfig
 from fewstep.data.decode import Record
-from fewstep.data.found import Source
+from fewstep.data.found import Records
 from fewstep.data.labels import in_order
 from fewstep.data.listing import METADATA, Listing, count_others, training_images
 from fewstep.data.metadata import FILE_NAME, read_metadata
@@ -71,7 +71,7 @@ class Layout:
         return found
 
 
-def open_images(listing: Listing, config: DataConfig) -> Source:
+def open_images(listing: Listing, config: DataConfig) -> Records:
     """Return the records of a folder of images; no image is read yet.
 
     Raises DataError: neither classes nor captions, metadata that cannot be read, splits without a
@@ -90,7 +90,7 @@ def open_images(listing: Listing, config: DataConfig) -> Source:
     _count(layout, files, unused)
     kind = "captions" if column.captions else "classes"
     place = f"{column.name!r} of {layout.metadata[0].name}" if origin == ROWS else origin
-    return Source(
+    return Records(
         path=listing.root,
         class_names=tuple(in_order(set(layout.class_of.values()))) if origin == FOLDERS else (),
         captions=column.captions,
@@ -99,7 +99,7 @@ def open_images(listing: Listing, config: DataConfig) -> Source:
         seen=len(listing.images),
         left_out=listing.left_out,
         files=[(f.as_posix(), listing.root / f) for f in files],
-        records=records,
+        read=records,
     )
 
 

@@ -16,7 +16,7 @@ BAD = "bad images or labels"
 
 
 @dataclass(frozen=True)
-class Source:
+class Records:
     """A readable set of records, in a fixed order.
 
     Attributes:
@@ -29,7 +29,7 @@ class Source:
         seen: number of them, used or not.
         left_out: how many are not used, by reason.
         files: name and path of each file that the records depend on.
-        records: returns an iterator over the records.
+        read: returns an iterator over the records.
     """
 
     path: Path
@@ -40,11 +40,11 @@ class Source:
     seen: int
     left_out: Counter[str]
     files: Sequence[tuple[str, Path]]
-    records: Callable[[], Iterator[Record]]
+    read: Callable[[], Iterator[Record]]
 
     def __iter__(self) -> Iterator[Record]:
         """Yield the records."""
-        return self.records()
+        return self.read()
 
     def label(self, record: Record, number: int) -> int | str:
         """Return the label of the record of that number, checked.

@@ -25,7 +25,7 @@ from fewstep.data.augment import uniform
 from fewstep.data.captions import texts_of
 from fewstep.data.config import DataConfig
 from fewstep.data.dataset import check_index, check_split
-from fewstep.data.found import BAD, Account, Source
+from fewstep.data.found import BAD, Account, Records
 from fewstep.data.labels import Classes
 from fewstep.data.source import Record, decode, open_source
 from fewstep.errors import DataError
@@ -40,7 +40,7 @@ class Images:
     """A split of images on the disk; `fewstep.data.Dataset`.
 
     Attributes:
-        source_index: place of each example among all the images used, increasing: (length,).
+        places: place of each example among all the images used, increasing: (length,).
         skipped: number of images that were left out as bad.
         class_texts: of each class id, what stands in a prompt: its name, underscores as spaces, or
             the caption as it is written.
@@ -58,8 +58,8 @@ class Images:
         self.split, self.skipped = split, cache.account.left_out[BAD]
         held_out = uniform(0, "held-out", torch.arange(len(cache.labels))) < config.held_out
         chosen = held_out if split == "held-out" else ~held_out
-        self.source_index = chosen.nonzero().flatten()
-        check_some(config, split, len(self.source_index))
+        self.places = chosen.nonzero().flatten()
+        check_some(config, split, len(self.places))
         self._images, self._labels, self._key = cache.images, cache.labels, cache.key
         self._held_out = config.held_out
         self.shape = tuple(cache.images.shape[1:])
@@ -72,12 +72,12 @@ class Images:
 
     def __len__(self) -> int:
         """Return the number of images."""
-        return len(self.source_index)
+        return len(self.places)
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return x (B, C, H, W) float32, x = p / 127.5 - 1 of a byte p, and class ids (B,)."""
         check_index(index, len(self))
-        places = self.source_index[index]
+        places = self.places[index]
         pixels = torch.from_numpy(self._images[places.numpy()])
         return from_bytes(pixels), self._labels[places]
 
@@ -114,23 +114,23 @@ def check_some(config: DataConfig, split: str, count: int) -> None:
 
 def _decoded(config: DataConfig) -> _Cache:
     """Return the decoded images, as the files are now: files may change while a process runs."""
-    source = open_source(Path(config.name), config)
-    told: dict[str, Any] = {
+    records = open_source(Path(config.name), config)
+    settings: dict[str, Any] = {
         "format": FORMAT,
         **{k: getattr(config, k) for k in ("size", "channels", "skip_bad", "background")},
         "max_pixels": config.max_pixels if config.skip_bad else None,
-        "files": _content(source.files),
-        "from": [source.columns, source.captions, config.cond],
+        "files": _content(records.files),
+        "from": [records.columns, records.captions, config.cond],
     }
-    key = json_sha256(told)
+    key = json_sha256(settings)
     folder = cache_root() / "images" / key
     if not (folder / "meta.json").is_file():
         _cached.cache_clear()
-        _build(folder, source, config)
+        _build(folder, records, config)
     images, labels, names, skipped = _cached(folder)
     account = Account(
-        source.unit, source.seen, len(labels), 0, 0, len(names), source.captions,
-        source.columns, source.left_out + Counter({BAD: skipped}),
+        records.unit, records.seen, len(labels), 0, 0, len(names), records.captions,
+        records.columns, records.left_out + Counter({BAD: skipped}),
     )  # fmt: skip
     return _Cache(key, images, labels, names, account)
 
@@ -176,17 +176,17 @@ def _content(files: Sequence[tuple[str, Path]]) -> str:
     return digest.hexdigest()
 
 
-def _build(folder: Path, source: Source, config: DataConfig) -> None:
+def _build(folder: Path, records: Records, config: DataConfig) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     labels: list[int | str] = []
     shape: tuple[int, ...] | None = None
     bad: list[str] = []
     with atomic_folder(folder) as partial:
         with (partial / "images.u8").open("wb") as out:
-            records = tqdm(source, desc=f"decode {config.name}", unit="image", disable=None)
-            for number, record in enumerate(records):
+            shown = tqdm(records, desc=f"decode {config.name}", unit="image", disable=None)
+            for number, record in enumerate(shown):
                 try:
-                    label = source.label(record, number)
+                    label = records.label(record, number)
                     pixels = _pixels(record, config, shape)
                 except DataError as error:
                     bad.append(str(error))
@@ -198,7 +198,7 @@ def _build(folder: Path, source: Source, config: DataConfig) -> None:
                 labels.append(label)
         if bad and not config.skip_bad:
             raise DataError(refusal(bad))
-        found = check_classes(source.classes(labels), len(labels), config, bad)
+        found = check_classes(records.classes(labels), len(labels), config, bad)
         found.ids.tofile(partial / "labels.i64")
         meta = {
             "shape": [len(labels), *(shape or ())],

@@ -56,7 +56,7 @@ def cache_latents(
             once for the first alone, to know the size.
         shard_size: examples a file.
         dtype: in which floats are kept; what `batch` returns is float32.
-        say: told how large the cache will be before it starts.
+        say: called with how large the cache will be before it starts.
         progress: show a bar where stderr is a terminal.
 
     Raises:
@@ -88,8 +88,8 @@ def cache_latents(
         data = save(_tensors(encode, part, dtype))
         atomic_write(folder / names[n], data)
         done[names[n]] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-        told = {"format": FORMAT, **about, "shards": {k: done[k] for k in sorted(done)}}
-        write_json(folder / MANIFEST, told)
+        manifest = {"format": FORMAT, **about, "shards": {k: done[k] for k in sorted(done)}}
+        write_json(folder / MANIFEST, manifest)
     return Latents(folder)
 
 
@@ -157,8 +157,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not JSON ({error}); remove {folder} to encode again.") from None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
-        told = found.get("format") if isinstance(found, dict) else None
-        raise DataError(f"{path}: format: {told!r}; this fewstep reads format {FORMAT}.")
+        given = found.get("format") if isinstance(found, dict) else None
+        raise DataError(f"{path}: format: {given!r}; this fewstep reads format {FORMAT}.")
     return found
 
 
@@ -167,15 +167,15 @@ def _shards(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return shards
 
 
-def _is_whole(path: Path, told: dict[str, Any] | None) -> bool:
+def _is_whole(path: Path, known: dict[str, Any] | None) -> bool:
     """Whether a shard is there, as it was written. Raises DataError where it is another."""
-    if told is None or not path.is_file():
+    if known is None or not path.is_file():
         return False
     found = sha256(path)
-    if found != told["sha256"]:
+    if found != known["sha256"]:
         raise DataError(
             f"{path} is damaged: its sha256 is {found[:12]}..., it was written as "
-            f"{told['sha256'][:12]}... Remove that file and run again; it alone is made anew."
+            f"{known['sha256'][:12]}... Remove that file and run again; it alone is made anew."
         )
     return True
 
@@ -200,13 +200,13 @@ class Latents:
     def __init__(self, folder: Path | str) -> None:
         """Open a finished cache. Raises DataError where there is none, or it is not finished."""
         self.folder = Path(folder)
-        self._told = _manifest(self.folder)
-        self._count, self._each = int(self._told["count"]), int(self._told["shard_size"])
+        self._manifest = _manifest(self.folder)
+        self._count, self._each = int(self._manifest["count"]), int(self._manifest["shard_size"])
         expected = -(-self._count // self._each)
-        if len(_shards(self._told)) != expected:
+        if (count := len(_shards(self._manifest))) != expected:
             raise DataError(
-                f"{self.folder} has {len(_shards(self._told))} of {expected} shards; run the same "
-                "command again to encode the rest."
+                f"{self.folder} has {count} of {expected} shards; run the same command again to "
+                "encode the rest."
             )
         self.summary = f"{self.folder}: {self._count:,} encoded examples"
         self._open: dict[int, Any] = {}
@@ -224,13 +224,13 @@ class Latents:
         check_index(index, len(self))
         found: dict[str, list[Tensor]] = {}
         # Shard by shard, then back into the order asked for.
-        order = torch.argsort(index, stable=True)
-        places = index[order].tolist()
+        by_place = torch.argsort(index, stable=True)
+        places = index[by_place].tolist()
         for shard in sorted({p // self._each for p in places}):
             rows = [p % self._each for p in places if p // self._each == shard]
             for name, t in self._rows(shard, rows).items():
                 found.setdefault(name, []).append(t)
-        back = torch.argsort(order)
+        back = torch.argsort(by_place)
         tensors = {name: torch.cat(parts)[back] for name, parts in found.items()}
         floats = {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
         x = floats.pop("x")
@@ -240,8 +240,8 @@ class Latents:
 
     def content_hash(self) -> str:
         """Return the sha256, in hex, of all shards."""
-        told = [s["sha256"] for _, s in sorted(_shards(self._told).items())]
-        return hashlib.sha256("".join(told).encode()).hexdigest()
+        hashes = [s["sha256"] for _, s in sorted(_shards(self._manifest).items())]
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     def _rows(self, shard: int, rows: list[int]) -> dict[str, Tensor]:
         file = self._file(shard)
@@ -255,7 +255,7 @@ class Latents:
         if shard not in self._open:
             name = f"shard-{shard:05d}.safetensors"
             path = self.folder / name
-            if not _is_whole(path, _shards(self._told).get(name)):
+            if not _is_whole(path, _shards(self._manifest).get(name)):
                 raise DataError(f"{path} is missing; run the command that made it again.")
             try:
                 self._open[shard] = safe_open(path, framework="pt")

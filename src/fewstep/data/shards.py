@@ -63,7 +63,7 @@ class Block(NamedTuple):
 
 
 class Shards:
-    """A split of parquet shards; `fewstep.data.Dataset`, with an order of its own.
+    """A split of parquet shards; `fewstep.data.Dataset`, with examples dealt block by block.
 
     Attributes:
         skipped: number of rows without a label, and of bad images that another replaced so far.
@@ -106,7 +106,7 @@ class Shards:
         self._spans = [
             (int(a), int(b)) for a, b in zip([0, *cuts[:-1].tolist()], cuts.tolist(), strict=True)
         ]
-        self._tables: OrderedDict[int, Any] = OrderedDict()
+        self._columns: OrderedDict[int, Any] = OrderedDict()
         self._parts: set[int] = set()
         self._pool = ThreadPoolExecutor(THREADS)
 
@@ -116,8 +116,8 @@ class Shards:
 
     def content_hash(self) -> str:
         """Return the sha256, in hex, of names, sizes, footers and labels, not of every pixel."""
-        told = [self._key, self.split, self._config.held_out, *self.shape, self._config.background]
-        return json_sha256(told)
+        config = self._config
+        return json_sha256([self._key, self.split, config.held_out, *self.shape, config.background])
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Return x (B, C, H, W) float32 in [-1, 1] and class ids (B,).
@@ -128,14 +128,14 @@ class Shards:
         check_index(index, len(self))
         places = self._kept[index]
         number = torch.searchsorted(self._ends, places, right=True).tolist()
-        columns = {b: self._table(b) for b in dict.fromkeys(number)}
+        columns = {b: self._column(b) for b in dict.fromkeys(number)}
         asked = list(zip(number, places.tolist(), strict=True))
         found = list(self._pool.map(lambda a: self._decode(columns[a[0]], *a), asked))
         pixels = torch.from_numpy(np.stack([image for image, _ in found]))
         labels = self._labels[torch.tensor([place for _, place in found], dtype=torch.int64)]
         return from_bytes(pixels), labels
 
-    def order(
+    def examples(
         self, seed: int, update: int, size: int, *, part: int, parts: int
     ) -> tuple[Tensor, Tensor]:
         """Return the examples (size,) of one part of one update, and the epoch of each.
@@ -192,10 +192,10 @@ class Shards:
         g = generator("cpu", seed, "window", epoch, part, blocks[0])
         return numbers[torch.randperm(len(numbers), generator=g)]
 
-    def _table(self, block: int) -> Any:
-        if block in self._tables:
-            self._tables.move_to_end(block)
-            return self._tables[block]
+    def _column(self, block: int) -> Any:
+        if block in self._columns:
+            self._columns.move_to_end(block)
+            return self._columns[block]
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -204,9 +204,9 @@ class Shards:
             column = pq.ParquetFile(file).read_row_group(group, [self._image]).column(0)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise DataError(f"{file}, row group {group} cannot be read: {error}.") from None
-        self._tables[block] = column
-        while len(self._tables) > (WINDOW + 1) * max(1, len(self._parts)):
-            self._tables.popitem(last=False)
+        self._columns[block] = column
+        while len(self._columns) > (WINDOW + 1) * max(1, len(self._parts)):
+            self._columns.popitem(last=False)
         return column
 
     def _decode(self, column: Any, block: int, place: int) -> tuple[np.ndarray, int]:
@@ -245,7 +245,7 @@ def _footers(config: DataConfig) -> _Footers:
     tables = [open_table(f) for f in files]
     chosen = choose_columns(tables, config, path)
     blocks: list[Block] = []
-    told: list[list[Any]] = []
+    groups: list[list[Any]] = []
     labels: list[int | str | None] = []
     bad: list[str] = []
     known = len(chosen.class_names)
@@ -253,7 +253,7 @@ def _footers(config: DataConfig) -> _Footers:
         for block in _blocks_of(table.file, len(labels)):
             blocks.append(block)
             size = table.file.stat().st_size
-            told.append([inside(table.file, path), size, block.group, block.rows])
+            groups.append([inside(table.file, path), size, block.group, block.rows])
         for row, (value,) in enumerate(rows_of(table.file, [chosen.label.name], 10_000)):
             where = f"{table.file}, row {row}"
             try:
@@ -267,7 +267,7 @@ def _footers(config: DataConfig) -> _Footers:
     check_classes(found, len(found.ids), config, bad)
     ids = np.full(len(labels), -1, np.int64)
     ids[[v is not None for v in labels]] = found.ids
-    digest = hashlib.sha256(json.dumps([told, found.names]).encode())
+    digest = hashlib.sha256(json.dumps([groups, found.names]).encode())
     digest.update(ids.tobytes())
     account = Account(
         "rows", len(labels), len(found.ids), 0, 0, len(found.names), chosen.label.captions,

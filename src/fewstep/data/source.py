@@ -8,7 +8,7 @@ from pathlib import Path
 from fewstep.data.config import DataConfig
 from fewstep.data.decode import Record, decode
 from fewstep.data.folders import open_images
-from fewstep.data.found import Source
+from fewstep.data.found import Records
 from fewstep.data.listing import (
     ARCHIVES,
     TABLES,
@@ -27,7 +27,7 @@ WANTED = (
 )
 
 
-def open_source(path: Path, config: DataConfig | None = None) -> Source:
+def open_source(path: Path, config: DataConfig | None = None) -> Records:
     """Open a parquet file, a folder of images or of parquet files, or one that `datasets` saved.
 
     No image is read yet, and nothing is fetched: the path must be on the disk. config: which
@@ -104,4 +104,4 @@ def _unpack(archive: Path) -> str:
     return f"Unpack it (unzip {archive.name} -d images) and give the folder."
 
 
-__all__ = ["Record", "Source", "decode", "open_source", "table_files"]
+__all__ = ["Record", "Records", "decode", "open_source", "table_files"]

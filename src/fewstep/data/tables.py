@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from fewstep.data.columns import Column, Kind, image_column, label_column
 from fewstep.data.config import DataConfig
 from fewstep.data.decode import Record
-from fewstep.data.found import Source
+from fewstep.data.found import Records
 from fewstep.data.listing import TRAIN
 from fewstep.data.text import read_text
 from fewstep.errors import DataError
@@ -21,7 +21,7 @@ from fewstep.errors import DataError
 ROWS = 32  # read at a time
 
 
-class Table(NamedTuple):
+class TableFile(NamedTuple):
     """One file of a table and what its columns hold. names: declared names of each class column."""
 
     file: Path
@@ -30,7 +30,7 @@ class Table(NamedTuple):
     names: dict[str, tuple[str, ...]]
 
 
-def open_table(file: Path) -> Table:
+def open_table(file: Path) -> TableFile:
     """Return what a parquet or arrow file holds; no row is read.
 
     Raises DataError where it is not a whole file.
@@ -40,8 +40,8 @@ def open_table(file: Path) -> Table:
 
     try:
         if is_arrow(file):
-            with pa.memory_map(str(file)) as source:
-                reader = pa.ipc.open_stream(source)
+            with pa.memory_map(str(file)) as mapped:
+                reader = pa.ipc.open_stream(mapped)
                 return _table(file, sum(b.num_rows for b in reader), reader.schema)
         opened = pq.ParquetFile(file)
         return _table(file, opened.metadata.num_rows, opened.schema_arrow)
@@ -60,7 +60,7 @@ def _damaged(file: Path, error: Exception) -> DataError:
     return DataError(f"{file} is no whole {kind} file: {first}. Write or copy it again.")
 
 
-def _table(file: Path, rows: int, schema: Any) -> Table:
+def _table(file: Path, rows: int, schema: Any) -> TableFile:
     declared = _features(schema)
     kinds: dict[str, Kind] = {}
     names: dict[str, tuple[str, ...]] = {}
@@ -72,14 +72,14 @@ def _table(file: Path, rows: int, schema: Any) -> Table:
         kinds[column.name] = _kind(column.type, feature)
         if kinds[column.name] is Kind.CLASS:
             names[column.name] = tuple(feature["names"])
-    return Table(file, rows, kinds, names)
+    return TableFile(file, rows, kinds, names)
 
 
 def _features(schema: Any) -> dict[str, Any]:
     """Return what `datasets` wrote about the columns: that one is an image, or has class names."""
     try:
-        told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        features = told["info"]["features"]
+        declared = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = declared["info"]["features"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return {}
     return features if isinstance(features, dict) else {}
@@ -131,7 +131,7 @@ class Chosen(NamedTuple):
         return f"images from column {self.image!r}, {kind} from column {self.label.name!r}"
 
 
-def choose_columns(tables: Sequence[Table], config: DataConfig, where: Path) -> Chosen:
+def choose_columns(tables: Sequence[TableFile], config: DataConfig, where: Path) -> Chosen:
     """Return the columns to read, the same in all files.
 
     Raises DataError where there are none, no rows, or a file without them.
@@ -158,7 +158,7 @@ def choose_columns(tables: Sequence[Table], config: DataConfig, where: Path) -> 
 
 def open_tables(
     path: Path, files: Sequence[Path], config: DataConfig, left_out: Counter[str]
-) -> Source:
+) -> Records:
     """Return the records of table files, in their order; no image is read yet.
 
     path: what the user gave. Raises DataError as `open_table` and `choose_columns` do.
@@ -168,7 +168,7 @@ def open_tables(
     depends = [(inside(f, path), f) for f in files]
     for table in tables:
         depends += list(_paths_in(table, chosen.image))
-    return Source(
+    return Records(
         path=path,
         class_names=chosen.class_names,
         captions=chosen.label.captions,
@@ -177,7 +177,7 @@ def open_tables(
         seen=sum(t.rows for t in tables),
         left_out=left_out,
         files=depends,
-        records=partial(_records, tables, chosen),
+        read=partial(_records, tables, chosen),
     )
 
 
@@ -186,7 +186,7 @@ def inside(file: Path, path: Path) -> str:
     return file.relative_to(path).as_posix() if file.is_relative_to(path) else file.name
 
 
-def _records(tables: Sequence[Table], chosen: Chosen) -> Iterator[Record]:
+def _records(tables: Sequence[TableFile], chosen: Chosen) -> Iterator[Record]:
     for table in tables:
         rows = rows_of(table.file, [chosen.image, chosen.label.name])
         for row, (image, label) in enumerate(rows):
@@ -215,8 +215,8 @@ def _batches(file: Path, columns: list[str], size: int) -> Iterator[Any]:
     if not is_arrow(file):
         yield from pq.ParquetFile(file).iter_batches(batch_size=size, columns=columns)
         return
-    with pa.memory_map(str(file)) as source:
-        for batch in pa.ipc.open_stream(source):
+    with pa.memory_map(str(file)) as mapped:
+        for batch in pa.ipc.open_stream(mapped):
             for first in range(0, batch.num_rows, size):
                 yield batch.select(columns).slice(first, size)
 
@@ -253,7 +253,7 @@ def image_record(value: Any, folder: Path, where: str, label: Any = None) -> Rec
     return Record(f"{where} ({file})", str(file), label)
 
 
-def _paths_in(table: Table, column: str) -> Iterator[tuple[str, Path]]:
+def _paths_in(table: TableFile, column: str) -> Iterator[tuple[str, Path]]:
     """Yield the files that the cells of an image column name in place of bytes."""
     if not _may_name_paths(table.file, column):
         return
@@ -269,8 +269,8 @@ def _may_name_paths(file: Path, column: str) -> bool:
     import pyarrow.parquet as pq
 
     if is_arrow(file):
-        with pa.memory_map(str(file)) as source:
-            return not _is_binary(pa.ipc.open_stream(source).schema.field(column).type)
+        with pa.memory_map(str(file)) as mapped:
+            return not _is_binary(pa.ipc.open_stream(mapped).schema.field(column).type)
     opened = pq.ParquetFile(file)
     kind = opened.schema_arrow.field(column).type
     if not pa.types.is_struct(kind):

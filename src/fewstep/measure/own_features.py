@@ -9,7 +9,7 @@ from fewstep.data import DATASETS
 from fewstep.errors import FolderError
 from fewstep.metrics import Features, digits_features, open_features, train_features
 from fewstep.metrics.rotations import TASK, Rotations
-from fewstep.metrics.vision import CLASSES, Source, VisionFeatures, vision_features
+from fewstep.metrics.vision import CLASSES, LabelledImages, VisionFeatures, vision_features
 
 if TYPE_CHECKING:
     from fewstep.measure.evaluate import Evaluation
@@ -54,8 +54,8 @@ def kept_features(evaluation: Evaluation) -> tuple[VisionFeatures | None, Path]:
 
 
 def _trained(evaluation: Evaluation, folder: Path) -> VisionFeatures:
-    train: Source = evaluation.source
-    held_out: Source | None = evaluation.held_out_source
+    train: LabelledImages = evaluation.source
+    held_out: LabelledImages | None = evaluation.held_out_source
     if evaluation.labels is not None:
         name, task, epochs, flip = OWN, CLASSES, 8, evaluation.data.flip
         evaluation.say(

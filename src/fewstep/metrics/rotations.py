@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewstep.core.cond import Cond
 from fewstep.errors import DataError
-from fewstep.metrics.vision import Source
+from fewstep.metrics.vision import LabelledImages
 
 TASK = "rotations"
 
@@ -19,7 +19,7 @@ TASK = "rotations"
 class Rotations:
     """Every image of a data set in four turns (two where it is not square), one class per turn."""
 
-    def __init__(self, images: Source) -> None:
+    def __init__(self, images: LabelledImages) -> None:
         """Wrap a data set; its own conditions are ignored. Raises DataError where it is empty."""
         if not len(images):
             raise DataError("a data set of rotations needs at least 1 image, got 0. Add images.")

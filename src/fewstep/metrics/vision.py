@@ -39,7 +39,7 @@ SHIFT = 1 / 8  # of the side: how far training moves an image each way
 CLASSES = "classes"  # the task of a classifier of the data's own classes
 
 
-class Source(Protocol):
+class LabelledImages(Protocol):
     """Numbered images with classes, as `fewstep.data` has them."""
 
     def __len__(self) -> int:
@@ -165,8 +165,8 @@ def vision_features(folder: Path | str, device: str = "cpu") -> VisionFeatures:
 
 def train_features(
     folder: Path,
-    train: Source,
-    held_out: Source | None,
+    train: LabelledImages,
+    held_out: LabelledImages | None,
     *,
     name: str,
     task: str = CLASSES,
@@ -265,7 +265,7 @@ def _network(shape: torch.Size, num_classes: int, seed: int) -> nn.Module:
 def _fit(
     model: nn.Module,
     show: Callable[[Tensor], Tensor],
-    train: Source,
+    train: LabelledImages,
     epochs: int,
     flip: bool,
     seed: int,
@@ -275,12 +275,12 @@ def _fit(
     model.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
     rng = generator("cpu", seed, "features order")
-    order = [torch.randperm(len(train), generator=rng).split(BATCH) for _ in range(epochs)]
-    updates = sum(len(parts) for parts in order)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=updates + 1)
+    drawn = [torch.randperm(len(train), generator=rng) for _ in range(epochs)]
+    batches = [index for epoch in drawn for index in epoch.split(BATCH)]
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=len(batches) + 1)
     hidden = None if progress else True
-    with torch.enable_grad(), tqdm(total=updates, desc="features", disable=hidden) as bar:
-        for index in (part for parts in order for part in parts):
+    with torch.enable_grad(), tqdm(total=len(batches), desc="features", disable=hidden) as bar:
+        for index in batches:
             x, labels = _images(train, index)
             shown = show(_moved(x, flip, rng).to(device))
             logits = model(pixel_values=shown).logits
@@ -308,7 +308,7 @@ def _moved(x: Tensor, flip: bool, rng: torch.Generator) -> Tensor:
     return moved.permute(0, 3, 1, 2)
 
 
-def _accuracy(features: VisionFeatures, held_out: Source) -> float:
+def _accuracy(features: VisionFeatures, held_out: LabelledImages) -> float:
     right = 0
     for index in torch.arange(len(held_out)).split(500):
         x, labels = _images(held_out, index)
@@ -318,8 +318,8 @@ def _accuracy(features: VisionFeatures, held_out: Source) -> float:
     return right / len(held_out)
 
 
-def _images(source: Source, index: Tensor) -> tuple[Tensor, Tensor]:
-    x, labels = source.batch(index)
+def _images(images: LabelledImages, index: Tensor) -> tuple[Tensor, Tensor]:
+    x, labels = images.batch(index)
     if not isinstance(labels, Tensor):
         raise DataError("a classifier takes images with one class each; these have none.")
     return x, labels

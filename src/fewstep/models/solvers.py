@@ -88,7 +88,7 @@ def solve(
     table = clock if isinstance(clock, BetaClock) else None
     if traits.clock is not cosine and table is None:
         raise RangeError(
-            f"{solver} here walks the native clock or a table of betas, and this model has a clock "
+            f"{solver} here takes the native clock or a table of betas, and this model has a clock "
             "of its own; use `fewstep.sample`."
         )
     if traits.shape is None:
@@ -98,17 +98,17 @@ def solve(
         raise RangeError(
             f"steps = {str(steps)[:40]}; give 1 or more, up to the {most} timesteps of the clock."
         )
-    walk = prepare(denoiser, cond, w=w, steps=1, sampler=None, z=None)  # the grid is not used
+    prepared = prepare(denoiser, cond, w=w, steps=1, sampler=None, z=None)  # the grid is not used
     angles = table.phis if table else HALF_PI * (torch.arange(TIMESTEPS) + 1.0) / TIMESTEPS
     out = []
-    for part, noise in walk.batches(seed, batch_size):
+    for part, noise in prepared.batches(seed, batch_size):
         scheduler: Any = solver_scheduler(solver, table)
-        scheduler.set_timesteps(steps, device=walk.device)
-        z, few, w_few = walk.noise(noise), conds.take(walk.cond, part), walk.w[part]
+        scheduler.set_timesteps(steps, device=prepared.device)
+        z, few, w_few = prepared.noise(noise), conds.take(prepared.cond, part), prepared.w[part]
         with torch.no_grad():
             for t in scheduler.timesteps:
-                phi = torch.full((len(z),), float(angles[int(t)]), device=walk.device)
-                v = walk.denoiser(z, phi, few, w_few)
+                phi = torch.full((len(z),), float(angles[int(t)]), device=prepared.device)
+                v = prepared.denoiser(z, phi, few, w_few)
                 z = scheduler.step(v, t, z, return_dict=False)[0]
         out.append(z)
     return torch.cat(out)

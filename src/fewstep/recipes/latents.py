@@ -89,13 +89,13 @@ class _Encoder:
         return load_vae(self.folder, self.device)
 
     def identity(self) -> dict[str, str]:
-        told: dict[str, object] = {"cond": self.config.cond, "flip": self.config.flip}
+        how: dict[str, object] = {"cond": self.config.cond, "flip": self.config.flip}
         if self.config.cond == "prompt":
-            told["captions"] = list(self.data.captions)
+            how["captions"] = list(self.data.captions)
         return {
             "encoders": encoders_sha256(self.folder, prompts=self.config.cond == "prompt"),
             "data": self.images.content_hash(),
-            "how": json_sha256(told),
+            "how": json_sha256(how),
         }
 
     def __call__(self, part: range) -> tuple[Tensor, Cond]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Guided
-from fewstep.data import DATASETS, Ahead, Dataset, Prompts, Shards, augment, open_dataset, walk
+from fewstep.data import DATASETS, Ahead, Dataset, Prompts, Shards, augment, examples, open_dataset
 from fewstep.data.latents import Latents
 from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan
 from fewstep.errors import RecipeError
@@ -149,7 +149,7 @@ class RunFolder:
 
         def batch(update: int, part: int, parts: int) -> tuple[Tensor, Cond]:
             size = batch_size // parts
-            index, epoch = walk(data, seed, update, size, part=part, parts=parts)
+            index, epoch = examples(data, seed, update, size, part=part, parts=parts)
             x, cond = data.batch(index)
             if isinstance(data, Latents):
                 # Prompts alone have no latents: only the shape is used.

@@ -91,10 +91,10 @@ def estimate(
     update = _Update(student, problem, config)
     size = max(1, config.batch_size // (config.accumulate * processes))
     batch = x.to("meta").expand(size, *x.shape[1:])
-    told = conds.repeat_null(conds.to(cond, torch.device("meta")), size)
+    few = conds.repeat_null(conds.to(cond, torch.device("meta")), size)
     on = {n: _like(p) for n, p in (*update.named_parameters(), *update.named_buffers())}
     with _flash(), Live() as live, torch.random.fork_rng(devices=[]):
-        torch.func.functional_call(update, on, (batch, told))
+        torch.func.functional_call(update, on, (batch, few))
     trained = sum(_bytes(p) for p in student.parameters() if p.requires_grad)
     own = sum(_bytes(p) for p in student.parameters())
     activations = max(0, live.peak - trained)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewstep.data import indices
-from fewstep.data.order import _epoch
+from fewstep.data.permutation import _epoch
 from fewstep.errors import RangeError
 
 SEEDS = st.integers(0, 2**31)

@@ -16,7 +16,7 @@ def indices(
 ) -> Tensor:
     """Return which examples one process sees in one update: (batch_size,) int64, on the CPU.
 
-    Every epoch is a permutation drawn from (seed, "epoch", epoch), and updates walk through the
+    Every epoch is a permutation drawn from (seed, "epoch", epoch), and updates go through the
     epochs end to end: an example is seen once an epoch, none is dropped, and a batch may straddle
     two epochs. A pure function of its arguments.
 
