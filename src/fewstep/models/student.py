@@ -26,7 +26,7 @@ W_DIM = 256  # features of w: as many as published consistency models have
 def student_of(
     parent: Denoiser | nn.Module,
     stage: Stage,
-    w: tuple[float, float],
+    w_range: tuple[float, float],
     *,
     w_dim: int = W_DIM,
     w_band: float | None = BAND,
@@ -46,7 +46,7 @@ def student_of(
         parent: what `load` gave: a teacher (its conditional pass is what the student equals), the
             model of stage one, or a student.
         stage: what it is to become; also its name.
-        w: range of the guidance weight.
+        w_range: range of the guidance weight.
         w_dim: features of w, where the parent has no w input.
         w_band: features faster than so many radians a unit of w stay zero (decision 0003).
         lora: train an adapter of this kind; None trains every weight. (Then a parent with an
@@ -65,9 +65,9 @@ def student_of(
         raise RangeError(
             f"w_dim must be an even number from 4 to {MOST}, got {str(w_dim)[:40]}. Use {W_DIM}."
         )
-    if not _is_range(w) or (known and not known[0] <= w[0] <= w[1] <= known[1]):
+    if not _is_range(w_range) or (known and not known[0] <= w_range[0] <= w_range[1] <= known[1]):
         raise RangeError(
-            f"w = {w}; it must be (low, high)"
+            f"w = {w_range}; it must be (low, high)"
             + (f" within the parent's range {known}." if known else ", low <= high, both finite.")
         )
     card = inner.card
@@ -78,7 +78,7 @@ def student_of(
         update={
             "name": stage.name,
             "stage": "match" if stage.steps is None else "halve",
-            "w_range": None if stage.pair else w,
+            "w_range": None if stage.pair else w_range,
             "w_band": w_band if inner.w_dim is None else card.w_band,
             "pair": stage.pair,
             "steps": stage.steps,
@@ -95,7 +95,7 @@ def student_of(
         }
     )
     # A pair is guided by two passes, which stock pipelines make where there is no w input.
-    dim = w_dim if not stage.pair and _needs_input(inner, w) else None
+    dim = w_dim if not stage.pair and _needs_input(inner, w_range) else None
     if lora is not None:
         seed = derive(seed, stage.name)
         return inner.like(adapted(inner.network, inner.family, lora, w_dim=dim, seed=seed), told)
@@ -105,13 +105,13 @@ def student_of(
     return inner.like(network.requires_grad_(True), told)
 
 
-def _needs_input(parent: Model, w: tuple[float, float]) -> bool:
+def _needs_input(parent: Model, w_range: tuple[float, float]) -> bool:
     """Whether a student of one pass is told w.
 
     Without a slot for it, a student for one w has no input: stock pipelines draw with it as it is.
     """
     slot = parent.family.slot
-    return slot == "features" or (slot is None and w[0] != w[1])
+    return slot == "features" or (slot is None and w_range[0] != w_range[1])
 
 
 def with_w_input(model: Model, w_dim: int) -> Any:
