@@ -157,7 +157,7 @@ def test_a_network_that_cannot_take_the_images_is_refused(images: Path, tmp_path
 
 def test_a_network_that_does_not_fit_into_memory_is_refused(images: Path, tmp_path: Path) -> None:
     data = told(images, [], network={"channels": [16384, 16384]})
-    with pytest.raises(FewstepError, match=r"teacher must fit into .* needs about .* GB"):
+    with pytest.raises(FewstepError, match=r"teacher must fit into .* needs about .* TB"):
         run(tmp_path / "run", data).check(["teacher"])
 
 

@@ -63,9 +63,8 @@ RMS = "rms_to_teacher"
 FIGURES = ("precision", "recall", "score", "accuracy", "variance", "nearest", RMS)
 
 
-def quiet(line: str) -> None:
+def quiet(_line: str) -> None:
     """Print nothing."""
-    del line
 
 
 @dataclass(frozen=True)
