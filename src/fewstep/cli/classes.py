@@ -133,9 +133,9 @@ def _joined(parts: Iterable[str]) -> str:
     return ", ".join(part.strip() for part in parts)
 
 
-def _index(pairs: Iterable[tuple[Key, int]]) -> dict[Key, list[int]]:
+def _index(items: Iterable[tuple[Key, int]]) -> dict[Key, list[int]]:
     out: dict[Key, list[int]] = {}
-    for key, value in pairs:
+    for key, value in items:
         if value not in out.setdefault(key, []):
             out[key].append(value)
     return out

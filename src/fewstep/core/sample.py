@@ -174,11 +174,11 @@ def prepare(
     shape = _shape(z, shape, traits, total, chosen)
     dtype = z.dtype if z is not None else traits.dtype or torch.float32
     like = torch.empty((total, 1), dtype=dtype, device=device)
-    w_all = _weights(w, like, traits.w_range)
+    w_all = _checked_w(w, like, traits.w_range)
     return Prepared(cheapest(denoiser, w_all), chosen, cond, w_all, grid, shape, dtype, device)
 
 
-def _weights(w: object, like: Tensor, w_range: tuple[float, float] | None) -> Tensor:
+def _checked_w(w: object, like: Tensor, w_range: tuple[float, float] | None) -> Tensor:
     try:
         given = torch.as_tensor(w, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError, OverflowError):

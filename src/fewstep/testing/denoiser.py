@@ -82,8 +82,8 @@ def _state(denoiser: Denoiser, cond: Cond, shape: tuple[int, ...], w: tuple[floa
     draws = generator("cpu", 0, "check_denoiser")
     z = torch.randn(size, *shape, generator=draws).to(device, dtype)
     phi = (0.05 + 1.4 * torch.rand(size, generator=draws)).to(device)
-    weights = (w[0] + (w[1] - w[0]) * torch.rand(size, generator=draws)).to(device)
-    return z, phi, conds.to(cond, device), weights
+    some_w = (w[0] + (w[1] - w[0]) * torch.rand(size, generator=draws)).to(device)
+    return z, phi, conds.to(cond, device), some_w
 
 
 def _ask(denoiser: Denoiser, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
