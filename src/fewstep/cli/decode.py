@@ -19,6 +19,7 @@ from fewstep.cli.options import (
     say,
 )
 from fewstep.cli.out import KEY, check_out
+from fewstep.cli.pictures import BATCH, Sheet, counted, drawn_of, open_model, settings_of
 from fewstep.errors import FolderError
 
 if TYPE_CHECKING:
@@ -45,7 +46,6 @@ def decode_command(
 ) -> None:
     """Draw images from encoded noise: as the class that was encoded, or as another."""
     check_out(out, overwrite, [noise])
-    from fewstep.cli.pictures import BATCH, Sheet, counted, drawn_of, open_model, settings_of
     from fewstep.edit import decode
 
     z, encoded = read_noise(noise)

@@ -19,6 +19,7 @@ from fewstep.cli.options import (
     say,
 )
 from fewstep.cli.out import KEY, check_out
+from fewstep.cli.pictures import BATCH, counted, open_model, open_pictures, settings_of
 
 SUFFIX = ".safetensors"
 
@@ -39,7 +40,6 @@ def encode_command(
     from safetensors.torch import save
 
     from fewstep.atomic import atomic_write
-    from fewstep.cli.pictures import BATCH, counted, open_model, open_pictures, settings_of
     from fewstep.edit import encode
 
     opened = open_model(model, device)

@@ -22,6 +22,15 @@ from fewstep.cli.options import (
     say,
 )
 from fewstep.cli.out import check_out
+from fewstep.cli.pictures import (
+    BATCH,
+    Sheet,
+    counted,
+    drawn_of,
+    open_model,
+    open_pictures,
+    settings_of,
+)
 
 
 def img2img_command(
@@ -45,15 +54,6 @@ def img2img_command(
 ) -> None:
     """Redraw images as a class or prompt (image-to-image)."""
     check_out(out, overwrite, image)
-    from fewstep.cli.pictures import (
-        BATCH,
-        Sheet,
-        counted,
-        drawn_of,
-        open_model,
-        open_pictures,
-        settings_of,
-    )
     from fewstep.edit import img2img
 
     opened = open_model(model, device)

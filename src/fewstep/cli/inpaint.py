@@ -22,6 +22,15 @@ from fewstep.cli.options import (
     say,
 )
 from fewstep.cli.out import check_out
+from fewstep.cli.pictures import (
+    BATCH,
+    Sheet,
+    counted,
+    drawn_of,
+    open_model,
+    open_pictures,
+    settings_of,
+)
 
 
 def inpaint_command(
@@ -53,15 +62,6 @@ def inpaint_command(
     """Redraw the white part of a mask as a class or prompt; the rest stays as it is."""
     check_out(out, overwrite, [*image, *mask])
     from fewstep.cli.masks import mask_files, read_masks
-    from fewstep.cli.pictures import (
-        BATCH,
-        Sheet,
-        counted,
-        drawn_of,
-        open_model,
-        open_pictures,
-        settings_of,
-    )
     from fewstep.edit import inpaint
 
     opened = open_model(model, device)

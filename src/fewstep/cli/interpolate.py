@@ -22,6 +22,7 @@ from fewstep.cli.options import (
     say,
 )
 from fewstep.cli.out import KEY, check_out
+from fewstep.cli.pictures import BATCH, Sheet, open_model, open_pictures, settings_of
 from fewstep.errors import RangeError
 
 if TYPE_CHECKING:
@@ -56,7 +57,6 @@ def interpolate_command(
 ) -> None:
     """Encode two images, interpolate between their noises, and decode the results."""
     check_out(out, overwrite, image, (".png", ".gif"), folder=False)
-    from fewstep.cli.pictures import BATCH, Sheet, open_model, open_pictures, settings_of
     from fewstep.core.cond import repeat_null, take
     from fewstep.edit import check_together, decode, encode, interpolate
 

@@ -20,9 +20,9 @@ from fewstep.cli.options import (
     say,
 )
 from fewstep.cli.out import check_out, is_folder
+from fewstep.cli.pictures import BATCH, Opened, Sheet, counted, draw, open_model, settings_of
 
 if TYPE_CHECKING:
-    from fewstep.cli.pictures import Opened
     from fewstep.core.cond import Cond
 
 __all__ = ["class_ids", "command", "sample_command"]
@@ -67,7 +67,6 @@ def sample_command(
     texts = _texts(prompt, prompts)
     import torch
 
-    from fewstep.cli.pictures import BATCH, Sheet, counted, draw, open_model, settings_of
     from fewstep.core.cond import take
     from fewstep.core.sample import sample
 

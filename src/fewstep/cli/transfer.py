@@ -20,10 +20,19 @@ from fewstep.cli.options import (
     say,
 )
 from fewstep.cli.out import check_out
+from fewstep.cli.pictures import (
+    BATCH,
+    Opened,
+    Sheet,
+    counted,
+    drawn_of,
+    open_model,
+    open_pictures,
+    settings_of,
+)
 from fewstep.errors import ShapeError
 
 if TYPE_CHECKING:
-    from fewstep.cli.pictures import Opened
     from fewstep.core.cond import Cond
 
 
@@ -58,15 +67,6 @@ def transfer_command(
 ) -> None:
     """Encode images under their class and decode them under others, shown below the sources."""
     check_out(out, overwrite, image)
-    from fewstep.cli.pictures import (
-        BATCH,
-        Sheet,
-        counted,
-        drawn_of,
-        open_model,
-        open_pictures,
-        settings_of,
-    )
     from fewstep.edit import check_together, decode, encode
     from fewstep.models import encoders_kept
 
