@@ -2,19 +2,19 @@
 
     python -m studies architecture docs/images/architecture.svg
 
-Layers are those of the import contract in pyproject.toml; lines are the imports that are in the code.
-One that follows from others (a imports b, b imports c, so a may import c) is left out.
+Layers are those of the import contract in pyproject.toml; lines are the imports in the code. One
+that follows from others (a imports b, b imports c, so a may import c) is left out.
 """
 
 from __future__ import annotations
 
 import ast
-import tomllib
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 import grimp
+import tomllib
 
 from fewstep.errors import RangeError
 
@@ -114,7 +114,7 @@ def picture(rows: Sequence[Sequence[str]], graph: Graph) -> str:
         parts += _box(name, x, y)
     parts.append(
         f'<text x="{WIDTH // 2}" y="{height - 12}" font-size="11" fill="#3b4a6b" '
-        f'text-anchor="middle">Not drawn, since any of them may import it: {", ".join(SMALL)}</text>'
+        f'text-anchor="middle">Not drawn, for any of them may import it: {", ".join(SMALL)}</text>'
     )
     return "\n".join([*parts, "</svg>"]) + "\n"
 
