@@ -36,7 +36,7 @@ def as_cond(given: object) -> Cond:
         if not given or wrong:
             raise ShapeError(
                 f"a dict of conditions must hold tensors, got {'no entry' if not given else wrong}."
-                " Pass what fewstep.models.encode_prompts returns."
+                " Pass what fewstep.folders.encode_prompts returns."
             )
         return given
     try:
@@ -46,7 +46,7 @@ def as_cond(given: object) -> Cond:
     if out is None or out.dtype == torch.bool:
         raise ShapeError(
             f"cond must be class ids or encoded prompts, got {_shown(given)}. Pass ids such as "
-            "cond=[3, 7], or fewstep.models.encode_prompts(folder, prompts) for a text-to-image "
+            "cond=[3, 7], or fewstep.folders.encode_prompts(folder, prompts) for a text-to-image "
             "model."
         )
     out = out.reshape(1) if out.ndim == 0 else out

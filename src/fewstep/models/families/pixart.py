@@ -18,24 +18,14 @@ from fewstep.errors import FolderError, ShapeError
 from fewstep.models.card import Card
 from fewstep.models.families.dit import check_output_channels
 from fewstep.models.families.family import Family
-from fewstep.models.families.text import check_text
+from fewstep.models.families.text import check_text, parts_of
 
 KEYS = ("text", "mask")
 NOT_TOLD: dict[str, None] = {"resolution": None, "aspect_ratio": None}
 
 
-def _parts(cond: Cond) -> dict[str, Tensor]:
-    if not isinstance(cond, dict) or set(cond) != set(KEYS):
-        found = sorted(cond) if isinstance(cond, dict) else "a tensor"
-        raise ShapeError(
-            f"this model's condition is a dict of {', '.join(KEYS)}, not {found}. Make it with "
-            "fewstep.models.encode_prompts(folder, prompts)."
-        )
-    return cond
-
-
 def _call(network: Any, z: Tensor, timestep: Tensor, cond: Cond, w: Tensor | None) -> Tensor:
-    parts = _parts(cond)
+    parts = parts_of(cond, KEYS)
     out: Tensor = network(
         z,
         encoder_hidden_states=parts["text"].to(z.dtype),
@@ -52,7 +42,7 @@ def _embedders(network: Any) -> list[Any]:
 
 
 def _check_cond(network: Any, card: Card, cond: Cond) -> None:
-    parts, config = _parts(cond), network.config
+    parts, config = parts_of(cond, KEYS), network.config
     check_text(parts["text"], config.caption_channels or config.cross_attention_dim)
     if parts["mask"].shape != parts["text"].shape[:2]:
         raise ShapeError(

@@ -19,24 +19,14 @@ from fewstep.files.parts import read_json, size_of, vae_factor
 from fewstep.models.card import Card
 from fewstep.models.families.family import Family
 from fewstep.models.families.stable_diffusion import STABLE_DIFFUSION
-from fewstep.models.families.text import check_text, unet_config
+from fewstep.models.families.text import check_text, parts_of, unet_config
 
 NAME = "stable-diffusion-xl"
 KEYS = ("text", "pooled", "time_ids")
 
 
-def _parts(cond: Cond) -> dict[str, Tensor]:
-    if not isinstance(cond, dict) or set(cond) != set(KEYS):
-        found = sorted(cond) if isinstance(cond, dict) else "a tensor"
-        raise ShapeError(
-            f"this model's condition is a dict of {', '.join(KEYS)}, not {found}. Make it with "
-            "fewstep.models.encode_prompts(folder, prompts)."
-        )
-    return cond
-
-
 def _call(network: Any, z: Tensor, timestep: Tensor, cond: Cond, w: Tensor | None) -> Tensor:
-    parts = {key: tensor.to(z.dtype) for key, tensor in _parts(cond).items()}
+    parts = {key: tensor.to(z.dtype) for key, tensor in parts_of(cond, KEYS).items()}
     out: Tensor = network(
         z,
         timestep,
@@ -49,7 +39,7 @@ def _call(network: Any, z: Tensor, timestep: Tensor, cond: Cond, w: Tensor | Non
 
 
 def _check_cond(network: Any, card: Card, cond: Cond) -> None:
-    parts = _parts(cond)
+    parts = parts_of(cond, KEYS)
     check_text(parts["text"], network.config.cross_attention_dim)
     if parts["time_ids"].shape[1:] != (6,) or parts["pooled"].ndim != 2:
         raise ShapeError(
@@ -74,7 +64,9 @@ def picture_size(folder: Path) -> tuple[int, int]:
 
 
 def _zeros(cond: Cond) -> Cond:
-    return {k: t if k == "time_ids" else torch.zeros_like(t) for k, t in _parts(cond).items()}
+    return {
+        k: t if k == "time_ids" else torch.zeros_like(t) for k, t in parts_of(cond, KEYS).items()
+    }
 
 
 def _conditions(index: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:

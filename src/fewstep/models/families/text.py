@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from fewstep.core.cond import Cond
 from fewstep.errors import FolderError, ShapeError
+
+
+def parts_of(cond: Cond, keys: Sequence[str]) -> dict[str, Tensor]:
+    """Return a condition that is a dict of these tensors. Raises ShapeError for another one."""
+    if not isinstance(cond, dict) or set(cond) != set(keys):
+        found = sorted(cond) if isinstance(cond, dict) else "a tensor"
+        raise ShapeError(
+            f"this model's condition is a dict of {', '.join(keys)}, not {found}. Make it with "
+            "fewstep.folders.encode_prompts(folder, prompts)."
+        )
+    return cond
 
 
 def check_text(text: Tensor, dim: int) -> None:
@@ -16,7 +28,7 @@ def check_text(text: Tensor, dim: int) -> None:
     if text.ndim != 3 or text.shape[-1] != dim:
         raise ShapeError(
             f"text embeddings of shape {tuple(text.shape)}; this model's are (B, L, {dim}). "
-            "Make them with fewstep.models.encode_prompts(folder, prompts)."
+            "Make them with fewstep.folders.encode_prompts(folder, prompts)."
         )
 
 
