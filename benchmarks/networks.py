@@ -96,7 +96,7 @@ def classes(
             update={"channels": channels or recipe.network.channels}
         )
         card = Card(
-            fewstep=fewstep.__version__, family=UNET_CLASS.name, name="bench", stage="teacher",
+            fewstep=fewstep.__version__, family=UNET_CLASS.name, name="bench",
             clock=CLOCK, shape=shape, num_classes=10, null_class=10,
         )  # fmt: skip
         with torch.random.fork_rng(devices=[]):

@@ -11,6 +11,7 @@ from measure import Result, Row, Setting, Table, Work, alternate, paired
 from networks import classes
 
 import fewstep.resident
+from fewstep.distill.plan import Stage
 from fewstep.folders import save_model
 
 ROUNDS = 3
@@ -49,7 +50,8 @@ def run(setting: Setting) -> Result:
         for channels in SIZES:
             model = classes("digits", channels=channels)(Setting()).student
             folder = Path(temporary) / f"model-{channels[0]}"
-            model.card = model.card.model_copy(update={"stage": "match", "w_range": (0.0, 4.0)})
+            made = {"stage": Stage("stage-one", "teacher"), "w_range": (0.0, 4.0)}
+            model.card = model.card.model_copy(update=made)
             save_model(model, folder)
             count = sum(p.numel() for p in model.parameters())
             name = f"fewstep.load, {count:,} parameters"

@@ -76,7 +76,7 @@ def training() -> float:
     """Return the images a second that the teacher of cifar10-small learns from."""
     recipe = load_recipe("cifar10-small")
     card = Card(
-        fewstep="0", family=UNET_CLASS.name, name="bench", stage="teacher", clock=CLOCK,
+        fewstep="0", family=UNET_CLASS.name, name="bench", clock=CLOCK,
         shape=(3, 16, 16),
         num_classes=10, class_names=tuple("0123456789"), null_class=10,
     )  # fmt: skip

@@ -51,7 +51,7 @@ class Entry:
 
 
 def chain_to_4(first: int, updates: Sequence[int]) -> tuple[Settings, ...]:
-    """Return halvings from stage one: students of `first`, first / 2, ... steps.
+    """Return progressive distillation from stage one: students of `first`, first / 2, ... steps.
 
     updates: of each.
     """

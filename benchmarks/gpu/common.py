@@ -203,7 +203,7 @@ def teacher_of(context: Context) -> Model:
     recipe, size = context.recipe(), 32
     shape = (3, size, size)
     card = Card(
-        fewstep=fewstep.__version__, family=UNET_CLASS.name, name="teacher", stage="teacher",
+        fewstep=fewstep.__version__, family=UNET_CLASS.name, name="teacher",
         clock=CLOCK, shape=shape, num_classes=CLASSES, null_class=CLASSES,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):

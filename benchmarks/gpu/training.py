@@ -87,7 +87,7 @@ def run_sweep(context: Context) -> None:
         updates = max(4, min(40, 8000 // size)) if not context.tiny else 2
         row = partial(sweep_row, context, teacher, pretraining(teacher), flops, peak, size, updates)
         record.part(f"teacher, batch {size}", row, need=6)
-    for stage in (Stage("stage-one", "teacher", 1), *context.recipe().distill.plan()):
+    for stage in (Stage("stage-one", "teacher", updates=1), *context.recipe().distill.plan()):
         record.part(stage.name, partial(distilled, context, teacher, stage, peak), need=8)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class FewstepError(Exception):
@@ -84,3 +85,14 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the nearest allowed name, or "" where none is near."""
     near = difflib.get_close_matches(given[:200], list(allowed), n=1, cutoff=0.6)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def first_wrong(error: Any) -> str:
+    """Return the first fault of a pydantic ValidationError as a sentence, with its key."""
+    first = error.errors(include_url=False)[0]
+    message = str(first["msg"])
+    key = ".".join(map(str, first["loc"]))
+    if first["type"] == "value_error":
+        return f"{key}: {message}.".removeprefix(": ").replace("Value error, ", "", 1)
+    message = message.replace("Input should", "must", 1).replace("Extra inputs are", "is", 1)
+    return f"{key} {message}, got {first['input']!r:.40}. Change it."

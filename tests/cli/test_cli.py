@@ -438,7 +438,7 @@ def test_a_plan_may_grow_where_it_was_begun(run: Path, recipe: Path, tmp_path: P
     encoder = fewstep("distill", recipe, *beside, only, cwd=tmp_path)
     assert encoder.returncode == 0, encoder.stderr
     card = json.loads((tmp_path / "s" / "encoder-2" / "fewstep.json").read_text())
-    assert (card["direction"], [p["name"] for p in card["parents"]]) == (
+    assert (card["stage"]["direction"], [p["name"] for p in card["parents"]]) == (
         "encode",
         ["stage-one", "teacher"],
     )

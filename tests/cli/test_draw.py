@@ -558,4 +558,4 @@ def test_show_knows_every_kind_of_folder(
         done("show", folders / name)
         assert says in capsys.readouterr().out
         done("show", folders / name, "--json")
-        assert json.loads(capsys.readouterr().out)["stage"] == "teacher"
+        assert json.loads(capsys.readouterr().out)["stage"]["kind"] == "pretraining"

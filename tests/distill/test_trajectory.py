@@ -207,7 +207,7 @@ def test_decoding_needs_no_images(stride: int) -> None:
 
 
 def test_a_pair_is_walked_with_its_label_or_without() -> None:
-    stage = Stage("pair-4", TEACHER, 1, 4, pair=True, states="trajectory")
+    stage = Stage("pair-4", TEACHER, updates=1, steps=4, pair=True, states="trajectory")
     problem = stage.problem(MIXTURE, (0.0, 4.0), MIXTURE.null_cond)
     x, cond = X.repeat(100, 1), COND.repeat(100)
     r = problem(x, cond, seeded())
@@ -247,7 +247,7 @@ def test_what_cannot_be_walked_is_said() -> None:
         StepDistillation(TEACHER_PAIR, 32, w=(0, 4), states="trajectory")(X, COND, seeded())
     with pytest.raises(RangeError, match="'noised' or 'trajectory'"):
         StepDistillation(TEACHER_PAIR, 4, w=(0, 4), states="walked")  # type: ignore[arg-type]
-    with pytest.raises(RangeError, match="an encoder of stride 2"):
+    with pytest.raises(RangeError, match="'encode' with stride 2"):
         StepDistillation(
             TEACHER_PAIR, 4, stride=2, direction="encode", w=(0, 4), states="trajectory"
         )
@@ -260,7 +260,7 @@ def test_what_cannot_be_walked_is_said() -> None:
 
 def test_noised_states_are_not_named_in_what_a_stage_is_known_by() -> None:
     """A run that was begun before there were others goes on; one with others is another."""
-    noised = Stage("student-4", "stage-one", 10, 4)
+    noised = Stage("student-4", "stage-one", updates=10, steps=4)
     assert "states" not in noised.identity()
-    walked_on = replace(noised, states="trajectory")
+    walked_on = noised.model_copy(update={"states": "trajectory"})
     assert walked_on.identity() == noised.identity() | {"states": "trajectory"}

@@ -13,13 +13,12 @@ from fewstep.models import Card, Model, UNetConfig, build_unet, with_w_input
 TINY = UNetConfig(channels=(8, 16), groups=4, w_dim=32)
 
 
-def card(stage: str = "teacher", **more: object) -> Card:
+def card(**more: object) -> Card:
     return Card.model_validate(
         {
             "fewstep": fewstep.__version__,
             "family": "unet-class",
             "name": "tiny",
-            "stage": stage,
             "clock": "native-1024",
             "shape": (1, 8, 8),
             "num_classes": 10,
@@ -47,7 +46,7 @@ def student(teacher: Model) -> Model:
     slow = (frequencies(TINY.w_dim) <= BAND).repeat(2)
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
     weight.data.copy_(noise * slow)
-    told = card("halve", steps=4, sampler="deterministic", w_range=(0.0, 4.0))
+    told = card(stage=fewstep.Stage("tiny", "teacher", steps=4), w_range=(0.0, 4.0))
     return Model(unet, told).eval()
 
 

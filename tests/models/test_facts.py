@@ -13,6 +13,9 @@ from fewstep.errors import FewstepError, FolderError, ShapeError
 from fewstep.folders import card_in, check_size, load, save_model
 from fewstep.models import Model
 
+TEACHER = {"name": "teacher", "parent": "data", "kind": "pretraining"}
+FEW = {"name": "tiny", "parent": "teacher", "kind": "step-distillation", "steps": 4}
+
 
 @pytest.fixture
 def folder(student: Model, tmp_path: Path) -> Path:
@@ -36,22 +39,21 @@ def folder(student: Model, tmp_path: Path) -> Path:
         ({"shape": []}, "shape must be channels"),
         ({"shape": [-1, 8, 8]}, "shape must be channels"),
         ({"shape": [1, 10**6, 10**6]}, "shape must be channels"),
-        ({"stage": "teacher"}, "steps must be"),
-        ({"stage": "teacher", "steps": None}, "w_range must be two numbers"),
-        (
-            {"stage": "teacher", "steps": None, "w_range": None, "sampler": None},
-            "an input for w",
-        ),
-        ({"stage": "match"}, "steps must be"),
-        ({"steps": 0}, "steps must be"),
-        ({"steps": 10**9}, "steps must be"),
-        ({"steps": None}, "steps must be"),
+        ({"stage": TEACHER | {"steps": 4}}, "stage: steps must be left out of pretraining"),
+        ({"stage": TEACHER}, "w_range must be two numbers"),
+        ({"stage": TEACHER, "w_range": None}, "an input for w"),
+        ({"stage": FEW | {"kind": "halving"}}, "stage: kind must be one of"),
+        ({"stage": FEW | {"kind": "guidance-distillation"}}, "steps must be left out"),
+        ({"stage": FEW | {"steps": 0}}, "stage.steps must be greater than"),
+        ({"stage": FEW | {"steps": 10**9}}, "stage.steps must be less than"),
+        ({"stage": FEW | {"steps": None}}, "step distillation needs steps"),
+        ({"stage": FEW | {"stride": 7}}, "stage.stride must be 1 or 2"),
+        ({"stage": FEW | {"order": 3}}, "stage.order must be 1 or 2"),
+        ({"stage": FEW | {"stride": 2, "direction": "encode"}}, "'encode' with stride 2"),
+        ({"stage": FEW | {"sampler": "heun"}}, "stage.sampler is not permitted"),
+        ({"stage": 3}, "stage must be"),
         ({"w_range": [4.0, 0.0]}, "w_range must be two finite numbers"),
         ({"w_range": None}, "w_range must be two numbers"),
-        ({"sampler": "stochastic"}, "sampler must be 'deterministic'"),
-        ({"direction": "encode"}, "sampler must be 'encode'"),
-        ({"stride": 7}, "sampler must be"),
-        ({"order": 3}, "substeps and order"),
         ({"name": "a\nb"}, "name must be one line"),
         ({"name": ""}, "name must be one line"),
         ({"family": "own"}, "holds a module of your own"),
@@ -80,6 +82,8 @@ def test_a_card_that_contradicts_is_refused(
         "\x00",
         "[]",
         '{"format": 1, "shape": 1}',
+        '{"format": 1, "stage": [], "parents": 5, "shape": 1}',
+        '{"format": 2, "shape": 1}',
     ],
 )
 def test_a_card_that_is_no_card_ends_in_one_line(folder: Path, text: str) -> None:
@@ -102,7 +106,7 @@ def test_figures_are_finite(folder: Path) -> None:
 
 def test_steps_must_be_a_grid_of_the_table(sd: Path, tmp_path: Path) -> None:
     save_model(told_student(sd, 4), tmp_path / "m")
-    edit(tmp_path / "m" / "fewstep.json", steps=3)
+    edit(tmp_path / "m" / "fewstep.json", stage=FEW | {"steps": 3})
     with pytest.raises(FolderError, match=r"fewstep.json: steps = 3 does not divide"):
         load(tmp_path / "m")
 

@@ -41,7 +41,8 @@ def stock_loop(folder: Path, z: torch.Tensor, cond: torch.Tensor, w: float, n: i
 
 @pytest.mark.parametrize(("n", "w"), [(1, 4.0), (2, 1.3), (4, 0.0), (4, 4.0), (8, 2.0), (16, 1.3)])
 def test_a_stock_loop_reproduces_sample(student: Model, tmp_path: Path, n: int, w: float) -> None:
-    student.card = student.card.model_copy(update={"steps": n})
+    stage = fewstep.Stage(None, "teacher", steps=n)
+    student.card = student.card.model_copy(update={"stage": stage})
     save_model(student, tmp_path / "m")
     cond = torch.arange(10)
     z = Noise(0, range(10)).draw((1, 8, 8), torch.float32, torch.device("cpu"))
@@ -63,7 +64,7 @@ def test_a_teacher_loads_as_a_guided_pair(teacher: Model, tmp_path: Path) -> Non
     loaded = load(tmp_path / "t")
     assert isinstance(loaded, Guided)
     assert loaded.passes == 2
-    assert card_of(loaded).stage == "teacher"
+    assert card_of(loaded).is_teacher
     x = fewstep.sample(loaded, torch.arange(3), w=7.0, steps=3)
     assert x.shape == (3, 1, 8, 8)
 

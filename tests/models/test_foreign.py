@@ -105,7 +105,7 @@ def test_a_student_that_diffusers_saved_again_needs_its_card(
 
 def test_a_teacher_that_diffusers_saved_again_loads(sd: Path, tmp_path: Path) -> None:
     save_model(load(sd), tmp_path / "t")
-    assert card_of(load(stock_again(tmp_path / "t", tmp_path / "again"))).stage == "teacher"
+    assert card_of(load(stock_again(tmp_path / "t", tmp_path / "again"))).is_teacher
 
 
 def test_a_class_model_that_diffusers_saved_again_needs_its_card(

@@ -65,14 +65,15 @@ def test_it_says_what_is_and_what_is_not(sd: Path, tmp_path: Path) -> None:
 
 
 def test_it_differs_where_the_model_does(sd: Path, xl: Path, tmp_path: Path) -> None:
-    one = saved(sd, tmp_path / "one", steps=None, null_prompt='a "bad" one')
+    one = saved(sd, tmp_path / "one", stage=Stage(None, "teacher"), null_prompt='a "bad" one')
     assert "any number that divides 1000" in one
     assert 'guided away from the prompt "a \\"bad\\" one"' in one
     assert "None were measured" in one
     assert "zeros in place of a prompt" in saved(xl, tmp_path / "xl")
     ends_in_noise = saved(sd_folder(tmp_path / "v", **ZERO_SNR), tmp_path / "zero")
     assert "nothing is left of the image: it is text-to-image" in ends_in_noise
-    stochastic = saved(sd, tmp_path / "stochastic", sampler="stochastic")
+    stage = Stage(None, "teacher", steps=4, stride=2)
+    stochastic = saved(sd, tmp_path / "stochastic", stage=stage)
     assert "no stock scheduler makes" in stochastic
     assert "StableDiffusionPipeline" not in stochastic
 
@@ -80,7 +81,7 @@ def test_it_differs_where_the_model_does(sd: Path, xl: Path, tmp_path: Path) -> 
 def test_a_teacher_and_a_pair_are_guided_by_two_passes(sd: Path, tmp_path: Path) -> None:
     teacher = load(sd)
     save_model(teacher.denoiser, tmp_path / "t")  # type: ignore[union-attr, arg-type]
-    pair = student_of(teacher, Stage("pair", "teacher", 1, steps=4, pair=True), (0, 4))  # type: ignore[arg-type]
+    pair = student_of(teacher, Stage("pair", "teacher", updates=1, steps=4, pair=True), (0, 4))  # type: ignore[arg-type]
     save_model(pair, tmp_path / "pair")
     assert load(tmp_path / "pair").passes == 2
     for name in ("t", "pair"):

@@ -74,16 +74,17 @@ def test_a_student_of_your_own_module_is_saved_and_loaded(tmp_path: Path) -> Non
 
 def test_a_plain_module_is_saved_with_what_its_traits_say(tmp_path: Path) -> None:
     card = save_model(Known(), tmp_path / "known")
-    assert (card.stage, card.shape, card.steps, card.stride) == ("halve", (2,), 4, 2)
+    assert (card.stage.kind, card.steps, card.sampler) == ("step-distillation", 4, "stochastic")
+    assert card.shape == (2,)
     again = load(tmp_path / "known", factory=Known)
     assert fewstep.sample(again, COND, w=1.0).shape == (3, 2)
-    assert save_model(Net(), tmp_path / "plain").stage == "teacher"
+    assert save_model(Net(), tmp_path / "plain").is_teacher
     teacher = fewstep.Guided(load(tmp_path / "plain", factory=Net), NULL)  # type: ignore[arg-type]
     assert fewstep.sample(teacher, COND, w=1.0, steps=2, shape=(2,)).shape == (3, 2)
     assert (
         save_model(teacher, tmp_path / "guided").weights_sha256 == card_of(teacher).weights_sha256
     )
-    sub = student_of(again, fewstep.Stage("student-2", "student-4", 1, steps=2), (0.0, 2.0))
+    sub = student_of(again, fewstep.Stage("student-2", "student-4", updates=1, steps=2), (0.0, 2.0))
     assert [p.name for p in sub.card.parents] == ["known"]
     assert sub.card.parents[0].sha256 == card.weights_sha256
 

@@ -47,7 +47,6 @@ def teacher(seed: int = 0, classes: int = 2) -> Model:
         fewstep=fewstep.__version__,
         family=UNET_CLASS.name,
         name="teacher",
-        stage="teacher",
         clock=CLOCK,
         shape=(3, SIZE, SIZE),
         num_classes=classes,

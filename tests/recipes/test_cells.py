@@ -37,7 +37,6 @@ def teacher() -> Guided:
         fewstep=fewstep.__version__,
         family=UNET_CLASS.name,
         name="teacher",
-        stage="teacher",
         clock=CLOCK,
         shape=(1, 8, 8),
         num_classes=10,
@@ -216,7 +215,7 @@ def test_two_students_of_equal_weights_have_two_rows(pictures: Path, tmp_path: P
     config = DataConfig(name=str(pictures / "pets"), held_out=0.0)
     features = features_folder(tmp_path / "look", pictures / "pets")
     evaluation = Evaluation(config, tmp_path / "e", samples=6, features_path=features)
-    stage = fewstep.Stage("a", "teacher", 1, steps=2)
+    stage = fewstep.Stage("a", "teacher", updates=1, steps=2)
     made = student_of(pets_guided(), stage, (0.0, 4.0), w_dim=16)
     cells = [evaluation.cell(name, made, w=1.0) for name in ("a", "b")]
     assert [c.row["model"] for c in cells] == ["a", "b"]

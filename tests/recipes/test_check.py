@@ -131,7 +131,7 @@ def test_a_stage_one_of_a_narrow_range_is_not_asked_outside(home: Path, tmp_path
     from fewstep.distill.plan import Stage
     from fewstep.models import student_of
 
-    one = student_of(guided(teacher()), Stage("stage-one", "teacher", 1), (0.0, 0.5), w_dim=16)
+    one = student_of(guided(teacher()), Stage("stage-one", "teacher"), (0.0, 0.5), w_dim=16)
     save_model(one, tmp_path / "narrow")
     run = Run(recipe(home), tmp_path / "run", "cpu", progress=False)
     with pytest.raises(RecipeError, match=r"evaluate\.w must lie in \[0, 0\.5\]"):

@@ -36,7 +36,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     student(parent, path / "student-4")
     student(parent, path / "encoder")
     card = json.loads((path / "encoder" / "fewstep.json").read_text())
-    card |= {"direction": "encode", "sampler": "encode", "name": "encoder-4"}
+    card["stage"]["direction"], card["name"] = "encode", "encoder-4"
     (path / "encoder" / "fewstep.json").write_text(json.dumps(card))
     sd_folder(path / "sd")
     return path

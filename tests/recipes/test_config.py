@@ -89,7 +89,7 @@ def test_a_stage_has_states_of_its_own_or_the_shared_ones() -> None:
         (
             "name: a\ndistill: {stages: [{parent: teacher, steps: 4, stride: 2,"
             " direction: encode, states: trajectory}]}",
-            "an encoder of stride 2",
+            "got 'encode' with stride 2",
         ),
     ],
 )
@@ -100,6 +100,22 @@ def test_a_wrong_recipe_is_one_line_with_its_key(tmp_path: Path, text: str, says
         load_recipe(str(path))
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_resolved_recipe_of_before_is_read(tmp_path: Path) -> None:
+    """It had null for the name and the settings that stages share."""
+    stage = {"name": None, "updates": None, "lr": None, "states": None, "steps": None}
+    stages = [{**stage, "parent": "teacher"}, {**stage, "parent": "stage-one", "steps": 4}]
+    text = yaml.safe_dump({"name": "a", "data": {"name": "digits"}, "distill": {"stages": stages}})
+    (tmp_path / "r.yaml").write_text(text)
+    recipe = load_recipe(str(tmp_path / "r.yaml"), ["distill.updates=7"])
+    assert [(s.name, s.updates, s.states) for s in recipe.distill.plan()] == [
+        ("stage-one", 7, "noised"),
+        ("student-4", 7, "noised"),
+    ]
+    save_recipe(recipe, tmp_path / "again.yaml")
+    again = load_recipe(str(tmp_path / "again.yaml"), ["distill.updates=9"])
+    assert [s.updates for s in again.distill.plan()] == [9, 9]
 
 
 def test_a_plan_out_of_order_is_refused() -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from tests.models.pipelines import dit_folder, sd_folder
 
 from fewstep.data import Digits
-from fewstep.distill.plan import STAGE_ONE, TEACHER, student_name
+from fewstep.distill.plan import STAGE_ONE, TEACHER
 from fewstep.measure import own_features
 from fewstep.metrics import DigitsFeatures, digits_features
 from fewstep.recipes.config import built_in_recipes, check_recipe, load_recipe
@@ -104,7 +104,7 @@ def _few(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     kinds: set[tuple[Any, ...]] = set()
     for stage in stages:
         stage["updates"] = 1
-        name = stage["name"] or _default_name(stage)
+        name = stage["name"]
         kind = (stage["steps"] is None, *(stage[k] for k in ("stride", "direction", "pair")))
         parent = names.get(stage["parent"], stage["parent"])
         if (stage["steps"] or 0) > 16 or kind in kinds:
@@ -114,12 +114,6 @@ def _few(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         names[name] = name
         kept.append({**stage, "parent": parent})
     return kept
-
-
-def _default_name(stage: dict[str, Any]) -> str:
-    if stage["steps"] is None:
-        return STAGE_ONE
-    return student_name(stage["steps"], stage["stride"], stage["direction"], stage["pair"])
 
 
 @pytest.fixture(scope="module")

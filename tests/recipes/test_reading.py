@@ -150,10 +150,16 @@ def test_a_wrong_file_is_blamed_on_the_file_whatever_is_set(tmp_path: Path) -> N
             "{parent: teacher, order: 2, stride: 2, substeps: 9}",
             "order, stride, substeps must",
         ),
-        ("{parent: teacher, direction: encode}", "direction must come with steps"),
+        (
+            "{parent: teacher, direction: encode}",
+            "direction must be left out of guidance-distillation, the stage without",
+        ),
         ("{parent: teacher, steps: 4, name: stage-one}", "stage-one belongs to the stage without"),
         ("{parent: teacher, steps: 1000000000}", "steps must be less than or equal to 10000"),
         ("{parent: teacher, steps: 4, substeps: 1000000000}", "substeps must be less than"),
+        ("{parent: teacher, name: ''}", "stages.0.name: must be a word"),
+        ("{parent: teacher, kind: halving}", "stages.0: kind must be one of pretraining, guidance"),
+        ("{parent: teacher, kind: pretraining}", "distill: stages must be distilled from a model"),
     ],
 )
 def test_settings_of_a_stage_that_would_be_ignored_are_refused(stage: str, says: str) -> None:

@@ -211,7 +211,7 @@ def test_marks_stand_beside_the_figures_that_a_warning_is_about() -> None:
     ],
 )  # fmt: skip
 def test_two_stages_never_share_a_row(stages: list[tuple[str, int, int]], shown: list[str]) -> None:
-    made = [Stage(n, STAGE_ONE, 1, steps=k, stride=s) for n, k, s in stages]
+    made = [Stage(n, STAGE_ONE, updates=1, steps=k, stride=s) for n, k, s in stages]
     assert list(shown_names(Plan(tuple(made))).values()) == shown
     rows = [(name, stage.sampler) for name, stage in zip(shown, made, strict=True)]
     assert len(set(rows)) == len(rows)

@@ -26,7 +26,7 @@ WITHIN = 2.0  # the factor between what is foreseen and what is measured
 
 def teacher(config: UNetConfig = SMALL, size: int = 8) -> Guided:
     card = Card(
-        fewstep="0", family="unet-class", name="t", stage="teacher", clock="native-1024",
+        fewstep="0", family="unet-class", name="t", clock="native-1024",
         shape=(3, size, size), num_classes=10, null_class=10,
     )  # fmt: skip
     model = Model(build_unet(config, (3, size, size), 10), card).eval()
@@ -35,7 +35,7 @@ def teacher(config: UNetConfig = SMALL, size: int = 8) -> Guided:
 
 def foreseen(lora: Lora | None = None, processes: int = 1, **config: object) -> Estimate:
     of = teacher()
-    student = student_of(of, Stage("one", "teacher", 1), (0, 4), w_dim=32, lora=lora)
+    student = student_of(of, Stage("one", "teacher", updates=1), (0, 4), w_dim=32, lora=lora)
     told = TrainConfig.model_validate({"batch_size": 64, **config})
     x, cond = torch.zeros(1, 3, 8, 8), torch.zeros(1).long()
     return estimate(student, GuidanceDistillation(of), told, x, cond, processes=processes)
@@ -81,7 +81,7 @@ def test_processes_share_the_batch_and_with_shard_the_students_weights() -> None
 def test_it_leaves_the_student_and_attention_alone() -> None:
     plain, before = F.scaled_dot_product_attention, torch.random.get_rng_state()
     of = teacher()
-    student = student_of(of, Stage("one", "teacher", 1), (0, 4), w_dim=32)
+    student = student_of(of, Stage("one", "teacher", updates=1), (0, 4), w_dim=32)
     held = {n: p.clone() for n, p in student.named_parameters()}
     before = torch.random.get_rng_state()
     estimate(
@@ -162,7 +162,7 @@ wide = UNetConfig(channels=(32, 256), groups=8, attention=(False, True))
 def run(name, of, size):
     told = TrainConfig(updates=2, batch_size=size, checkpoint_activations=checkpoint)
     kind = Lora(rank=4) if lora else None
-    student = student_of(of, Stage("one", "teacher", 1), (0, 4), lora=kind)
+    student = student_of(of, Stage("one", "teacher", updates=1), (0, 4), lora=kind)
 
     def batch(update, part, parts):
         return torch.zeros(size // parts, 3, 16, 16), torch.zeros(size // parts).long()

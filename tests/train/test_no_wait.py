@@ -22,6 +22,7 @@ from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Guided
 from fewstep.core.seed import generator
 from fewstep.distill.guidance import GuidanceDistillation
+from fewstep.distill.plan import Stage
 from fewstep.distill.pretrain import Pretrain
 from fewstep.distill.problem import Problem, loss
 from fewstep.distill.steps import StepDistillation
@@ -59,14 +60,14 @@ class NoWait(TorchDispatchMode):
 
 def teacher(device: str) -> Model:
     card = Card(
-        fewstep=fewstep.__version__, family="unet-class", name="tiny", stage="teacher",
+        fewstep=fewstep.__version__, family="unet-class", name="tiny",
         clock="native-1024", shape=(1, 8, 8), num_classes=10, null_class=10,
     )  # fmt: skip
     return Model(build_unet(TINY, (1, 8, 8), 10), card).eval().to(device)
 
 
 def student(of: Model) -> Model:
-    told = of.card.model_copy(update={"stage": "match", "w_range": (0.0, 4.0)})
+    told = of.card.model_copy(update={"stage": Stage(None, "teacher"), "w_range": (0.0, 4.0)})
     return Model(with_w_input(of, TINY.w_dim), told)
 
 
@@ -74,11 +75,11 @@ def pretrain(of: Model) -> Problem:
     return Pretrain(of.null_cond)
 
 
-def match(of: Model) -> Problem:
+def guidance(of: Model) -> Problem:
     return GuidanceDistillation(Guided(of, of.null_cond, interval=(0.1, 1.4), threshold=torch.tanh))
 
 
-def halve(of: Model) -> Problem:
+def steps(of: Model) -> Problem:
     return StepDistillation(student(of).eval(), steps=4)
 
 
@@ -94,15 +95,15 @@ def stochastic(of: Model) -> Problem:
     return StepDistillation(Guided(of, of.null_cond), steps=4, stride=2, substeps=4, w=(0.0, 4.0))
 
 
-def match_walked(of: Model) -> Problem:
+def guidance_walked(of: Model) -> Problem:
     return GuidanceDistillation(Guided(of, of.null_cond), states="trajectory", walk=BATCH)
 
 
-def halve_walked(of: Model) -> Problem:
+def steps_walked(of: Model) -> Problem:
     return StepDistillation(student(of).eval(), steps=4, stride=2, states="trajectory")
 
 
-PROBLEMS = (pretrain, match, halve, encode, pair, stochastic, match_walked, halve_walked)
+PROBLEMS = (pretrain, guidance, steps, encode, pair, stochastic, guidance_walked, steps_walked)
 
 
 @pytest.mark.parametrize("stage", PROBLEMS)
@@ -148,7 +149,7 @@ def step_under(
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("stage", [match, halve])
+@pytest.mark.parametrize("stage", [guidance, steps])
 def test_no_value_is_read_in_a_step_of_the_loop(
     stage: Callable[[Model], Problem],
     accumulate: int,
@@ -174,7 +175,7 @@ def no_synchronisation() -> Iterator[None]:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("stage", [match, halve])
+@pytest.mark.parametrize("stage", [guidance, steps])
 def test_no_step_synchronises_a_gpu(
     stage: Callable[[Model], Problem],
     precision: str,

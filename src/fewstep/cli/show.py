@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from fewstep.models import Card
 
 KIND = {
-    "teacher": "guided teacher (two passes per step)",
-    "match": "stage one (one pass per step, any number of steps)",
-    "halve": "few-step student (one pass per step)",
+    "pretraining": "guided teacher (two passes per step)",
+    "guidance-distillation": "stage one (one pass per step, any number of steps)",
+    "step-distillation": "few-step student (one pass per step)",
 }
 ENCODER = "few-step encoder (one pass per step, from images to noise)"
 PAIR = "few-step student without stage one (two passes a step)"
@@ -76,7 +76,7 @@ def _row(key: str, value: str) -> str:
 def _kind(card: Card) -> str:
     if card.pair:
         return PAIR
-    return ENCODER if card.direction == "encode" else KIND[card.stage]
+    return ENCODER if card.direction == "encode" else KIND.get(card.stage.kind, card.stage.kind)
 
 
 def _examples(card: Card) -> str:
@@ -88,10 +88,10 @@ def _examples(card: Card) -> str:
 
 def _targets(card: Card) -> str:
     """Return which sub-steps of its parent one step of a student replaces."""
-    if card.substeps is None:
+    if card.steps is None or not card.parents:  # that of a network of the user's is not known
         return ""
-    by = "second order" if card.order == 2 else "DDIM"
-    return f"{card.substeps} sub-steps of its parent a step, by {by}"
+    by = "second order" if card.stage.order == 2 else "DDIM"
+    return f"{card.stage.substeps} sub-steps of its parent a step, by {by}"
 
 
 def _parents(card: Card) -> str:

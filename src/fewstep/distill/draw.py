@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
+from fewstep.core import cond as conds
+from fewstep.core.cond import Cond, Copies
 from fewstep.core.denoiser import coefficient_dtype
 from fewstep.errors import RangeError
 
@@ -29,13 +31,32 @@ def check_interval(
     return a, b
 
 
-def uniform(interval: tuple[float, float], x: Tensor, generator: torch.Generator) -> Tensor:
+def check_dropout(dropout: float) -> None:
+    """Raise RangeError unless it is a probability."""
+    if not 0.0 <= dropout <= 1.0:
+        raise RangeError(f"dropout = {dropout}; it must lie in [0, 1]. Use 0.1, for example.")
+
+
+def uniform(interval: tuple[float, float], x: Tensor, generator: Generator) -> Tensor:
     """Return (B,) numbers, uniform in the interval, one an example of x; float32 or better."""
     kept = coefficient_dtype(x)
     u = torch.rand(len(x), generator=generator, device=x.device, dtype=kept)
     return interval[0] + (interval[1] - interval[0]) * u
 
 
-def gaussian(x: Tensor, generator: torch.Generator) -> Tensor:
+def gaussian(x: Tensor, generator: Generator) -> Tensor:
     """Return unit noise of the shape and dtype of x (B, *D)."""
     return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+
+
+def drop(
+    cond: Cond, null: Cond | None, dropout: float, x: Tensor, generator: Generator, copies: Copies
+) -> Cond:
+    """Return cond of examples x, each replaced by null, if there is one, with probability dropout.
+
+    copies: of null, one per device (`fewstep.core.cond.once`).
+    """
+    if null is None:
+        return cond
+    dropped = uniform((0.0, 1.0), x, generator) < dropout
+    return conds.replace(cond, dropped, conds.once(null, x.device, copies))

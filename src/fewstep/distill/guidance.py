@@ -1,4 +1,4 @@
-"""Stage one: one network for every w, in place of the conditional/unconditional pair."""
+"""Guidance distillation, stage one: one network for every w, in place of a guided pair."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from fewstep.core.angle import HALF_PI, add_noise, rotate
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Denoiser, coefficient_dtype, traits_of
 from fewstep.distill.draw import check_interval, gaussian, uniform
-from fewstep.distill.problem import Regression
-from fewstep.distill.trajectory import States, check_states, owners, visits
+from fewstep.distill.problem import Kind, Regression
+from fewstep.distill.trajectory import States, check_states, pack, visits
 from fewstep.errors import RangeError
 
+STAGE_ONE = "stage-one"
 WALK = 8
 
 
@@ -42,17 +43,22 @@ class GuidanceDistillation:
     def __post_init__(self) -> None:
         """Raise RangeError for a range that is none, or states that cannot be walked to."""
         check_interval("w", self.w)
-        trained = traits_of(self.teacher).phi_range
-        phi = check_interval("phi", self.phi or trained, 0.0, HALF_PI)
+        traits = traits_of(self.teacher)
+        if traits.steps is not None:
+            raise RangeError(
+                "the teacher of guidance distillation (stage one) must take any number of steps, "
+                f"got one made for {traits.steps[0]}. Start from the guided teacher."
+            )
+        phi = check_interval("phi", self.phi or traits.phi_range, 0.0, HALF_PI)
         object.__setattr__(self, "phi", phi)
         if check_states(self.states) == "noised":
             return
         if self.walk < 2:
             raise RangeError(f"walk = {self.walk}; it must be at least 2. Use {WALK}, say.")
-        if phi[1] < trained[1]:
+        if phi[1] < traits.phi_range[1]:
             raise RangeError(
-                f"phi ends at {phi[1]:g} and the teacher's trajectories start at {trained[1]:g}. "
-                "Leave phi out, or use states: noised."
+                f"phi ends at {phi[1]:g} and the teacher's trajectories start at "
+                f"{traits.phi_range[1]:g}. Leave phi out, or use states: noised."
             )
 
     def __call__(self, x: Tensor, cond: Cond, generator: torch.Generator) -> Regression:
@@ -74,18 +80,13 @@ class GuidanceDistillation:
         x, cond = x[: counts[0]], conds.take(cond, slice(counts[0]))
         w = uniform(self.w, x, generator)
         z = gaussian(x, generator)
-        angles = [phi[:n] for phi, n in zip(self._angles(x, generator), counts, strict=True)]
-        states: list[Tensor] = []
-        targets: list[Tensor] = []
+        phi = self._angles(x, generator)
+
+        def step(k: int, z: Tensor, v: Tensor) -> Tensor:
+            return rotate(z, v, phi[k, : len(z)] - phi[k + 1, : len(z)])
+
         with torch.no_grad():
-            for k, (phi, n) in enumerate(zip(angles, counts, strict=True)):
-                if k:
-                    z = rotate(z[:n], targets[-1][:n], angles[k - 1][:n] - phi)
-                states.append(z)
-                targets.append(self.teacher(z, phi, conds.take(cond, slice(n)), w[:n]))
-        row = owners(counts, x.device)
-        every = torch.cat(states), torch.cat(angles), torch.cat(targets)
-        return Regression(every[0], every[1], conds.take(cond, row), w[row], every[2])
+            return pack(counts, z, list(phi), cond, w, lambda _, *s: self.teacher(*s), step)
 
     def _angles(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Return (walk, T) angles, falling from the noisiest one, for trajectories x (T, *D)."""
@@ -96,3 +97,10 @@ class GuidanceDistillation:
         u = torch.rand(shape, generator=generator, device=x.device, dtype=kept)
         below = high - (high - low) * (part + u) / (self.walk - 1)
         return torch.cat([torch.full_like(below[:1], high), below.clamp_min(low)])
+
+
+guidance_distillation = Kind(
+    "guidance-distillation",
+    lambda stage, teacher, w, _: GuidanceDistillation(teacher, w, states=stage.states or "noised"),
+    lambda _: STAGE_ONE,
+)

@@ -1,28 +1,33 @@
 """The plan of a distillation as data: what is made, from what, and what it will cost.
 
-`chain` is the paper's (match -> 16 -> 8 -> ... -> 1); `direct` goes straight to one number of
-steps with several sub-steps a stride; both can start at the two-pass teacher or at stage one.
+`chain` is the paper's (stage one -> 16 -> 8 -> ... -> 1 steps); `direct` goes straight to one
+number of steps with several sub-steps a stride. Both can start at the guided pair or at stage one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any, Literal
 
-from fewstep.core.cond import Cond
-from fewstep.core.denoiser import Denoiser
-from fewstep.core.grid import Clock, check_steps, cosine, equal_angles
-from fewstep.distill.guidance import GuidanceDistillation
-from fewstep.distill.problem import Problem
-from fewstep.distill.steps import StepDistillation, check_evaluations, first_untrained, moves_on
-from fewstep.distill.trajectory import States
-from fewstep.errors import GridError, RangeError, RecipeError
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-TEACHER = "teacher"
-STAGE_ONE = "stage-one"
-MAX_UPDATES = 1_000_000_000
-Direction = Literal["decode", "encode"]
+from fewstep.core.cond import Cond
+from fewstep.core.denoiser import Denoiser, Traits
+from fewstep.core.grid import MAX_STEPS
+from fewstep.distill.guidance import STAGE_ONE as STAGE_ONE
+from fewstep.distill.guidance import guidance_distillation
+from fewstep.distill.pretrain import TEACHER as TEACHER
+from fewstep.distill.pretrain import pretraining
+from fewstep.distill.problem import Problem
+from fewstep.distill.steps import Direction, step_distillation
+from fewstep.distill.trajectory import States
+from fewstep.errors import FewstepError, RecipeError, first_wrong
+
+KINDS = {kind.name: kind for kind in (pretraining, guidance_distillation, step_distillation)}
+DEFAULT_KINDS = (guidance_distillation.name, step_distillation.name)  # without and with steps
 
 
 @dataclass(frozen=True)
@@ -40,158 +45,139 @@ class Cost:
         """Everything in units of one forward pass of one example."""
         return self.teacher + 3 * self.student
 
-    def __add__(self, other: Cost) -> Cost:
-        """Return the sum."""
-        return Cost(self.teacher + other.teacher, self.student + other.student)
 
+class Stage(BaseModel):
+    """One student: how it is made. The recipe's entry, the plan's node, and a part of the card.
 
-@dataclass(frozen=True)
-class Stage:
-    """One student: how it is made. `steps` is None for stage one, which can take any number.
+    In Python name and parent may be given by position: `Stage("student-4", "teacher", steps=4)`.
 
     Attributes:
-        name: of the student, and of its folder.
+        name: of the student, and of its folder; by default that of its kind: stage-one, student-4.
         parent: name of its teacher, `TEACHER` for the guided pair.
-        updates: optimiser updates.
-        steps, substeps, order, stride, direction: as in `StepDistillation`.
-        states: as in both kinds of stage.
+        kind: one of `KINDS`; by default guidance distillation (stage one) without steps, and step
+            distillation (stage two) with steps.
+        steps, substeps, order, stride, direction: as in `StepDistillation`. None of steps: any.
         pair: the student replaces the network and not the guided pair: it learns the conditional
             and the unconditional pass of its parent alike, and is itself guided by two passes.
+        dropout: of labels, in pretraining.
+        updates, lr, states: of its training; None takes what the recipe's stages share.
     """
 
-    name: str
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    name: str = ""
     parent: str
-    updates: int
-    steps: int | None = None
-    substeps: int = 2
-    stride: int = 1
+    kind: str = ""
+    steps: int | None = Field(None, ge=1, le=MAX_STEPS)
+    substeps: int = Field(2, ge=1, le=MAX_STEPS)
+    order: Literal[1, 2] = 1
+    stride: Literal[1, 2] = 1
     direction: Direction = "decode"
     pair: bool = False
-    states: States = "noised"
-    order: Literal[1, 2] = 1
+    dropout: float | None = Field(None, ge=0.0, lt=1.0)
+    updates: int | None = Field(None, ge=1, le=1_000_000_000)
+    lr: float | None = Field(None, gt=0.0, le=10.0)
+    states: States | None = None
 
-    def __post_init__(self) -> None:
+    def __init__(self, name: str | None = None, parent: str = "", **settings: Any) -> None:
         """Raise RecipeError for numbers out of range, and settings that do not go together."""
-        for name, value in (("updates", self.updates), ("substeps", self.substeps)):
-            if not 1 <= value <= MAX_UPDATES:
-                raise RecipeError(
-                    f"stage {self.name!r}: {name} must be a whole number from 1 to {MAX_UPDATES}, "
-                    f"got {str(value)[:40]}. Change it."
-                )
-        if self.steps is None:
-            self._check_stage_one()
-        else:
-            self._check_few_steps(self.steps)
-
-    def _check_stage_one(self) -> None:
-        default = {"substeps": 2, "stride": 1, "direction": "decode", "pair": False, "order": 1}
-        ignored = [key for key, value in default.items() if getattr(self, key) != value]
-        if ignored:
-            given = ", ".join(f"{key} = {getattr(self, key)}" for key in ignored)
-            raise RecipeError(
-                f"stage {self.name!r}: {', '.join(ignored)} must be left out of a stage without "
-                f"steps (stage one), which has no sub-steps, got {given}. Leave them out, or give "
-                "steps."
-            )
-
-    def _check_few_steps(self, steps: int) -> None:
         try:
-            check_evaluations(check_steps(steps), self.substeps)
-        except (GridError, RangeError) as error:
-            raise RecipeError(f"stage {self.name!r}: {error}") from None
-        encodes = self.direction == "encode"
-        if self.stride not in (1, 2):
-            raise RecipeError(
-                f"stage {self.name!r}: stride must be 1 (the deterministic sampler) or 2 (the "
-                f"stochastic one), got {self.stride}. Use one of them."
-            )
-        if encodes and self.stride > 1:
-            raise RecipeError(
-                f"stage {self.name!r}: an encoder of stride {self.stride} has no sampler, which "
-                "goes one step of the grid at a time. Use stride 1."
-            )
-        if encodes and self.order == 2:
-            raise RecipeError(
-                f"stage {self.name!r}: order must be 1 for an encoder, which starts at the clean "
-                "image without a velocity to go on from, got 2. Use more sub-steps."
-            )
+            super().__init__(name=name, parent=parent, **settings)
+        except ValidationError as error:
+            raise RecipeError(f"stage {name!r}: {first_wrong(error)}") from None
+
+    # As pydantic's own: what is read from a recipe or a card does not pass through it, so that a
+    # wrong key is named with its place there.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @field_validator("name", "kind", mode="before")
+    @classmethod
+    def _default(cls, given: Any) -> Any:
+        if given == "":
+            raise ValueError("must be a word; leave it out for the default")
+        return "" if given is None else given
+
+    @model_validator(mode="after")
+    def _resolve(self) -> Stage:
+        """Fill in kind and name, and check the settings by building the problem."""
+        if not self.kind:
+            object.__setattr__(self, "kind", DEFAULT_KINDS[self.steps is not None])
+        if self.kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind[:40]!r}")
+        if not self.name:
+            object.__setattr__(self, "name", KINDS[self.kind].default_name(self))
+        own, fields = KINDS[self.kind].settings, type(self).model_fields
+        others = {key for kind in KINDS.values() for key in kind.settings - own}
+        idle = sorted(k for k in others if getattr(self, k) != fields[k].default)
+        if idle:
+            one = self.kind == DEFAULT_KINDS[0] and self.steps is None
+            hint = ", the stage without steps; add steps, or leave them out" if one else ""
+            raise ValueError(f"{', '.join(idle)} must be left out of {self.kind}{hint}")
+        try:
+            self.traits_after(Traits())
+        except FewstepError as error:
+            raise ValueError(str(error).removesuffix(".")) from None
+        return self
 
     @property
     def sampler(self) -> str | None:
         """Name of the sampler that the student is made for; None where it is free."""
-        if self.steps is None:
-            return None
-        if self.direction == "encode":
-            return "encode"
-        return "stochastic" if self.stride == 2 else "deterministic"
+        return KINDS[self.kind].sampler(self)
 
     def problem(
         self, teacher: Denoiser, w: tuple[float, float], null_cond: Cond | None = None
     ) -> Problem:
         """Return the stage's regression problem under the teacher's answers.
 
-        null_cond: of a pair, whose teacher is one network.
+        null_cond: of a pair, whose teacher is one network, and of pretraining.
         """
-        if self.steps is None:
-            return GuidanceDistillation(teacher, w=w, states=self.states)
-        return StepDistillation(
-            teacher,
-            self.steps,
-            substeps=self.substeps,
-            order=self.order,
-            stride=self.stride,
-            direction=self.direction,
-            w=(0.0, 0.0) if self.pair else w,
-            null_cond=null_cond if self.pair else None,
-            states=self.states,
-        )
+        return KINDS[self.kind].problem(self, teacher, w, null_cond)
+
+    def traits_after(self, parent: Traits, w: tuple[float, float] = (0.0, 0.0)) -> Traits:
+        """Return the traits of the student of a model with these traits.
+
+        Raises a FewstepError where the parent was not trained for what the stage asks.
+        """
+        planned: Any = SimpleNamespace(traits=parent, passes=1)  # all that a problem checks
+        self.problem(planned, w, torch.tensor([0]))
+        steps = None if self.steps is None else (self.steps,)
+        return replace(parent, steps=steps, sampler=self.sampler, w_range=None if self.pair else w)
 
     def identity(self) -> dict[str, Any]:
-        """Return what the student depends on.
+        """Return what the student depends on, beside the settings of its training.
 
         What was the only choice once is not named: a run that was begun then goes on.
         """
-        told = asdict(self)
-        for key, once in (("states", "noised"), ("order", 1)):
-            if told[key] == once:
-                del told[key]
-        return told
+        states, kind = (None, "noised"), (DEFAULT_KINDS[self.steps is not None],)
+        once = {"states": states, "kind": kind, "order": (1,), "dropout": (None,)}
+        told = self.model_dump(exclude={"lr"})
+        return {key: value for key, value in told.items() if value not in once.get(key, ())}
 
     def cost(self, batch_size: int) -> Cost:
-        """Return what the stage will cost, before it starts: the same whatever its states."""
+        """Return the cost of the stage, whatever its states. Raises RecipeError without updates."""
+        if self.updates is None:
+            raise RecipeError(f"stage {self.name!r}: updates must be given. Add updates.")
         passes = 2 if self.parent == TEACHER and not self.pair else 1
         examples = self.updates * batch_size
-        return Cost(examples * passes * (1 if self.steps is None else self.substeps), examples)
-
-
-def student_name(
-    steps: int, stride: int = 1, direction: Direction = "decode", pair: bool = False
-) -> str:
-    """Return the name of a student: student-4, student-4-stochastic, encoder-4, pair-4."""
-    if direction == "encode":
-        return f"encoder-{steps}"
-    if pair:
-        return f"pair-{steps}" + ("-stochastic" if stride == 2 else "")
-    return f"student-{steps}" + ("-stochastic" if stride == 2 else "")
+        return Cost(examples * passes * KINDS[self.kind].calls(self), examples)
 
 
 @dataclass(frozen=True)
 class Plan:
     """The stages in the order in which they are made; every parent comes before its child.
 
-    The teacher comes from elsewhere, and so may the model of stage one.
-
-    Raises RecipeError for a name twice, a parent that is not made before, and a stage whose parent
-    was not trained for what it is asked.
+    The teacher comes from elsewhere, and so may the model of stage one. Raises RecipeError for a
+    name twice, a parent that is not made before, and one that was not trained for what is asked.
     """
 
     stages: tuple[Stage, ...]
 
     def __post_init__(self) -> None:
         """Check that the stages can be made in this order."""
-        made: dict[str, Stage | None] = {TEACHER: None}
+        made = {TEACHER: Traits()}
+        pairs = {s.name for s in self.stages if s.pair}
         if all(stage.name != STAGE_ONE for stage in self.stages):
-            made[STAGE_ONE] = Stage(STAGE_ONE, TEACHER, 1)  # brought from elsewhere
+            made[STAGE_ONE] = Traits()  # brought from elsewhere
         for stage in self.stages:
             if stage.name in made:
                 raise RecipeError(f"two stages are named {stage.name!r}. Name one differently.")
@@ -200,101 +186,48 @@ class Plan:
                     f"stage {stage.name!r} starts from {stage.parent!r}, which is not made before "
                     f"it; there are {', '.join(sorted(made))}. Reorder the stages."
                 )
-            parent = made[stage.parent]
-            if parent is not None:
-                _check_parent(stage, parent)
-            made[stage.name] = stage
-
-    def check_clock(self, clock: Clock) -> None:
-        """Raise RecipeError for a stage whose steps are no grid of the teacher's clock.
-
-        clock: number of steps -> grid, as in the teacher's `traits`.
-        """
-        for stage in self.stages:
-            if stage.steps is not None:
-                try:
-                    clock(stage.steps)
-                except GridError as error:
-                    raise RecipeError(f"stage {stage.name!r}: {error}") from None
+            if stage.parent != TEACHER and stage.pair != (stage.parent in pairs):
+                raise RecipeError(
+                    f"{stage.name} (pair: {stage.pair}) cannot start from {stage.parent} (pair: "
+                    f"{not stage.pair}); a pair starts from the teacher or a pair."
+                )
+            try:
+                made[stage.name] = stage.traits_after(made[stage.parent])
+            except FewstepError as error:
+                raise RecipeError(f"stage {stage.name!r}: {error}") from None
 
     def __iter__(self) -> Iterator[Stage]:
         """Iterate over the stages in order."""
         return iter(self.stages)
 
-    def remaining(self, done: Sequence[str]) -> tuple[Stage, ...]:
-        """Return the stages that are not in `done`, in order: what comes next is the first."""
-        return tuple(s for s in self.stages if s.name not in done)
-
     def cost(self, batch_size: int) -> Cost:
         """Return the whole plan's cost."""
-        return sum((s.cost(batch_size) for s in self.stages), Cost(0, 0))
-
-
-def _check_parent(stage: Stage, parent: Stage) -> None:
-    """Raise RecipeError where a stage asks its parent for what that was not trained for."""
-    if stage.pair != parent.pair:
-        raise RecipeError(
-            f"{stage.name} (pair: {stage.pair}) cannot start from {parent.name} (pair: "
-            f"{parent.pair}); a pair starts from the teacher or a pair."
-        )
-    if parent.steps is None:
-        return
-    if stage.steps is None:
-        raise RecipeError(
-            f"stage {stage.name!r}: the parent of a stage without steps (stage one) must take any "
-            f"number of steps, got {parent.name}, made for {parent.steps}. Start it from "
-            f"{TEACHER!r}."
-        )
-    if stage.direction != parent.direction:
-        raise RecipeError(
-            f"stage {stage.name!r}: direction must be that of its parent, {parent.direction!r}, "
-            f"got {stage.direction!r}. Start it from {TEACHER!r} or {STAGE_ONE!r}."
-        )
-    if stage.order == 2:
-        raise RecipeError(
-            f"stage {stage.name!r}: order must be 1 with a parent made for {parent.steps} steps, "
-            f"whose steps are DDIM's, got 2. Use order 1, or start it from {TEACHER!r}."
-        )
-    trained = moves_on(cosine(parent.steps), parent.stride, parent.direction)
-    moves = moves_on(cosine(stage.steps), stage.stride, stage.direction)
-    asked = [equal_angles(m.phi, m.to, stage.substeps) for m in moves]
-    if first_untrained(asked, trained, stage.stride) is not None:
-        half = parent.steps // 2 if parent.steps % 2 == 0 and parent.stride == 1 else None
-        raise RecipeError(
-            f"stage {stage.name!r}: its sub-steps must be steps that {parent.name} was made for "
-            f"({parent.steps} steps, stride {parent.stride}), got {stage.steps} steps of "
-            f"{stage.substeps} sub-steps, stride {stage.stride}. "
-            + (f"Use steps {half} with substeps 2, or s" if half else "S")
-            + f"tart it from {TEACHER!r} or {STAGE_ONE!r}."
-        )
+        costs = [s.cost(batch_size) for s in self.stages]
+        return Cost(sum(c.teacher for c in costs), sum(c.student for c in costs))
 
 
 def chain(
     first: int,
     last: int = 1,
     *,
-    match: int | None,
+    stage_one: int | None,
     updates: int,
     substeps: int = 2,
     order: Literal[1, 2] = 1,
 ) -> Plan:
     """Return the paper's chain: stage one, then `first`, first/2, ..., `last` steps.
 
-    match: updates of stage one; None leaves it out, and `first` is made from the guided pair.
-    updates: of each halving. substeps, order: of the first halving; the later ones have two of
+    stage_one: its updates; None leaves it out, and `first` is made from the guided pair.
+    updates: of each later stage. substeps, order: of `first`; those after it have two sub-steps of
     DDIM. Raises RecipeError unless first is last times a power of two.
     """
-    try:
-        check_steps(first), check_steps(last)
-    except GridError as error:
-        raise RecipeError(str(error)) from None
-    ratio, rest = divmod(first, last)
-    if rest or ratio < 1 or ratio & (ratio - 1):
+    ratio, rest = divmod(first, max(last, 1))
+    if last < 1 or rest or ratio < 1 or ratio & (ratio - 1):
         raise RecipeError(f"a chain from {first} to {last} steps does not halve. Use 16 to 1, say.")
-    stages = [] if match is None else [Stage(STAGE_ONE, TEACHER, match)]
-    parent, steps = (TEACHER if match is None else STAGE_ONE), first
+    stages = [] if stage_one is None else [Stage(STAGE_ONE, TEACHER, updates=stage_one)]
+    parent, steps = (TEACHER if stage_one is None else STAGE_ONE), first
     while steps >= last:
-        stage = Stage(student_name(steps), parent, updates, steps, substeps, order=order)
+        stage = Stage(None, parent, updates=updates, steps=steps, substeps=substeps, order=order)
         stages.append(stage)
         parent, steps, substeps, order = stage.name, steps // 2, 2, 1
     return Plan(tuple(stages))
@@ -304,13 +237,13 @@ def direct(
     steps: int,
     *,
     updates: int,
-    match: int | None = None,
+    stage_one: int | None = None,
     substeps: int = 4,
     order: Literal[1, 2] = 2,
 ) -> Plan:
-    """Return a plan straight to `steps`, `substeps` teacher steps a stride, no halving between.
+    """Return a plan straight to `steps`, `substeps` teacher steps a stride, no student between.
 
     By default from the guided pair by steps of second order: of the plans to four steps that were
     compared (docs/lab/cost-to-quality.md) the nearest to the teacher for what it costs.
     """
-    return chain(steps, steps, match=match, updates=updates, substeps=substeps, order=order)
+    return chain(steps, steps, stage_one=stage_one, updates=updates, substeps=substeps, order=order)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fewstep.core.angle import expand
 from fewstep.core.cond import Cond
+from fewstep.core.denoiser import Denoiser
+
+if TYPE_CHECKING:
+    from fewstep.distill.plan import Stage
 
 
 class Regression(NamedTuple):
@@ -34,6 +39,26 @@ class Problem(Protocol):
         `generator` lives on the device of x. No gradient flows into the result.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of stage, by its name in the literature.
+
+    Attributes:
+        problem: (stage, teacher, range of w, null condition) -> the regression problem; raises a
+            FewstepError for a stage that makes no sense, or asks too much of its teacher.
+        default_name: of the student. sampler: that it is made for; None for any.
+        settings: of a stage of this kind, beside those of every kind.
+        calls: of the teacher, per example.
+    """
+
+    name: str
+    problem: Callable[[Stage, Denoiser, tuple[float, float], Cond | None], Problem]
+    default_name: Callable[[Stage], str]
+    settings: frozenset[str] = frozenset()
+    sampler: Callable[[Stage], str | None] = lambda _: None
+    calls: Callable[[Stage], int] = lambda _: 1
 
 
 Weighting: TypeAlias = Callable[[Tensor], Tensor]

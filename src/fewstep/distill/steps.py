@@ -1,4 +1,4 @@
-"""Stage two: several steps of the teacher become one step of the student (math.md section 5).
+"""Step distillation, stage two: several teacher steps become one of the student (math.md 5).
 
 With sub-steps h_k and velocities v_k met on the way, the teacher stands at `y = c z - d`, where
 `c = prod cos h_k` and `d <- cos h_k d + sin h_k v_k`. One rotation by H = sum h_k reaches the
@@ -15,7 +15,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from itertools import accumulate
+from operator import mul
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,24 +28,21 @@ from fewstep.core.cond import Cond, Copies
 from fewstep.core.denoiser import Denoiser, Traits, coefficient_dtype, traits_of
 from fewstep.core.grid import Grid, Split, check_grid, check_steps
 from fewstep.core.samplers import Move, get_sampler
-from fewstep.distill.draw import check_interval, gaussian, uniform
-from fewstep.distill.problem import Regression
-from fewstep.distill.trajectory import States, check_states, owners, visits
-from fewstep.errors import GridError, RangeError
+from fewstep.distill.draw import check_dropout, check_interval, drop, gaussian, uniform
+from fewstep.distill.problem import Kind, Regression
+from fewstep.distill.trajectory import States, check_states, pack, visits
+from fewstep.errors import GridError, RangeError, RecipeError
+
+if TYPE_CHECKING:
+    from fewstep.distill.plan import Stage
 
 SAME_ANGLE = 1e-6  # radians; grids of N and 2N agree to float64's rounding
 MAX_EVALUATIONS = 1_000_000
+Direction = Literal["decode", "encode"]
 
 
-class Collapsed(NamedTuple):
-    """Coefficients of one collapsed step, in float64: v = of_z z + of_d d."""
-
-    of_z: float
-    of_d: float
-
-
-def collapse_coefficients(h: Sequence[float]) -> Collapsed:
-    """Return the coefficients of the collapsed velocity for the sub-steps h (radians, one sign).
+def collapse_coefficients(h: Sequence[float]) -> tuple[float, float]:
+    """Return (a, b) of the collapsed velocity a z + b d for the sub-steps h (radians, one sign).
 
     Raises GridError where the sub-steps turn both ways, by nothing, or by more than pi/2.
     """
@@ -55,7 +54,7 @@ def collapse_coefficients(h: Sequence[float]) -> Collapsed:
             "pi/2. Check the grid."
         )
     c = math.prod(math.cos(x) for x in h)
-    return Collapsed((math.cos(total) - c) / math.sin(total), 1.0 / math.sin(total))
+    return (math.cos(total) - c) / math.sin(total), 1.0 / math.sin(total)
 
 
 def extrapolation(h: Sequence[float]) -> list[float]:
@@ -70,72 +69,35 @@ def extrapolation(h: Sequence[float]) -> list[float]:
     return out
 
 
-def collapse(z: Tensor, velocities: Sequence[Tensor], h: Sequence[float]) -> Tensor:
-    """Return the v (B, *D) whose one rotation by sum(h) does what the sub-steps did to z.
-
-    velocities: met before each sub-step, (B, *D) each. h: radians. Source: math.md 5.
-    """
-    d = torch.zeros_like(z)
-    for v, x in zip(velocities, h, strict=True):
-        d = math.cos(x) * d + math.sin(x) * v
-    of_z, of_d = collapse_coefficients(h)
-    return of_z * z + of_d * d
-
-
-def moves_on(grid: Grid, stride: int, direction: Literal["decode", "encode"]) -> list[Move]:
-    """Return every move that a student of this grid (N + 1 angles) is trained for, in order."""
-    n = len(grid) - 1
-    if direction == "decode":
-        return [Move(grid[i], grid[j], grid[j]) for i in range(n) for j in [min(i + stride, n)]]
-    return [Move(grid[j], grid[i], grid[i]) for j in range(n, 0, -1) for i in [max(j - stride, 0)]]
+def sampler_of(stride: int, direction: Direction) -> str:
+    """Return the name of the sampler whose moves a student learns. Raises RangeError for none."""
+    names = {(1, "decode"): "deterministic", (2, "decode"): "stochastic", (1, "encode"): "encode"}
+    if (stride, direction) not in names:
+        raise RangeError(
+            "direction must be 'decode' with stride 1 (the deterministic sampler) or 2 (the "
+            f"stochastic one), or 'encode' with stride 1, got {direction!r} with stride {stride}. "
+            "Use one of them."
+        )
+    return names[stride, direction]
 
 
-def first_untrained(
-    asked: Sequence[Grid], trained: Sequence[Move], stride: int
-) -> tuple[float, float] | None:
+def _untrained(asked: Sequence[Grid], trained: Sequence[Move], stride: int) -> Grid | None:
     """Return the first sub-step (from, to) that a few-step teacher was not trained for, or None.
 
     asked: the angles of the sub-steps of each of the student's moves. trained: the teacher's moves.
-    stride: of the student. With 1, each sub-step must be a move of the teacher. With more, it must
+    stride: of the student. With 1, each sub-step must be a move of the teacher. With 2, it must
     start where one starts and go the same way: the paper's stochastic students of N steps learn
     from a teacher of 2N, in sub-steps that are twice as long as its own.
     """
-    ends: dict[int, list[Move]] = {}
-    for move in trained:
-        ends.setdefault(round(move.phi / SAME_ANGLE), []).append(move)
+    made: dict[int, Move] = {round(move.phi / SAME_ANGLE): move for move in trained}
     for points in asked:
         for phi, to in zip(points, points[1:], strict=False):
             place = round(phi / SAME_ANGLE)
-            near = [m for k in (place - 1, place, place + 1) for m in ends.get(k, [])]
-            if not any(_is_trained(m, phi, to, stride) for m in near):
+            move = next((made[k] for k in (place, place - 1, place + 1) if k in made), None)
+            ends = stride == 2 or (move is not None and abs(move.to - to) < SAME_ANGLE)
+            if move is None or not ends or (move.to > move.phi) != (to > phi):
                 return phi, to
     return None
-
-
-def _is_trained(move: Move, phi: float, to: float, stride: int) -> bool:
-    if abs(move.phi - phi) >= SAME_ANGLE:
-        return False
-    if stride > 1:
-        return (move.to > move.phi) == (to > phi)
-    return abs(move.to - to) < SAME_ANGLE
-
-
-def check_evaluations(steps: int, substeps: int) -> None:
-    """Raise RangeError where steps times sub-steps are more than a table of them can hold."""
-    if steps * substeps > MAX_EVALUATIONS:
-        raise RangeError(
-            f"steps times substeps must be at most {MAX_EVALUATIONS}, got {str(steps)[:20]} times "
-            f"{str(substeps)[:20]}. Use fewer sub-steps."
-        )
-
-
-def _advice(traits: Traits) -> str:
-    steps = max(traits.steps or (1,))
-    if traits.sampler not in (None, "deterministic"):
-        return "Give a teacher that can take any number of steps, or one of the same direction."
-    if steps % 2 == 0:
-        return f"Use steps={steps // 2} with substeps=2, or a teacher that can take any steps."
-    return "Give a teacher that can take any number of steps."
 
 
 class _Table(NamedTuple):
@@ -178,7 +140,7 @@ class StepDistillation:
     steps: int
     substeps: int = 2
     stride: int = 1
-    direction: Literal["decode", "encode"] = "decode"
+    direction: Direction = "decode"
     w: tuple[float, float] | None = None
     grid: Grid | None = None
     split: Split | None = None
@@ -194,21 +156,17 @@ class StepDistillation:
     def __post_init__(self) -> None:
         """Raise GridError or RangeError where the attributes do not make a stage."""
         check_steps(self.steps)
-        for name, value in (("substeps", self.substeps), ("stride", self.stride)):
-            if value < 1:
-                raise RangeError(f"{name} = {value}; it must be at least 1. Use 2, for example.")
-        check_evaluations(self.steps, self.substeps)
-        if not 0.0 <= self.dropout <= 1.0:
-            raise RangeError(f"dropout = {self.dropout}; it must lie in [0, 1]. Use 0.5, say.")
-        if self.direction not in ("decode", "encode"):
-            raise RangeError(f"direction = {self.direction!r}; it is 'decode' or 'encode'.")
-        if check_states(self.states) == "trajectory" and self._encodes and self.stride > 1:
+        if not 1 <= self.substeps <= MAX_EVALUATIONS // self.steps:
             raise RangeError(
-                f"an encoder of stride {self.stride} has no trajectories to learn on: after such a "
-                "stride noise would have to be taken away. Use stride 1, or states: noised."
+                f"substeps = {str(self.substeps)[:20]}; it must be at least 1, and with the steps "
+                f"make at most {MAX_EVALUATIONS}. Use 2, for example."
             )
+        if self.order not in (1, 2):
+            raise RangeError(f"order = {self.order}; it is 1 or 2.")
+        check_dropout(self.dropout)
+        check_states(self.states)
+        sampler_of(self.stride, self.direction)
         traits = traits_of(self.teacher)
-        self._check_order(traits)
         w = self.w if self.w is not None else traits.w_range
         if w is None:
             raise RangeError(
@@ -225,54 +183,42 @@ class StepDistillation:
         object.__setattr__(self, "w", w)
         object.__setattr__(self, "grid", grid)
         object.__setattr__(self, "split", self.split or traits.split)
-        self._check_parent(traits)
+        self._check_teacher(traits)
         self._table(torch.device("cpu"), torch.float64)
 
-    def _check_parent(self, traits: Traits) -> None:
+    def _check_teacher(self, traits: Traits) -> None:
         """Raise GridError where a few-step teacher would make moves that it was not trained for."""
+        if self.order == 2 and (self.direction == "encode" or traits.steps is not None):
+            raise RangeError(
+                "order must be 1 for an encoder, which starts without a velocity to go on from, "
+                "and with a teacher that was made for a number of steps, whose steps are DDIM's, "
+                "got 2. Use order 1, or more sub-steps of a teacher that can take any steps."
+            )
         if traits.steps is None:
             return
         assert self.split is not None
         asked = [self.split(m.phi, m.to, self.substeps) for m in self.moves]
-        off: tuple[float, float] | None = None
-        for steps in traits.steps:
-            made = get_sampler(traits.sampler or "deterministic").moves(traits.clock(steps))
-            off = first_untrained(asked, made, self.stride)
-            if off is None:
-                return
-        if off is not None:
-            counts = " or ".join(map(str, traits.steps))
+        name = traits.sampler or "deterministic"
+        made = [get_sampler(name).moves(traits.clock(n)) for n in traits.steps]
+        off = [_untrained(asked, moves, self.stride) for moves in made]
+        if off and None not in off:
+            phi, to = off[-1] or (0.0, 0.0)
+            counts, most = " or ".join(map(str, traits.steps)), max(traits.steps)
+            advice = "Use a teacher that can take any number of steps"
+            if most % 2 == 0 and name == "deterministic":
+                advice += f", or steps={most // 2} with substeps=2"
             raise GridError(
-                f"the sub-steps of a student must be steps that its teacher was trained for, "
-                f"{counts} of the sampler {traits.sampler or 'deterministic'!r}, got steps = "
-                f"{self.steps}, substeps = {self.substeps}, stride = {self.stride}, direction = "
-                f"{self.direction!r}, which asks for a step from angle {off[0]:.4g} to "
-                f"{off[1]:.4g}. {_advice(traits)}"
+                "the sub-steps of a student must be steps that its teacher was trained for, "
+                f"{counts} of the sampler {name!r}, got steps = {self.steps}, substeps = "
+                f"{self.substeps}, stride = {self.stride}, direction = {self.direction!r}, which "
+                f"asks for a step from angle {phi:.4g} to {to:.4g}. {advice}."
             )
-
-    def _check_order(self, traits: Traits) -> None:
-        if self.order not in (1, 2):
-            raise RangeError(f"order = {self.order}; it is 1 or 2.")
-        if self.order == 2 and traits.steps is not None:
-            raise RangeError(
-                f"order = 2 with a teacher made for {traits.steps} steps: its steps are its own, "
-                "and DDIM's. Use order 1, or a teacher that can take any steps."
-            )
-        if self.order == 2 and self._encodes:
-            raise RangeError(
-                "order = 2 for an encoder: it starts at the clean image, where the teacher knows "
-                "no velocity to go on from. Use order 1 and more sub-steps."
-            )
-
-    @property
-    def _encodes(self) -> bool:
-        return self.direction == "encode"
 
     @property
     def moves(self) -> list[Move]:
-        """Every move that the student is trained for, noisiest start first."""
+        """Every move that the student is trained for, in the order of its sampler."""
         assert self.grid is not None
-        return moves_on(self.grid, self.stride, self.direction)
+        return get_sampler(sampler_of(self.stride, self.direction)).moves(self.grid)
 
     def _table(self, device: torch.device, dtype: torch.dtype) -> _Table:
         assert self.split is not None
@@ -280,7 +226,7 @@ class StepDistillation:
             points = [self.split(m.phi, m.to, self.substeps) for m in self.moves]
             h = [[a - b for a, b in zip(p, p[1:], strict=False)] for p in points]
             cos = [[math.cos(x) for x in row] for row in h]
-            before = [[math.prod(row[:k]) for k in range(self.substeps)] for row in cos]
+            before = [[1.0, *accumulate(row[:-1], mul)] for row in cos]
             of_z, of_d = zip(*(collapse_coefficients(row) for row in h), strict=True)
             sin = [[math.sin(x) for x in row] for row in h]
             r = [extrapolation(row) for row in h]
@@ -304,7 +250,7 @@ class StepDistillation:
         w = uniform(self.w, x, generator)
         phi = table.phi[index, 0]
         z = add_noise(x, gaussian(x, generator), phi)
-        cond = self._dropped(x, cond, generator)
+        cond = drop(cond, self.null_cond, self.dropout, x, generator, self._nulls)
         return Regression(z, phi, cond, w, self.target(z, index, cond, w))
 
     def _walked(self, x: Tensor, cond: Cond, generator: torch.Generator) -> Regression:
@@ -314,30 +260,20 @@ class StepDistillation:
         x, cond = x[: counts[0]], conds.take(cond, slice(counts[0]))
         w = uniform(self.w, x, generator)
         z = gaussian(x, generator)
-        cond = self._dropped(x, cond, generator)
-        if self._encodes:
-            z = x
-        states, targets = [], []
-        for k, (move, count) in enumerate(zip(moves, counts, strict=True)):
-            z, index = z[:count], torch.full((count,), k, device=x.device)
-            v = self.target(z, index, conds.take(cond, slice(count)), w[:count])
-            states.append(z)
-            targets.append(v)
-            z = rotate(z, v, move.phi - move.to)
-            if k + 1 < len(moves) and moves[k + 1].phi > move.to and not self._encodes:
-                # The stochastic sampler's way back up, by noise of its own for each move.
-                z = renoise(z, gaussian(z, generator), move.to, moves[k + 1].phi)
-        row = owners(counts, x.device)
-        starts = self._table(x.device, coefficient_dtype(x)).phi[:, 0]
-        phi = torch.cat([start.expand(n) for start, n in zip(starts, counts, strict=True)])
-        return Regression(torch.cat(states), phi, conds.take(cond, row), w[row], torch.cat(targets))
+        cond = drop(cond, self.null_cond, self.dropout, x, generator, self._nulls)
+        starts = self._table(x.device, coefficient_dtype(x)).phi[:, :1].expand(-1, len(x))
 
-    def _dropped(self, x: Tensor, cond: Cond, generator: torch.Generator) -> Cond:
-        """Return cond with the label dropped here and there; as it is without a null_cond."""
-        if self.null_cond is None:
-            return cond
-        dropped = uniform((0.0, 1.0), x, generator) < self.dropout
-        return conds.replace(cond, dropped, conds.once(self.null_cond, x.device, self._nulls))
+        def target(k: int, z: Tensor, _: Tensor, cond: Cond, w: Tensor) -> Tensor:
+            return self.target(z, torch.full((len(z),), k, device=z.device), cond, w)
+
+        def step(k: int, z: Tensor, v: Tensor) -> Tensor:
+            phi, to, back = moves[k]
+            z = rotate(z, v, phi - to)
+            # The stochastic sampler's way back up, by noise of its own for each move.
+            return renoise(z, gaussian(z, generator), to, back) if back > to else z
+
+        z = x if self.direction == "encode" else z
+        return pack(counts, z, list(starts), cond, w, target, step)
 
     def target(self, z: Tensor, index: Tensor, cond: Cond, w: Tensor) -> Tensor:
         """Return v_target (B, *D) for states z (B, *D) that start move `index` (B,) of `moves`."""
@@ -355,3 +291,32 @@ class StepDistillation:
                     u = v + expand(r[k], z) * (v - turned)
                 d = expand(cos[k], z) * d + expand(sin[k], z) * u
         return expand(rows.of_z, z) * z + expand(rows.of_d, z) * d
+
+
+def _problem(
+    stage: Stage, teacher: Denoiser, w: tuple[float, float], null_cond: Cond | None
+) -> StepDistillation:
+    if stage.steps is None:
+        raise RecipeError("step distillation needs steps, got none. Add it, such as steps: 4.")
+    same = stage.model_dump(include={"steps", "substeps", "order", "stride", "direction"})
+    w, null_cond = ((0.0, 0.0), null_cond) if stage.pair else (w, None)
+    states = stage.states or "noised"
+    return StepDistillation(teacher, **same, w=w, null_cond=null_cond, states=states)
+
+
+def _default_name(stage: Stage) -> str:
+    """Return student-4, student-4-stochastic, encoder-4, pair-4, ..."""
+    if stage.direction == "encode":
+        return f"encoder-{stage.steps}"
+    name = f"{'pair' if stage.pair else 'student'}-{stage.steps}"
+    return f"{name}-stochastic" if stage.stride == 2 else name
+
+
+step_distillation = Kind(
+    "step-distillation",
+    _problem,
+    _default_name,
+    frozenset({"steps", "substeps", "order", "stride", "direction", "pair"}),
+    lambda stage: sampler_of(stage.stride, stage.direction),
+    calls=lambda stage: stage.substeps,
+)

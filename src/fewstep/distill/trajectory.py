@@ -6,12 +6,15 @@ target at the state where it was asked, so that B states cost what B noised ones
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
+from fewstep.core import cond as conds
+from fewstep.core.cond import Cond
+from fewstep.distill.problem import Regression
 from fewstep.errors import RangeError
 
 States: TypeAlias = Literal["noised", "trajectory"]
@@ -39,6 +42,31 @@ def visits(batch: int, points: int) -> list[int]:
     return [whole + (k < rest) for k in range(points)]
 
 
-def owners(counts: Sequence[int], device: torch.device) -> Tensor:
-    """Return which trajectory each state is of (B,), in the order of the visits."""
-    return torch.cat([torch.arange(n, device=device) for n in counts])
+def pack(
+    counts: Sequence[int],
+    z: Tensor,
+    phi: Sequence[Tensor],
+    cond: Cond,
+    w: Tensor,
+    target: Callable[[int, Tensor, Tensor, Cond, Tensor], Tensor],
+    step: Callable[[int, Tensor, Tensor], Tensor],
+) -> Regression:
+    """Walk T trajectories of K states; return the states and their targets as one batch.
+
+    counts: how many trajectories visit each state (`visits`). z: (T, *D), their first states.
+    phi: K angles (T,). cond, w: T of each. target: (k, z, phi, cond, w) -> v at state k.
+    step: (k, z, v) -> the state k + 1.
+    """
+    states: list[Tensor] = []
+    angles: list[Tensor] = []
+    targets: list[Tensor] = []
+    for k, (n, angle) in enumerate(zip(counts, phi, strict=True)):
+        if k:
+            z = step(k - 1, z, targets[-1])
+        z = z[:n]
+        states.append(z)
+        angles.append(angle[:n])
+        targets.append(target(k, z, angle[:n], conds.take(cond, slice(n)), w[:n]))
+    owner = torch.cat([torch.arange(n, device=z.device) for n in counts])
+    z, v = torch.cat(states), torch.cat(targets)
+    return Regression(z, torch.cat(angles), conds.take(cond, owner), w[owner], v)

@@ -69,8 +69,8 @@ def check_w_input(card: Card, w_dim: int | None, card_path: Path) -> None:
     """Raise FolderError where a network takes w as an input and its card says otherwise."""
     if w_dim is not None and card.w_range is None:
         raise FolderError(
-            f"{card_path}: stage {card.stage!r} must be that of the weights, got a network with an "
-            "input for w, which a student of one pass has. Copy the file again."
+            f"{card_path}: stage {card.stage.kind!r} must be that of the weights, got a network "
+            "with an input for w, which a student of one pass has. Copy the file again."
         )
     live = card.w_range is not None and card.w_range[0] != card.w_range[1]
     if w_dim is None and live:

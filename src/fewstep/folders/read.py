@@ -105,7 +105,7 @@ def load(
     Raises FolderError, NonFiniteError and RangeError as `load_model` does.
     """
     model = load_model(folder, device, negative_prompt=negative_prompt, factory=factory)
-    two = model.card.stage == "teacher" or model.card.pair
+    two = model.card.is_teacher or model.card.pair
     return Guided(model, model.null_cond) if two and model.card.family != OWN else model
 
 
@@ -274,7 +274,6 @@ def _card(folder: Path, family: Family, clock: Clock, config: dict[str, Any]) ->
         fewstep=version("fewstep"),
         family=family.name,
         name=folder.resolve().name or "model",
-        stage="teacher",
         clock=clock.name,
         shape=network_shape(config, path),
         prediction=clock.prediction,

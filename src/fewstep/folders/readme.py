@@ -88,7 +88,7 @@ def _live(card: Card) -> bool:
 
 
 def _about(card: Card) -> str:
-    if card.stage == "teacher":
+    if card.is_teacher:
         return (
             "A teacher, kept by fewstep: its network is its parent's. A step of a "
             "guided image costs two network evaluations."
@@ -181,7 +181,7 @@ def _stock_apart(card: Card) -> str:
 
 
 def _some_steps(card: Card) -> int:
-    return card.steps or (8 if card.stage == "match" else 50)
+    return card.steps or (50 if card.is_teacher else 8)
 
 
 def _stock_classes(card: Card, clock: Clock, pipeline: str) -> list[str]:
@@ -255,7 +255,7 @@ def _ours(card: Card) -> list[str]:
 
 def _made(card: Card, clock: Clock) -> list[str]:
     rows: dict[str, Any] = {
-        "stage": card.stage,
+        "stage": card.stage.kind,
         "latents": "x".join(map(str, card.shape)),
         "clock": f"{len(clock)} timesteps, angles {clock.phis[0]:.4f} to {clock.phis[-1]:.4f}",
         "the network predicts": clock.prediction,

@@ -72,8 +72,8 @@ def _finish_config(path: Path, card: Card) -> None:
     config = without_paths(read_json(path))
     config.pop("_name_or_path", None)
     config.pop(MARK, None)
-    if card.stage != "teacher":
-        config[MARK] = card.stage
+    if not card.is_teacher:
+        config[MARK] = card.stage.kind
     write_json(path, dict(sorted(config.items())))
 
 

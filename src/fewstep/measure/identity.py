@@ -17,10 +17,11 @@ from fewstep.models import Model, model_of
 
 Row = dict[str, Any]
 # Facts of a card on which images depend, beside the weights.
-FACTS = (
-    *("family", "stage", "shape", "num_classes", "null_class", "null_prompt", "w_band", "pair"),
-    *("steps", "stride", "direction", "sampler"),
-)
+PLAIN = ("family", "shape", "num_classes", "null_class", "null_prompt", "w_band")
+FACTS: dict[str, Any] = {
+    **dict.fromkeys(PLAIN, True),
+    "stage": {"kind", "pair", "steps", "stride", "direction"},
+}
 
 # Hashing gigabytes takes seconds, and a model is measured in many cells.
 _hashes: WeakKeyDictionary[Model, tuple[str, str | None]] = WeakKeyDictionary()
@@ -35,7 +36,7 @@ def identity_of(model: Model | Guided) -> Row:
     """
     inner = model_of(model)
     card = inner.card
-    facts = card.model_dump(mode="json", include=set(FACTS))
+    facts = card.model_dump(mode="json", include=FACTS)
     if inner not in _hashes:
         _hashes[inner] = (_weights(inner), _encoders(inner))
     weights, encoders = _hashes[inner]

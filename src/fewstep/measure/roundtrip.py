@@ -66,7 +66,7 @@ def ways(models: Sequence[Loaded], teacher: Loaded) -> list[Way]:
     by: dict[str, dict[int, Loaded]] = {"encode": {}, "decode": {}}
     for model in models:
         card = card_of(model)
-        if card.steps is None or card.stride != 1:
+        if card.steps is None or card.stage.stride != 1:
             raise FolderError(
                 f"a round trip needs encoders and students of a number of deterministic steps, and "
                 f"{card.name} is neither. Give encoders and students of equal steps."
@@ -187,7 +187,7 @@ class RoundTrip:
 def open_ways(folders: Sequence[Any], teacher: Any, device: str) -> list[Way]:
     """Return the ways of model folders. Raises FolderError as `load` and `ways` do."""
     guide = load(teacher, device)
-    if card_of(guide).stage == "halve":
+    if card_of(guide).steps is not None:
         raise FolderError(
             f"--teacher must be a model that accepts any number of steps, and {teacher} is a "
             "student. Give a teacher."

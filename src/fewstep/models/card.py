@@ -5,23 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fewstep.core.grid import MAX_STEPS
-from fewstep.errors import FolderError
+from fewstep.distill.plan import TEACHER, Stage
+from fewstep.distill.steps import Direction
+from fewstep.errors import FolderError, first_wrong
 from fewstep.files.foreign import describe
 from fewstep.files.parts import parse_json
 
 CARD = "fewstep.json"
-FORMAT = 1
+FORMAT = 2
 MAX_SIZE = 65_536  # of a side or of the channels
 MAX_NAME = 200
 CLOCK = "native-1024"  # of the families that fewstep trains from scratch
 NATIVE = ("unet-class", "latent-class")
 OWN = "own"  # the family of networks that users bring
-STRIDES = {1: "deterministic", 2: "stochastic"}
+TAUGHT = Stage(TEACHER, "data", kind="pretraining")  # of a teacher from elsewhere
 
 
 Told: TypeAlias = bool | int | float | str | list[str] | None
@@ -58,12 +59,10 @@ class Card(BaseModel):
     """What the weights alone do not say.
 
     Attributes:
-        stage: "teacher" (conditional network, guided by two passes), "match" (stage one: one
-            pass, any number of steps) or "halve" (few-step student).
-        steps, substeps, order, stride, direction, sampler: of the student; None or default else.
+        stage: how it was made; of a teacher (conditional network, guided by two passes) the kind
+            is "pretraining".
         w_range: of a network told w; None for a teacher, which takes any.
         w_band: features of w faster than so many radians a unit were zero; None: none were.
-        pair: a student that is guided by two passes of its own, like its teacher.
         num_classes, class_names, null_class: of a class-conditional model; 0 classes elsewhere.
         prediction: of a network on a table of betas: "epsilon", "v_prediction" or "sample".
         null_prompt: what the unconditional pass was told, where there are prompts: "", a fixed
@@ -77,11 +76,11 @@ class Card(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     fewstep: str
     family: str
     name: str
-    stage: Literal["teacher", "match", "halve"]
+    stage: Stage = TAUGHT
     clock: str
     shape: tuple[int, ...]
     num_classes: int = Field(0, ge=0)
@@ -91,13 +90,6 @@ class Card(BaseModel):
     null_prompt: str | None = None
     w_range: tuple[float, float] | None = None
     w_band: float | None = 1.0
-    pair: bool = False
-    steps: int | None = None
-    substeps: int | None = None
-    order: int | None = None
-    stride: int = 1
-    direction: Literal["decode", "encode"] = "decode"
-    sampler: str | None = None
     lora: Adapter | None = None
     parents: tuple[Parent, ...] = ()
     weights_sha256: str = ""
@@ -109,6 +101,31 @@ class Card(BaseModel):
         if self.family in NATIVE and self.num_classes < 1:
             raise ValueError("num_classes must be at least 1 in this family")
         return self
+
+    @property
+    def is_teacher(self) -> bool:
+        """Whether it is a guided teacher, and no student."""
+        return self.stage.kind == TAUGHT.kind
+
+    @property
+    def steps(self) -> int | None:
+        """The number of steps that it was made for; None for any."""
+        return self.stage.steps
+
+    @property
+    def sampler(self) -> str | None:
+        """Name of the sampler that it was made for; None for any."""
+        return self.stage.sampler
+
+    @property
+    def direction(self) -> Direction:
+        """Where it goes: "encode" from images to noise, else "decode"."""
+        return self.stage.direction
+
+    @property
+    def pair(self) -> bool:
+        """Whether it is a student that is guided by two passes of its own, like its teacher."""
+        return self.stage.pair
 
 
 def lineage(card: Card) -> tuple[Parent, ...]:
@@ -136,15 +153,17 @@ def read_card(folder: Path) -> Card:
         )
     data = parse_json(path)
     found = data.get("format") if isinstance(data, dict) else None
+    if isinstance(data, dict) and found == 1 and found is not True:
+        data, found = _from_format_1(data), FORMAT
     if found != FORMAT:
         raise FolderError(
-            f"{path} has format {str(found)[:40]!r}; this fewstep reads format {FORMAT}. Use the "
-            "fewstep that wrote it."
+            f"{path} has format {str(found)[:40]!r}; this fewstep reads the formats 1 and "
+            f"{FORMAT}. Use the fewstep that wrote it."
         )
     try:
         card = Card.model_validate(data)
     except (ValidationError, RecursionError, OverflowError) as error:
-        raise FolderError(f"{path}: {_first(error)}; the folder is damaged.") from None
+        raise FolderError(f"{path}: {_first(error)} The folder is damaged.") from None
     wrong = contradiction(card)
     if wrong is not None:
         raise FolderError(f"{path}: {wrong}. Copy the file again.")
@@ -152,10 +171,24 @@ def read_card(folder: Path) -> Card:
 
 
 def _first(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return type(error).__name__
-    first = error.errors(include_input=False)[0]
-    return ".".join(map(str, first["loc"])) + f": {first['msg']}"
+    return first_wrong(error) if isinstance(error, ValidationError) else f"{type(error).__name__}."
+
+
+def _from_format_1(data: dict[str, Any]) -> dict[str, Any]:
+    """Return a card of format 1, which had the settings of its stage beside the rest, as 2."""
+    flat = ("stage", "steps", "substeps", "order", "stride", "direction", "pair", "sampler")
+    told = {k: data[k] for k in flat if data.get(k) is not None}
+    rest = {k: v for k, v in data.items() if k not in flat}
+    kinds = {"teacher": TAUGHT.kind, "match": "guidance-distillation", "halve": "step-distillation"}
+    told.pop("sampler", None)  # follows from stride and direction
+    kind = told.pop("stage", None)
+    match data.get("parents"):
+        case [{"name": parent}, *_]:
+            pass
+        case _:
+            parent = TAUGHT.parent
+    stage = {"name": data.get("name"), "kind": kinds.get(str(kind), kind), "parent": parent}
+    return {**rest, "format": FORMAT, "stage": {**stage, **told}}
 
 
 def contradiction(card: Card) -> str | None:
@@ -169,40 +202,19 @@ def contradiction(card: Card) -> str | None:
 def _rules(card: Card) -> Iterator[tuple[str, bool]]:
     yield from _rules_of_numbers(card)
     yield from _rules_of_classes(card)
-    student, few = card.stage != "teacher", card.stage == "halve"
-    yield (
-        f"steps must be a whole number from 1 to {MAX_STEPS} for a few-step student and null "
-        f"elsewhere, got {card.steps} with stage {card.stage!r}",
-        few != (card.steps is not None) or not _counts(card.steps),
-    )
     if card.family != OWN:
+        student = not card.is_teacher
         yield (
             "w_range must be two numbers for a student of one pass and null elsewhere, got "
-            f"{card.w_range} with stage {card.stage!r} and pair {card.pair}",
+            f"{card.w_range} with stage {card.stage.kind!r} and pair {card.pair}",
             (student and not card.pair) != (card.w_range is not None),
         )
-    yield (
-        f"pair, stride, direction and sampler belong to few-step students, got stage "
-        f"{card.stage!r}",
-        not few
-        and (card.pair, card.stride, card.direction, card.sampler) != (False, 1, "decode", None),
-    )
-    sampler = "encode" if card.direction == "encode" else STRIDES.get(card.stride)
-    yield (
-        f"sampler must be {sampler!r} for direction {card.direction!r} and stride {card.stride}, "
-        f"got {card.sampler!r}",
-        few and card.sampler is not None and card.sampler != sampler,
-    )
     native = card.family in NATIVE
     yield (
         f"clock and prediction must be {CLOCK!r} and null for the family {card.family!r}, got "
         f"{card.clock!r} and {card.prediction!r}",
         native and (card.clock, card.prediction) != (CLOCK, None),
     )
-
-
-def _counts(number: int | None) -> bool:
-    return number is None or 1 <= number <= MAX_STEPS
 
 
 def _rules_of_numbers(card: Card) -> Iterator[tuple[str, bool]]:
@@ -219,11 +231,6 @@ def _rules_of_numbers(card: Card) -> Iterator[tuple[str, bool]]:
     yield (
         f"w_band must be null or a finite number above 0, got {card.w_band}",
         card.w_band is not None and not 0 < card.w_band < math.inf,
-    )
-    yield (
-        f"substeps and order must be null or 1 or more, and order at most 2, got {card.substeps} "
-        f"and {card.order}",
-        not (_counts(card.substeps) and card.order in (None, 1, 2)),
     )
     told = [*card.figures.values(), *card.training.values()]
     yield (

@@ -8,8 +8,10 @@ from typing import Any
 from torch import nn
 
 from fewstep.core.denoiser import inside, traits_of
+from fewstep.core.samplers import SAMPLERS
+from fewstep.distill.plan import TEACHER, Stage
 from fewstep.errors import RangeError, ShapeError
-from fewstep.models.card import OWN, STRIDES, Card
+from fewstep.models.card import OWN, TAUGHT, Card
 from fewstep.models.clocks.own import OWN_CLOCK
 from fewstep.models.model import Model
 
@@ -40,8 +42,14 @@ def _card(module: nn.Module, name: str) -> Card:
             f"traits.steps must name one number of steps to be saved, got {steps}. Save a model "
             "for each."
         )
-    stage = "halve" if steps else "teacher" if traits.w_range is None else "match"
-    known = {name: stride for stride, name in STRIDES.items()}
+    # How a student was made is not known, but what it was made for is.
+    made_for = SAMPLERS.get(traits.sampler or "deterministic") or SAMPLERS["deterministic"]
+    stage = TAUGHT
+    if steps:
+        direction = "encode" if made_for.encodes else "decode"
+        stage = Stage(None, TEACHER, steps=steps[0], stride=made_for.stride, direction=direction)
+    elif traits.w_range is not None:
+        stage = Stage(None, TEACHER)
     return Card.model_validate(
         {
             "fewstep": version("fewstep"),
@@ -51,9 +59,5 @@ def _card(module: nn.Module, name: str) -> Card:
             "clock": OWN_CLOCK.name,
             "shape": traits.shape or (),
             "w_range": traits.w_range,
-            "steps": steps[0] if steps else None,
-            "sampler": traits.sampler if steps else None,
-            "stride": known.get(traits.sampler or "", 1) if steps else 1,
-            "direction": "encode" if steps and traits.sampler == "encode" else "decode",
         }
     )

@@ -77,16 +77,9 @@ def student_of(
     told = card.model_copy(
         update={
             "name": stage.name,
-            "stage": "match" if stage.steps is None else "halve",
+            "stage": stage,
             "w_range": None if stage.pair else w_range,
             "w_band": w_band if inner.w_dim is None else card.w_band,
-            "pair": stage.pair,
-            "steps": stage.steps,
-            "substeps": None if stage.steps is None else stage.substeps,
-            "order": None if stage.steps is None else stage.order,
-            "stride": stage.stride,
-            "direction": stage.direction,
-            "sampler": stage.sampler,
             "lora": None if lora is None else _adapter(inner, lora),
             "parents": lineage(card),
             "weights_sha256": "",
@@ -180,7 +173,7 @@ def _base_sha256(parent: Model, card: Card) -> str:
     """Return the hash of the weights under the adapter, once it is sure where they are."""
     assert parent.source is not None
     found = part_sha256(parent.source / parent.family.part)
-    expected = card.weights_sha256 or (found if card.stage == "teacher" else "")
+    expected = card.weights_sha256 or (found if card.is_teacher else "")
     if has_adapter(parent.network) and card.lora is not None:
         expected = card.lora.base_sha256
     if found != expected:

@@ -114,13 +114,13 @@ def _check_kept(evaluation: Evaluation) -> None:
 
 def _check_teachers(run: Run, teachers: Sequence[Path]) -> None:
     cards = [card_in(folder) for folder in teachers]
-    stages = {card.stage for card in cards}
-    if cards and "teacher" not in stages and not run.is_done(TEACHER):
+    if cards and not any(card.is_teacher for card in cards) and not run.is_done(TEACHER):
         raise FolderError(
             "a report measures against a guided teacher, and none was given. Add its folder with "
             "--teacher."
         )
-    given = STAGE_ONE if "match" in stages or run.is_done(STAGE_ONE) else None
+    stage_one = any(card.stage.kind == "guidance-distillation" for card in cards)
+    given = STAGE_ONE if stage_one or run.is_done(STAGE_ONE) else None
     for stage in run.plan:
         if stage.parent == STAGE_ONE != given and all(s.name != STAGE_ONE for s in run.plan):
             raise FolderError(

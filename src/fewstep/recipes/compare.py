@@ -28,7 +28,7 @@ from fewstep.show.figures import Remarks, terminal_page, write_figures
 from fewstep.show.weak import reasons_of, table_of, warnings_of
 
 SHEET = 20  # images of each cell that a sheet shows
-ROLES = {"teacher": TEACHER, "match": STAGE_ONE, "halve": "student"}
+ROLES = {"pretraining": TEACHER, "guidance-distillation": STAGE_ONE}
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def compare(evaluation: Evaluation, comparison: Comparison, columns: Sequence[Co
     cells, roles = [], {TEACHER: TEACHER}
     for column in columns:
         model = load(column.folder, evaluation.device)
-        roles[column.name] = ROLES[card_of(model).stage]
+        roles[column.name] = ROLES.get(card_of(model).stage.kind, "student")
         for w in comparison.ws:
             for steps, sampler in column.cells:
                 cells.append(

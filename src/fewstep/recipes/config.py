@@ -24,7 +24,6 @@ from fewstep.recipes.schema import (
     EvaluateConfig,
     LatentConfig,
     Recipe,
-    StageConfig,
     TeacherConfig,
 )
 
@@ -35,7 +34,6 @@ __all__ = [
     "EvaluateConfig",
     "LatentConfig",
     "Recipe",
-    "StageConfig",
     "TeacherConfig",
     "built_in_recipes",
     "check_recipe",

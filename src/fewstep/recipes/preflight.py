@@ -6,14 +6,12 @@ import importlib.util
 import json
 import warnings
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from fewstep.atomic import check_replaceable
-from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Traits
 from fewstep.data import Dataset, Prompts
 from fewstep.distill.plan import STAGE_ONE, TEACHER, Stage
@@ -36,17 +34,6 @@ from fewstep.recipes.teachers import check_kind, name_of
 from fewstep.train import check_trainable, processes
 
 Found = dict[str, tuple[Path, Card]]
-
-
-@dataclass(frozen=True)
-class _Planned:
-    """A denoiser that only has traits: enough for a problem to check its settings."""
-
-    traits: Traits
-    passes: int = 1
-
-    def __call__(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
-        raise NotImplementedError
 
 
 def found_models(recipe: Recipe, out: Path, teachers: Sequence[Path]) -> Found:
@@ -103,12 +90,9 @@ def check_stages(
             _check_range(recipe, stage, known.get(stage.parent))
         parent = made.get(stage.parent) or _traits(recipe, found, stage.parent)
         try:
-            stage.problem(_Planned(parent), recipe.distill.w, torch.tensor([0]))
+            made[stage.name] = stage.traits_after(parent, recipe.distill.w)
         except FewstepError as error:
             raise RecipeError(f"stage {stage.name!r}: {error}") from None
-        steps = None if stage.steps is None else (stage.steps,)
-        w_range = None if stage.pair else recipe.distill.w
-        made[stage.name] = replace(parent, steps=steps, sampler=stage.sampler, w_range=w_range)
     if recipe.distill.lora is not None and importlib.util.find_spec("peft") is None:
         raise MissingError("distill.lora needs the package peft. Install fewstep[lora].")
 

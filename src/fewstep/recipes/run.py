@@ -26,7 +26,6 @@ from fewstep.core.denoiser import Denoiser
 from fewstep.core.seed import derive
 from fewstep.data import Dataset, Prompts
 from fewstep.distill.plan import STAGE_ONE, TEACHER, Stage
-from fewstep.distill.pretrain import Pretrain
 from fewstep.distill.problem import Problem
 from fewstep.errors import FolderError, in_units
 from fewstep.folders import card_in, is_pipeline, load_model, save_model
@@ -75,9 +74,8 @@ class Run(CheckedRun):
         self.check_training([TEACHER])
         assert not isinstance(self.images, Prompts)
         model = self._fresh_teacher(self.images)
-        problem = Pretrain(
-            model.null_cond, dropout=self.recipe.teacher.dropout, phi=model.traits.phi_range
-        )
+        stage = self.recipe.teacher.stage
+        problem = stage.problem(model, self.recipe.distill.w, model.null_cond)
         return self._train(model, problem, self.recipe.train_config(None))
 
     def _fresh_teacher(self, images: Dataset) -> Model:
@@ -85,7 +83,7 @@ class Run(CheckedRun):
         recipe = self.recipe
         if recipe.latents is not None and is_pipeline(self.encoders):
             card = card_in(self.encoders)
-            if card.stage != "teacher":
+            if not card.is_teacher:
                 raise FolderError(f"{self.encoders} is a student; a teacher does not start there.")
             if recipe.latents.cond == condition_of(card):
                 model = self._load_parent(self.encoders)
@@ -99,7 +97,7 @@ class Run(CheckedRun):
             fewstep=fewstep.__version__,
             family=(UNET_CLASS if recipe.latents is None else LATENT_CLASS).name,
             name=TEACHER,
-            stage="teacher",
+            stage=recipe.teacher.stage,
             clock=CLOCK,
             shape=self.data.shape,
             num_classes=images.num_classes,

@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from fewstep.data import DataConfig
 from fewstep.distill.guidance import WALK
-from fewstep.distill.plan import STAGE_ONE, Plan, Stage, student_name
+from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan, Stage
 from fewstep.distill.trajectory import States
 from fewstep.models import Lora, UNetConfig
 from fewstep.train import Optimisation, TrainConfig
@@ -33,48 +33,17 @@ class TeacherConfig(Optimisation):
     updates: int = Field(3000, ge=1, le=MOST_UPDATES)
     dropout: float = Field(0.1, ge=0.0, lt=1.0)
 
-
-class StageConfig(Part):
-    """One student of the plan (`fewstep.distill.plan.Stage`); stage one has no `steps`.
-
-    updates, lr and states default to those of `distill`; the name to stage-one, student-4, ...
-    The name is also that of the student's folder in the run.
-    """
-
-    parent: str
-    name: str | None = None
-    steps: Steps | None = None
-    substeps: int = Field(2, ge=1, le=MOST_STEPS)
-    order: Literal[1, 2] = 1
-    stride: Literal[1, 2] = 1
-    direction: Literal["decode", "encode"] = "decode"
-    pair: bool = False
-    updates: int | None = Field(None, ge=1, le=MOST_UPDATES)
-    lr: float | None = Field(None, gt=0.0, le=10.0)
-    states: States | None = None
-
-    @model_validator(mode="after")
-    def _used(self) -> StageConfig:
-        if self.steps is None:
-            given = {"substeps", "order", "stride", "direction", "pair"} & self.model_fields_set
-            idle = sorted(
-                k for k in given if getattr(self, k) != type(self).model_fields[k].default
-            )
-            if idle:
-                raise ValueError(
-                    f"{', '.join(idle)} must come with steps: without steps the stage is stage "
-                    "one, which has no such setting; add steps, or leave them out"
-                )
-        elif self.name == STAGE_ONE:
-            raise ValueError(
-                f"the name {STAGE_ONE} belongs to the stage without steps; choose another name"
-            )
-        return self
+    @property
+    def stage(self) -> Stage:
+        """The training as a stage, which the card of the teacher keeps."""
+        settings = self.model_dump(include={"updates", "lr", "dropout"})
+        return Stage(TEACHER, "data", kind="pretraining", **settings)
 
 
 class DistillConfig(Optimisation):
     """Both stages: the range of w, the plan, and the settings that all students share.
 
+    updates, lr, states: of every stage that has none of its own.
     lora: train a LoRA adapter; null trains every weight.
     states: what students are trained on: "noised" data, or the states of the teacher's own
         "trajectory".
@@ -84,7 +53,7 @@ class DistillConfig(Optimisation):
     updates: int = Field(500, ge=1, le=MOST_UPDATES)
     lora: Lora | None = None
     states: States = "noised"
-    stages: tuple[StageConfig, ...] = Field((), max_length=1000)
+    stages: tuple[Stage, ...] = Field((), max_length=1000)
 
     @model_validator(mode="after")
     def _range(self) -> DistillConfig:
@@ -95,38 +64,34 @@ class DistillConfig(Optimisation):
         return self
 
     @model_validator(mode="after")
-    def _walkable(self) -> DistillConfig:
+    def _check_stages(self) -> DistillConfig:
         part = self.batch_size // self.accumulate
         for s in self.stages:
-            if (s.states or self.states) == "noised":
-                continue
-            if (s.steps or WALK) > part:
+            if s.kind == "pretraining":
+                raise ValueError(
+                    "stages must be distilled from a model, got the kind pretraining; train the "
+                    "teacher by the settings in `teacher:`"
+                )
+            if s.name == STAGE_ONE and s.steps is not None:
+                raise ValueError(
+                    f"the name {STAGE_ONE} belongs to the stage without steps; choose another name"
+                )
+            if (s.states or self.states) == "trajectory" and (s.steps or WALK) > part:
                 raise ValueError(
                     f"a batch of {part} cannot hold a trajectory of {s.steps or WALK} states; "
                     "give a larger batch, fewer steps, or states: noised"
                 )
-            if s.stride == 2 and s.direction == "encode":
-                raise ValueError("an encoder of stride 2 has no trajectories; use states: noised")
         return self
 
     def plan(self) -> Plan:
-        """Return the stages as a plan. Raises RecipeError for stages that do not fit together."""
-        return Plan(tuple(self._stage(s) for s in self.stages))
+        """Return the stages as a plan, each with the settings that it shares with the others.
 
-    def _stage(self, s: StageConfig) -> Stage:
-        name = STAGE_ONE
-        if s.steps is not None:
-            name = student_name(s.steps, s.stride, s.direction, s.pair)
-        states = s.states or self.states
-        shared = (s.steps, s.substeps, s.stride, s.direction, s.pair, states, s.order)
-        return Stage(
-            name if s.name is None else s.name, s.parent, s.updates or self.updates, *shared
-        )
-
-    def lr_of(self, stage: Stage) -> float:
-        """Return the learning rate of a stage of the plan."""
-        own = {self._stage(s).name: s.lr for s in self.stages}[stage.name]
-        return own or self.lr
+        Raises RecipeError for stages that do not fit together.
+        """
+        shared = {"updates": self.updates, "lr": self.lr, "states": self.states}
+        own = [s.model_dump(include=set(shared), exclude_none=True) for s in self.stages]
+        stages = zip(self.stages, own, strict=True)
+        return Plan(tuple(s.model_copy(update={**shared, **mine}) for s, mine in stages))
 
 
 class LatentConfig(Part):
@@ -249,8 +214,7 @@ class Recipe(Part):
 
     def train_config(self, stage: Stage | None) -> TrainConfig:
         """Return the training of a stage, or with None of the teacher."""
-        source: Optimisation = self.teacher if stage is None else self.distill
-        shared = {k: getattr(source, k) for k in Optimisation.model_fields}
-        if stage is None:
-            return TrainConfig(**shared, updates=self.teacher.updates)
-        return TrainConfig(**{**shared, "lr": self.distill.lr_of(stage)}, updates=stage.updates)
+        source = self.teacher if stage is None else self.distill
+        shared = {k: getattr(source, k) for k in TrainConfig.model_fields}
+        own = {} if stage is None else stage.model_dump(include={"updates", "lr"})
+        return TrainConfig(**{**shared, **{k: v for k, v in own.items() if v is not None}})

@@ -15,7 +15,7 @@ import fewstep
 from fewstep.atomic import atomic_write
 from fewstep.core.denoiser import Guided
 from fewstep.core.device import choose_device
-from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan, Stage, student_name
+from fewstep.distill.plan import KINDS, STAGE_ONE, TEACHER, Plan, Stage
 from fewstep.errors import FolderError
 from fewstep.folders import save_model
 from fewstep.lock import writer_of
@@ -170,18 +170,16 @@ def shown_names(plan: Plan) -> dict[str, str]:
 
 def _plain_name(stage: Stage) -> str:
     """Return a default name without its sampler; any other name as it is."""
-    if stage.steps is None:
-        return stage.name
-    shared = (stage.direction, stage.pair)
-    default = student_name(stage.steps, stage.stride, *shared)
-    return student_name(stage.steps, 1, *shared) if stage.name == default else stage.name
+    default_name = KINDS[stage.kind].default_name
+    plain = default_name(stage.model_copy(update={"stride": 1}))
+    return plain if stage.name == default_name(stage) else stage.name
 
 
 def _figures(
     run: Run, name: str, shown: str, model: Model | Guided, cells: dict[Key, Cell]
 ) -> None:
     card = card_of(model)
-    if card.stage != "halve" or card.pair:
+    if card.steps is None or card.pair:
         return
     figures = {
         f"{key} at w={w:g}": round(float(cell.row[key]), 6)
@@ -305,7 +303,7 @@ def _facts(run: Run, seconds: float) -> dict[str, str]:
     model = run.load(STAGE_ONE if run.is_done(STAGE_ONE) else TEACHER)
     network = model_of(model)
     recipe = run.recipe
-    updates = [s.updates for s in run.plan]
+    updates = [s.updates or 0 for s in run.plan]
     if (run.out / "training" / TEACHER).is_dir():  # and not made elsewhere
         updates.insert(0, recipe.teacher.updates)
     return {

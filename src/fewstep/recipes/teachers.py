@@ -20,12 +20,12 @@ def name_of(card: Card, folder: Path) -> str:
 
     Raises FolderError for a student of a fixed number of steps.
     """
-    if card.stage == "halve":
+    if card.steps is not None:
         raise FolderError(
             f"--teacher must be a teacher or the model of stage one, and {folder} is a student of "
             f"{card.steps} steps, not a teacher. Use the folder that it was made from."
         )
-    return STAGE_ONE if card.stage == "match" else TEACHER
+    return TEACHER if card.is_teacher else STAGE_ONE
 
 
 def condition_of(card: Card) -> str:
