@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from studies.cells import DDIM, RMS, Cells, Column, Line, Report
+from studies.cells import DDIM, RMS, Cells, Column, Line, Report, at
 from studies.common import argument_parser, facts_line, joined, markdown
 
 STOCHASTIC = "stochastic"
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def table(comparison: Comparison, runs: Sequence[Cells]) -> str:
     """Return one table. Raises StudyError if a run lacks one of its cells."""
-    fd, ws = runs[0].fd, comparison.ws
+    fd, ws = runs[0].fd_name, comparison.ws
     columns = [
         Column(f"{fd}, w = {joined(ws)}", fd, 2, ws),
         Column("paired distance", RMS, 3, ws),
@@ -128,7 +128,7 @@ def table(comparison: Comparison, runs: Sequence[Cells]) -> str:
     rows = []
     for entry in comparison.entries:
         cells = runs[entry.run]
-        evaluations = [cells.at(entry.line, w).evaluations for w in ws]
+        evaluations = [at(cells, entry.line, w).evaluations for w in ws]
         figures = [column.text(entry.line, [cells]) for column in columns]
         rows.append([entry.name, str(evaluations[-1]), *figures])
     return markdown(["", "evaluations", *(c.head for c in columns)], rows, numbers=[1])

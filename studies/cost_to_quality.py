@@ -30,7 +30,7 @@ from fewstep.measure.evaluate import Evaluation
 from fewstep.recipes.config import Recipe, load_recipe
 from fewstep.recipes.run import Run
 from fewstep.show.tables import comma_separated
-from studies.cells import RMS, Cells
+from studies.cells import RMS, Cells, at, cells_of, figure
 from studies.common import DOCS, StudyError, argument_parser, joined, markdown, read_json
 from studies.cost_to_quality_plans import BROUGHT, PLANS
 
@@ -87,9 +87,9 @@ def _train(name: str, demo: Path, out: Path, recipe: Recipe, seed: int) -> Run:
     entry, folder = PLANS[name], out / name / f"seed-{seed}"
     run = Run(entry.recipe(recipe, seed), folder, "cpu", _say, progress=False)
     run.prepare()
-    for model, source in BROUGHT.get((name, seed), {}).items():
-        if (demo.parent / source).is_dir() and not run.is_done(model):
-            shutil.copytree(demo.parent / source, run.folder(model))
+    for model, place in BROUGHT.get((name, seed), {}).items():
+        if (demo.parent / place).is_dir() and not run.workspace.is_done(model):
+            shutil.copytree(demo.parent / place, run.folder(model))
     run.use_teacher(demo / TEACHER)
     if entry.shares is not None:
         other = demo if entry.shares == "demo" else out / entry.shares / f"seed-{seed}"
@@ -127,14 +127,13 @@ class Measured:
     evaluations: int
     seeds: dict[int, Cells]
 
-    def figures(self, figure: str, w: float) -> list[float]:
+    def figures(self, key: str, w: float) -> list[float]:
         """Return a figure at w, one per seed."""
-        lines = ((cells, cells.lines[0]) for cells in self.seeds.values())
-        return [cells.at(line, w)[figure] for cells, line in lines]
+        return [figure(at(cells, cells.lines[0], w), key) for cells in self.seeds.values()]
 
-    def text(self, figure: str, digits: int, ws: Sequence[float] = W) -> str:
+    def text(self, key: str, digits: int, ws: Sequence[float] = W) -> str:
         """Return the means over the seeds; of several seeds, with half of their range."""
-        return ", ".join(_mean_and_spread(self.figures(figure, w), digits) for w in ws)
+        return ", ".join(_mean_and_spread(self.figures(key, w), digits) for w in ws)
 
 
 def finished(out: Path, recipe: Recipe) -> list[Measured]:
@@ -145,7 +144,7 @@ def finished(out: Path, recipe: Recipe) -> list[Measured]:
     plans = []
     for name, entry in PLANS.items():
         paths = sorted((out / name).glob(f"seed-*/{ROWS}"))
-        seeds = {int(p.parent.name.removeprefix("seed-")): Cells(read_json(p)) for p in paths}
+        seeds = {int(p.parent.name.removeprefix("seed-")): cells_of(read_json(p)) for p in paths}
         if seeds:
             plans.append(Measured(name, entry.evaluations(recipe), seeds))
     if not plans:
@@ -168,9 +167,9 @@ def write(out: Path, recipe: Recipe, docs: Path) -> None:
 def _csv_rows(plan: Measured) -> list[dict[str, Any]]:
     return [
         {"plan": plan.name, "seed": seed, "training_evaluations": plan.evaluations, "w": cell.w}
-        | {figure: cell.figures[figure] for figure in FIGURES}
+        | {key: cell.figures.by_name[key] for key in FIGURES}
         for seed, cells in plan.seeds.items()
-        for cell in cells.cells
+        for cell in cells.drawn
     ]
 
 

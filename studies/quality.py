@@ -25,7 +25,7 @@ from fewstep.recipes.config import load_recipe
 from fewstep.show.figures import HEAD
 from fewstep.show.plots import against_evaluations
 from fewstep.show.tables import comma_separated
-from studies.cells import DDIM, RMS, Cell, Cells
+from studies.cells import DDIM, RMS, Cell, Cells, cells_of, figure
 from studies.common import DOCS, argument_parser, markdown, read_json
 
 # Numbers of steps, the most telling first, since a run may be stopped before it has measured all.
@@ -116,56 +116,62 @@ def measure(
 def write(folders: Sequence[Path], docs: Path) -> None:
     """Write the CSV and the plots into the documentation, and print the tables."""
     measured = {
-        folder.name.removeprefix("study-quality-"): Cells(read_json(folder / ROWS))
+        folder.name.removeprefix("study-quality-"): cells_of(read_json(folder / ROWS))
         for folder in folders
     }
-    rows = [
-        _csv_row(name, cells.fd, cell) for name, cells in measured.items() for cell in cells.cells
-    ]
+    rows = [_csv_row(name, cell) for name, cells in measured.items() for cell in cells.drawn]
     atomic_write(docs / "results" / "data" / "quality.csv", comma_separated(rows).encode())
     for name, cells in measured.items():
-        fd = cells.fd
+        fd = cells.fd_name
         for w in cells.ws:
             here = cells.at_w(w)
-            plot = HEAD + against_evaluations([cell.row for cell in here], fd, fd, w)
+            plot = HEAD + against_evaluations(here, fd, fd, w)
             atomic_write(docs / "images" / f"quality-{name}-w{w:g}.svg", plot.encode())
-            print(f"\n### {name}, w = {w:g}\n\n{curves(here, fd)}\n\n{answers(here, fd)}")
+            print(f"\n### {name}, w = {w:g}\n\n{curves(here)}\n\n{answers(here)}")
 
 
-def _csv_row(name: str, fd: str, cell: Cell) -> dict[str, Any]:
+def _csv_row(name: str, cell: Cell) -> dict[str, Any]:
     shared = {"data": name, **cell.line._asdict(), "evaluations": cell.evaluations, "w": cell.w}
-    return shared | {"fd": cell[fd], **{k: cell.figures[k] for k in (RMS, "recall", "variance")}}
+    figures = cell.figures.by_name
+    fd = figure(cell, cell.figures.fd_name)
+    return shared | {"fd": fd, **{k: figures[k] for k in (RMS, "recall", "variance")}}
 
 
-def curves(cells: Sequence[Cell], fd: str) -> str:
+def curves(cells: Cells) -> str:
     """Return both distances of every solver by evaluations, then those of all other cells."""
+    fd = cells.fd_name
     reference = _reference(cells)
     solved = [c for c in cells if c.line.model == "teacher" and c.line != reference.line]
     others = [c for c in cells if c.line.model != "teacher" or c.line == reference.line]
     counts = sorted({cell.evaluations for cell in solved})
     rows = []
     for sampler, name in NAMES.items():
-        mine = {c.evaluations: c for c in solved if c.line.sampler == sampler}
-        texts = [f"{mine[n][fd]:.2f} / {mine[n][RMS]:.3f}" if n in mine else "-" for n in counts]
+        mine = {c.evaluations: _distances(c) for c in solved if c.line.sampler == sampler}
+        texts = [" / ".join(mine[n]) if n in mine else "-" for n in counts]
         rows.append([name, *texts])
     solvers = markdown([f"{fd} / paired distance at", *map(str, counts)], rows)
     rows = []
     for cell in others:
         model, _, steps = cell.line
         name = f"teacher, {steps} steps" if model == "teacher" else model
-        rows.append([name, str(cell.evaluations), f"{cell[fd]:.2f}", f"{cell[RMS]:.3f}"])
+        rows.append([name, str(cell.evaluations), *_distances(cell)])
     head = ["", "evaluations", fd, "paired distance"]
     return solvers + "\n\n" + markdown(head, rows, numbers=[1, 2, 3])
 
 
-def answers(cells: Sequence[Cell], fd: str) -> str:
+def _distances(cell: Cell) -> tuple[str, str]:
+    return f"{figure(cell, cell.figures.fd_name):.2f}", f"{figure(cell, RMS):.3f}"
+
+
+def answers(cells: Cells) -> str:
     """Return the evaluations that each solver needs to reach the teacher, and student-4."""
+    fd = cells.fd_name
     teacher = _reference(cells)
     student = next(cell for cell in cells if cell.line.model == "student-4")
     wanted = {
-        f"{fd} within 10 % of the teacher's": (fd, 1.1 * teacher[fd]),
-        f"student-4's {fd}": (fd, student[fd]),
-        "student-4's paired distance": (RMS, student[RMS]),
+        f"{fd} within 10 % of the teacher's": (fd, 1.1 * figure(teacher, fd)),
+        f"student-4's {fd}": (fd, figure(student, fd)),
+        "student-4's paired distance": (RMS, figure(student, RMS)),
     }
     groups = {
         name: [c for c in cells if c.line[:2] == ("teacher", sampler) and c is not teacher]
@@ -173,13 +179,13 @@ def answers(cells: Sequence[Cell], fd: str) -> str:
     }
     groups["students"] = [c for c in cells if c.line.model.startswith("student")]
     rows = [
-        [name, *(needed(mine, figure, most) for figure, most in wanted.values())]
+        [name, *(needed(mine, key, most) for key, most in wanted.values())]
         for name, mine in groups.items()
     ]
     return markdown(["evaluations for", *wanted], rows, numbers=range(1, 4))
 
 
-def needed(cells: Sequence[Cell], figure: str, most: float) -> str:
+def needed(cells: Sequence[Cell], key: str, most: float) -> str:
     """Return the first measured count of evaluations from which on the figure is at most `most`.
 
     "8 (not 6)": 8 evaluations suffice; 6, the next smaller count measured, do not. "> 25": the
@@ -188,14 +194,14 @@ def needed(cells: Sequence[Cell], figure: str, most: float) -> str:
     ordered = sorted(cells, key=lambda cell: cell.evaluations)
     if not ordered:
         return "-"
-    bad = [cell.evaluations for cell in ordered if cell[figure] > most]
+    bad = [cell.evaluations for cell in ordered if figure(cell, key) > most]
     if bad and bad[-1] == ordered[-1].evaluations:
         return f"> {bad[-1]}"
     good = [cell.evaluations for cell in ordered if not bad or cell.evaluations > bad[-1]]
     return f"{good[0]}" + (f" (not {bad[-1]})" if bad else "")
 
 
-def _reference(cells: Sequence[Cell]) -> Cell:
+def _reference(cells: Cells) -> Cell:
     """Return the teacher's cell with the most DDIM steps."""
     teachers = [cell for cell in cells if cell.line[:2] == ("teacher", DDIM)]
     return max(teachers, key=lambda cell: cell.line.steps)

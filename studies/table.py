@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from studies.cells import DDIM, RMS, Cells, Column, Line, Report
+from studies.cells import DDIM, RMS, Cells, Column, Line, Report, at, figure, longest
 from studies.common import argument_parser, facts_line, joined, markdown
 
 FIRST = "model, sampler, steps (evaluations)"
@@ -44,7 +44,7 @@ def seeds(reports: Sequence[Report]) -> str:
 def at_best_w(report: Report) -> str:
     """Return the cells of one report, and the ratios to the teacher at the teacher's best w."""
     cells = report.cells
-    fd, ws = cells.fd, cells.ws
+    fd, ws = cells.fd_name, cells.ws
     columns = [
         Column(fd, fd, 2, ws),
         Column("accuracy", "accuracy", 3, ws),
@@ -54,7 +54,7 @@ def at_best_w(report: Report) -> str:
     teacher = max(
         (line for line in cells.lines if line.model == "teacher"), key=lambda line: line.steps
     )
-    best = min(ws, key=lambda w: cells.at(teacher, w)[fd])
+    best = min(ws, key=lambda w: figure(at(cells, teacher, w), fd))
     parts = [
         markdown([FIRST, *(c.head for c in columns)], rows),
         f"w = {joined(ws)}; the teacher's best w: {best:g}",
@@ -63,19 +63,19 @@ def at_best_w(report: Report) -> str:
     last = facts_line(report.facts)
     if cells.held_out is None:
         return "\n\n".join(parts) + "\n" + last
-    held = f"held-out images: {fd} {cells.held_out[fd]:.2f}, "
-    held += f"accuracy {cells.held_out['accuracy']:.3f}"
+    real = cells.held_out.figures
+    held = f"held-out images: {fd} {real.fd:.2f}, accuracy {real.accuracy:.3f}"
     return "\n\n".join([*parts, held]) + "\n" + last
 
 
 def _at_w(cells: Cells, teacher: Line, w: float) -> str:
     """Return the table of every other line against the teacher's many steps at one w."""
-    reference, rows = cells.at(teacher, w), []
+    fd, reference, rows = cells.fd_name, at(cells, teacher, w), []
     for line in cells.lines:
         if line != teacher:
-            cell = cells.at(line, w)
-            points = 100 * (cell["accuracy"] - reference["accuracy"])
-            ratio = cell[cells.fd] / reference[cells.fd]
+            cell = at(cells, line, w)
+            points = 100 * (figure(cell, "accuracy") - figure(reference, "accuracy"))
+            ratio = figure(cell, fd) / figure(reference, fd)
             rows.append([str(line), f"{ratio:.3f}", f"{points:+.1f}"])
     head = ["at the teacher's best w", "distance over the teacher's", "accuracy, points"]
     return markdown(head, rows)
@@ -84,13 +84,13 @@ def _at_w(cells: Cells, teacher: Line, w: float) -> str:
 def _cells_of_seeds(reports: Sequence[Cells]) -> str:
     first = reports[0]
     columns = [
-        Column(f"{first.fd}, w = {joined(first.ws)}", first.fd, 2, first.ws),
+        Column(f"{first.fd_name}, w = {joined(first.ws)}", first.fd_name, 2, first.ws),
         Column("paired distance", RMS, 3, first.ws),
     ]
     for name, digits in (("accuracy", 3), ("precision", 2), ("recall", 2), ("variance", 2)):
-        if name in first.cells[0].figures:
+        if any(cell.figures.by_name[name] is not None for cell in first.drawn):
             columns.append(Column(f"{name}, w = 1", name, digits, [1.0]))
-    rows = [_row(line, first.at(line, 1.0).evaluations, columns, reports) for line in first.lines]
+    rows = [_row(line, at(first, line, 1.0).evaluations, columns, reports) for line in first.lines]
     return markdown([FIRST, *(c.head for c in columns)], rows)
 
 
@@ -104,20 +104,20 @@ def _ratios(reports: Sequence[Report]) -> str:
     """Return the student's figures divided by the teacher's own at as many steps, and at many."""
     seeds = [report.cells for report in reports]
     first = seeds[0]
-    student, teacher = Line("student-4", DDIM, 4), Line("teacher", DDIM, first.longest("teacher"))
+    student, teacher = Line("student-4", DDIM, 4), Line("teacher", DDIM, longest(first, "teacher"))
     many = f"student-4 / teacher, {teacher.steps} steps"
 
     def row(name: str, values: Sequence[float]) -> list[str]:
         return [name, " / ".join(f"{v:.3f}" for v in values)]
 
-    def ratio(name: str, a: Line, b: Line, figure: str, w: float) -> list[str]:
-        values = [cells.at(a, w)[figure] / cells.at(b, w)[figure] for cells in seeds]
-        return row(f"{name}, {figure}, w = {w:g}", values)
+    def ratio(name: str, a: Line, b: Line, key: str, w: float) -> list[str]:
+        values = [figure(at(cells, a, w), key) / figure(at(cells, b, w), key) for cells in seeds]
+        return row(f"{name}, {key}, w = {w:g}", values)
 
-    rows = [ratio(many, student, teacher, first.fd, w) for w in first.ws]
+    rows = [ratio(many, student, teacher, first.fd_name, w) for w in first.ws]
     for mine, other in _rivals(first):
         name = f"{mine.model} / teacher, {other.sampler}, {other.steps} steps"
-        rows += [ratio(name, mine, other, figure, 1.0) for figure in (first.fd, RMS)]
+        rows += [ratio(name, mine, other, key, 1.0) for key in (first.fd_name, RMS)]
     rows.append(ratio("student-4 / teacher", student, teacher, "variance", 1.0))
     smallest = [float(_on_the_diagonal(report.matrix)) for report in reports]
     rows.append(row(f"w x w: rows of {len(first.ws)} with the smallest on the diagonal", smallest))

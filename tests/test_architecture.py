@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 import fewstep
 
 SOURCE = Path(fewstep.__file__).parent
+# Rooms that are being rebuilt may be larger for now; the list is to become empty.
+MAY_BE_LARGE = ("distill", "models")
 
 
 def test_core_and_distill_can_be_read_in_an_hour() -> None:
@@ -46,3 +49,18 @@ def test_there_is_no_way_around_generators() -> None:
         if "torch.manual_seed" in p.read_text()
     }
     assert users == {"train/loop.py"}
+
+
+def test_files_and_classes_are_small() -> None:
+    """No file has more than 350 lines and no class more than 250."""
+    large: list[str] = []
+    for path in SOURCE.rglob("*.py"):
+        place, text = path.relative_to(SOURCE), path.read_text()
+        if place.parts[0] in MAY_BE_LARGE:
+            continue
+        if len(text.splitlines()) > 350:
+            large.append(str(place))
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef) and (node.end_lineno or 0) - node.lineno >= 250:
+                large.append(f"{place}: {node.name}")
+    assert large == []

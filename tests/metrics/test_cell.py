@@ -149,7 +149,7 @@ def _folder(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "message"),
     [
         (_cut, "cannot be read"),
         (_cut_in_the_header, "cannot be read"),
@@ -162,12 +162,12 @@ def _folder(path: Path) -> None:
     ],
 )
 def test_a_spoilt_file_is_named(
-    spoil: Callable[[Path], None], told: str, small_folder: Path, tmp_path: Path
+    spoil: Callable[[Path], None], message: str, small_folder: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / FILE
     path.write_bytes((small_folder / FILE).read_bytes())
     spoil(path)
-    with pytest.raises(FolderError, match=told) as caught:
+    with pytest.raises(FolderError, match=message) as caught:
         digits_features(tmp_path, *small())
     message = str(caught.value)
     assert str(path) in message

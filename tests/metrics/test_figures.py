@@ -134,7 +134,7 @@ def test_paired_rms(seed: int, count: int, shift: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "told"),
+    ("call", "error", "message"),
     [
         (lambda: class_score(torch.zeros(4)), ShapeError, "must be \\(B, K\\)"),
         (lambda: class_score(torch.zeros(0, 4)), DataError, "0 samples"),
@@ -157,8 +157,8 @@ def test_paired_rms(seed: int, count: int, shift: float) -> None:
     ],
 )
 def test_what_cannot_be_measured(
-    call: Callable[[], float], error: type[FewstepError], told: str
+    call: Callable[[], float], error: type[FewstepError], message: str
 ) -> None:
-    with pytest.raises(error, match=told) as caught:
+    with pytest.raises(error, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)

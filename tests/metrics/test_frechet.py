@@ -120,7 +120,7 @@ def test_far_from_zero_float32_features_keep_their_variance() -> None:
 
 
 @pytest.mark.parametrize(
-    ("x", "error", "told"),
+    ("x", "error", "message"),
     [
         (torch.zeros(1, 4), DataError, "1 sample; it takes at least 2"),
         (torch.zeros(0, 4), DataError, "0 samples"),
@@ -128,8 +128,8 @@ def test_far_from_zero_float32_features_keep_their_variance() -> None:
         (torch.tensor([[1.0], [math.nan], [math.inf]]), NonFiniteError, "2 of 3 samples"),
     ],
 )
-def test_what_has_no_moments(x: Tensor, error: type[Exception], told: str) -> None:
-    with pytest.raises(error, match=told):
+def test_what_has_no_moments(x: Tensor, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
         moments(x)
 
 

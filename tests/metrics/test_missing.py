@@ -67,13 +67,13 @@ def test_a_figure_is_missing_for_a_reason(
     reference = Reference.build(train, features)
     samples = normal(1, count, 1, 2, 2)
     got = measure_all(samples, labels, features=features, reference=reference)
-    assert set(got.figures) == FIGURES
-    assert {k for k, v in got.figures.items() if v is None} == missing | {"rms_to_teacher"}
+    assert set(got.figures.by_name) == FIGURES
+    assert {k for k, v in got.figures.by_name.items() if v is None} == missing | {"rms_to_teacher"}
     assert set(got.missing) == missing
     for reason in got.missing.values():
         assert not reason[0].islower()
         assert reason.endswith(".")
-    assert measure(samples, labels, features=features, reference=reference) == got.figures
+    assert measure(samples, labels, features=features, reference=reference) == got.figures.by_name
 
 
 def test_training_images_that_do_not_fit_leave_nearest_out() -> None:
@@ -91,9 +91,9 @@ def test_features_that_are_not_finite_give_no_figures() -> None:
     reference = Reference.build(TRAIN, Plain())
     got = measure_all(normal(1, 8, 1, 2, 2), PAIRS, features=broken, reference=reference)
     assert set(got.missing) == FIGURES - {"variance", "nearest", "rms_to_teacher"}
-    assert all(v is None or v == v for v in got.figures.values())
+    assert all(v is None or v == v for v in got.figures.by_name.values())
     nothing = no_figures(Plain(), "The images are lost.")
-    assert set(nothing.figures) == FIGURES
+    assert set(nothing.figures.by_name) == FIGURES
     assert set(nothing.missing) == FIGURES - {"rms_to_teacher"}
 
 

@@ -17,8 +17,10 @@ from safetensors.torch import load_file
 from fewstep.cli.main import main
 from fewstep.errors import DataError, FolderError, RecipeError
 from fewstep.lock import LOCK
+from fewstep.recipes.begun import check_folder
 from fewstep.recipes.config import load_recipe
 from fewstep.recipes.run import Run
+from fewstep.recipes.training_data import TrainingData
 
 TINY = {
     "name": "tiny",
@@ -108,7 +110,7 @@ def test_a_folder_that_holds_only_a_recipe_takes_any_change(recipe: Path, tmp_pa
 def test_settings_of_stages_that_have_not_begun_may_change(
     recipe: Path, taught: Path, setting: str
 ) -> None:
-    run(recipe, taught, setting).check_folder()
+    check_folder(run(recipe, taught, setting).workspace)
 
 
 @pytest.mark.parametrize(
@@ -153,9 +155,9 @@ def test_settings_that_a_student_depends_on_are_refused_with_the_way_on(
 def test_settings_of_the_stage_that_has_not_begun_may_still_change(
     recipe: Path, halved: Path
 ) -> None:
-    run(recipe, halved, "distill.stages.1.lr=1e-4").check_folder()
+    check_folder(run(recipe, halved, "distill.stages.1.lr=1e-4").workspace)
     grown = "[{parent: teacher, steps: 4}, {parent: teacher, steps: 8, name: more}]"
-    run(recipe, halved, f"distill.stages={grown}").check_folder()
+    check_folder(run(recipe, halved, f"distill.stages={grown}").workspace)
 
 
 def test_a_training_that_has_begun_holds_its_settings(recipe: Path, copied: Path) -> None:
@@ -188,9 +190,9 @@ def test_a_finished_teacher_is_trained_on_exactly(recipe: Path, copied: Path) ->
     assert any(not torch.equal(before[k], after[k]) for k in before)
     # Broken off after an update of the extension, and resumed: the same bits.
     extended = run(recipe, twin, "teacher.updates=5")
-    batches = Run.batches
+    batches = TrainingData.batches
 
-    def broken(self: Run, *arguments: object) -> Callable[..., object]:
+    def broken(self: TrainingData, *arguments: object) -> Callable[..., object]:
         inner = batches(self, *arguments)  # type: ignore[arg-type]
 
         def batch(update: int, part: int, parts: int) -> object:
@@ -202,7 +204,7 @@ def test_a_finished_teacher_is_trained_on_exactly(recipe: Path, copied: Path) ->
 
     extended.prepare()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "batches", broken)
+        patch.setattr(TrainingData, "batches", broken)
         with pytest.raises(ConnectionError):
             extended.train_teacher()
     with pytest.raises(FolderError, match=r"must have the 5 updates of the recipe, and it has 2"):
@@ -224,13 +226,13 @@ def test_no_advice_to_train_on_a_teacher_that_students_were_made_from(
 ) -> None:
     for out, advised in ((taught, True), (halved, False)):
         with pytest.raises(RecipeError, match=r"teacher\.updates = 2 .* 9") as caught:
-            run(recipe, out, "teacher.updates=9").check_folder(["student-2"])
+            check_folder(run(recipe, out, "teacher.updates=9").workspace, ["student-2"])
         assert ("run `fewstep train`" in str(caught.value)) == advised
 
 
 def test_a_change_of_conditions_names_the_key_of_the_user(recipe: Path, taught: Path) -> None:
     with pytest.raises(RecipeError, match=r"latents\.cond = None and the recipe now has 'prompt'"):
-        run(recipe, taught, "latents={cond: prompt}").check_folder()
+        check_folder(run(recipe, taught, "latents={cond: prompt}").workspace)
 
 
 def test_cache_refuses_the_folder_of_another_run(
@@ -285,7 +287,7 @@ def test_a_teacher_from_elsewhere_may_meet_other_images(
         other.use_teacher(first.folder("teacher"))
         other.distill(other.plan.stages[0])
     run(path, other.out).check()
-    assert run(path, other.out).is_made("student-4")
+    assert run(path, other.out).workspace.is_made("student-4")
 
 
 def test_images_that_changed_under_a_run_are_noticed(tmp_path: Path) -> None:
@@ -396,8 +398,8 @@ def test_commands_take_the_folder_of_a_run_and_print_where_it_is(
 def test_a_recipe_without_data_takes_the_built_in_data_of_its_teacher(
     recipe: Path, taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = {k: v for k, v in TINY.items() if k != "data"}
-    (tmp_path / "r.yaml").write_text(yaml.safe_dump(told))
+    settings = {k: v for k, v in TINY.items() if k != "data"}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(settings))
     command = ["distill", str(tmp_path / "r.yaml"), "--out", str(tmp_path / "o"), "--plan"]
     assert main(command) == 1
     assert "data.name is required" in capsys.readouterr().err
@@ -436,20 +438,21 @@ def test_a_report_ends_beside_files_of_the_users_in_a_students_folder(
     recipe: Path, halved: Path, tmp_path: Path
 ) -> None:
     from fewstep.folders import load
-    from fewstep.measure.evaluate import Cell
-    from fewstep.recipes.study import _figures
+    from fewstep.measure.cell import Cell
+    from fewstep.metrics import Figures
+    from fewstep.recipes.study import _keep_figures
 
     out = Path(shutil.copytree(halved, tmp_path / "run"))
     (out / "student-4" / "notes.txt").write_text("mine")
-    told: list[str] = []
-    made = Run(load_recipe(str(recipe)), out, "cpu", told.append, progress=False)
-    row = {"fd_digits": 1.5, "rms_to_teacher": 0.5}
-    cells = {("student-4", "deterministic", 4, 1.0): Cell(row, "key", tmp_path / "cell")}
+    lines: list[str] = []
+    made = Run(load_recipe(str(recipe)), out, "cpu", lines.append, progress=False)
+    figures = Figures("fd_digits", 1.5, rms_to_teacher=0.5)
+    cells = [Cell("student-4", "deterministic", 4, 1.0, 4, figures)]
     model = load(out / "student-4")
-    _figures(made, "student-4", "student-4", model, cells)
+    _keep_figures(made, "student-4", "student-4", model, cells)
     assert (out / "student-4" / "notes.txt").read_text() == "mine"
-    assert any("notes.txt" in line for line in told)
+    assert any("notes.txt" in line for line in lines)
     (out / "student-4" / "notes.txt").unlink()
-    _figures(made, "student-4", "student-4", load(out / "student-4"), cells)
+    _keep_figures(made, "student-4", "student-4", load(out / "student-4"), cells)
     card = json.loads((out / "student-4" / "fewstep.json").read_text())
     assert card["figures"] == {"fd_digits at w=1": 1.5, "rms_to_teacher at w=1": 0.5}

@@ -39,7 +39,7 @@ def _cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def recipe(home: Path, **more: Any) -> Any:
-    told: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "name": "tiny",
         "data": {"name": str(home / "pets"), "held_out": 0.0},
         "network": {"channels": [8], "groups": 4, "w_dim": 16},
@@ -50,8 +50,8 @@ def recipe(home: Path, **more: Any) -> Any:
                      "stage_one_steps": [2], "batch_size": 8, "features": str(home / "look")},
     }  # fmt: skip
     for part, changes in more.items():
-        told[part] = {**told.get(part, {}), **changes}
-    return check_recipe(told, "test")
+        settings[part] = {**settings.get(part, {}), **changes}
+    return check_recipe(settings, "test")
 
 
 def checked(home: Path, out: Path, teachers: tuple[str, ...] = (), **more: Any) -> Any:
@@ -86,7 +86,7 @@ def test_what_stops_a_report_stops_it_first(
     more: dict[str, Any], teachers: tuple[str, ...], error: type[Exception], says: str,
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("fewstep.measure.room.available_memory", lambda: 10**9)
+    monkeypatch.setattr("fewstep.measure.room.free_memory", lambda: 10**9)
     features = more.get("evaluate", {}).get("features")
     if features is not None:
         more = {"evaluate": {"features": features.format(home=home)}}

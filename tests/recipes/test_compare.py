@@ -71,10 +71,10 @@ def test_the_same_command_gives_the_same_bytes(
     assert evaluate(*options)[0] == 0
     first = files(tmp_path / "e")
     shutil.copytree(tmp_path / "e" / "cells", tmp_path / "cells")
-    code, table, told = evaluate(*options)
+    code, table, err = evaluate(*options)
     assert code == 0
     assert files(tmp_path / "e") == first
-    assert "student-4 deterministic" not in told  # nothing was measured again
+    assert "student-4 deterministic" not in err  # nothing was measured again
     for cell in (tmp_path / "e" / "cells").iterdir():
         cell.unlink()
     assert evaluate(*options)[1] == table  # images drawn again, figures and times kept
@@ -96,18 +96,18 @@ def test_another_teacher_is_another_cell(home: Path, tmp_path: Path, evaluate: C
     save_model(teacher(seed=1), tmp_path / "other")
 
     def paired(folder: Path, out: str) -> tuple[float, str]:
-        code, _, told = evaluate(
+        code, _, err = evaluate(
             home / "student-4", "--teacher", folder, "--reference-steps", 4, "--out", out
         )
-        assert code == 0, told
+        assert code == 0, err
         (row,) = json.loads((tmp_path / out / "evaluation.json").read_text())
-        return float(row["rms_to_teacher"]), told
+        return float(row["rms_to_teacher"]), err
 
     first, _ = paired(home / "teacher", "e")
-    second, told = paired(tmp_path / "other", "e")
-    assert "teacher deterministic 4 steps, w = 1" in told
-    assert "(measured again: the weights of the model changed)" in told
-    assert "(measured again: the teacher changed)" in told
+    second, err = paired(tmp_path / "other", "e")
+    assert "teacher deterministic 4 steps, w = 1" in err
+    assert "(measured again: the weights of the model changed)" in err
+    assert "(measured again: the teacher changed)" in err
     assert second == paired(tmp_path / "other", "alone")[0] != first
 
 
@@ -117,9 +117,9 @@ def test_changed_images_are_noticed(home: Path, tmp_path: Path, evaluate: Comman
     assert evaluate(*options)[0] == 0
     (tmp_path / "pets" / "cat" / "0.png").unlink()
     images._cached.cache_clear()  # as another process would see them
-    code, _, told = evaluate(*options)
+    code, _, err = evaluate(*options)
     assert code == 0
-    assert "(measured again: the training images changed)" in told
+    assert "(measured again: the training images changed)" in err
 
 
 def test_a_stock_folder_is_a_model(home: Path, tmp_path: Path, evaluate: Command) -> None:
@@ -131,11 +131,11 @@ def test_a_stock_folder_is_a_model(home: Path, tmp_path: Path, evaluate: Command
         _enlarged(file, picture)
         lines.append(json.dumps({"file_name": picture.name, "text": f"a thing {'abcdefgh'[k]}"}))
     (captions / "metadata.jsonl").write_text("\n".join(lines))
-    code, table, told = evaluate(
+    code, table, err = evaluate(
         home / "sd", "--reference", captions, "--steps", "2", "--out", "e",
         "--teacher", home / "sd", "--reference-steps", 4,
     )  # fmt: skip
-    assert code == 0, told
+    assert code == 0, err
     assert "variance" in table
     assert "captions and no classes" in table
     (row,) = json.loads((tmp_path / "e" / "evaluation.json").read_text())
@@ -197,9 +197,9 @@ def test_what_cannot_be_is_refused_before_anything_is_drawn(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(Evaluation, "cell", lambda *_, **__: pytest.fail("a cell was drawn"))
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr("fewstep.measure.room.available_memory", lambda: 10**9)
-    told = [str(home / o) if (home / o).is_dir() else o for o in options]
-    code, _, err = evaluate(*told, "--out", "e")
+    monkeypatch.setattr("fewstep.measure.room.free_memory", lambda: 10**9)
+    arguments = [str(home / o) if (home / o).is_dir() else o for o in options]
+    code, _, err = evaluate(*arguments, "--out", "e")
     assert code != 0
     for words in says:
         assert words in err.replace("\n", " "), err
@@ -211,8 +211,8 @@ def test_models_of_one_name_have_rows_of_their_own(
     home: Path, tmp_path: Path, evaluate: Command
 ) -> None:
     other = student(teacher(seed=1), tmp_path / "student-4")
-    code, _, told = evaluate(home / "student-4", other, "--out", "e")
-    assert code == 0, told
+    code, _, err = evaluate(home / "student-4", other, "--out", "e")
+    assert code == 0, err
     rows = json.loads((tmp_path / "e" / "evaluation.json").read_text())
     names = {r["model"] for r in rows}
     assert len(names) == 2
@@ -226,9 +226,9 @@ def test_models_of_one_name_have_rows_of_their_own(
     assert evaluate(other, other, "--out", "g")[0] == 0  # given twice, measured once
     assert len(json.loads((tmp_path / "g" / "evaluation.json").read_text())) == 1
     shutil.copytree(other, tmp_path / "copy")
-    code, _, told = evaluate(other, tmp_path / "copy", "--out", "h")
+    code, _, err = evaluate(other, tmp_path / "copy", "--out", "h")
     assert code == 1
-    assert "same name and weights" in told
+    assert "same name and weights" in err
 
 
 def test_a_model_that_gives_no_numbers_gives_no_figures(
@@ -240,10 +240,10 @@ def test_a_model_that_gives_no_numbers_gives_no_figures(
         return torch.full((8, 3, 8, 8), float("nan"))
 
     monkeypatch.setattr(Evaluation, "_draw", lost)
-    code, table, told = evaluate(
+    code, table, err = evaluate(
         home / "student-4", "--teacher", home / "teacher", "--reference-steps", 4, "--out", "e"
     )
-    assert code == 0, told
+    assert code == 0, err
     (row,) = json.loads((tmp_path / "e" / "evaluation.json").read_text())
     figures = ("fd_tiny", "kd_tiny", "precision", "variance", "rms_to_teacher")
     assert all(row[k] is None for k in figures)

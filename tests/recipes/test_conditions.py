@@ -1,4 +1,4 @@
-"""What a recipe's data are conditioned on, and what is told of them before training."""
+"""What a recipe's data are conditioned on, and what is printed of them before training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "cond"),
+    ("settings", "cond"),
     [
         ({}, "class"),
         ({"latents": {}}, "prompt"),
@@ -32,9 +32,9 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"latents": {"cond": "prompt"}, "data": {"name": "x.parquet"}}, "prompt"),
     ],
 )
-def test_data_are_conditioned_as_latents_are(told: dict[str, Any], cond: str) -> None:
-    data = {"name": "digits", **told.get("data", {})}
-    made = check_recipe({"name": "x", **told, "data": data}, "test")
+def test_data_are_conditioned_as_latents_are(settings: dict[str, Any], cond: str) -> None:
+    data = {"name": "digits", **settings.get("data", {})}
+    made = check_recipe({"name": "x", **settings, "data": data}, "test")
     assert made.data.cond == cond
     assert check_recipe(made.model_dump(mode="json"), "test") == made
     typed = Recipe(name="x", data=DataConfig(name="digits"), latents=LatentConfig())
@@ -42,7 +42,7 @@ def test_data_are_conditioned_as_latents_are(told: dict[str, Any], cond: str) ->
 
 
 @pytest.mark.parametrize(
-    ("told", "says"),
+    ("settings", "says"),
     [
         ({"data": {"cond": "prompt"}}, "data.cond=prompt needs"),
         ({"latents": {"cond": "words"}}, "latents.cond"),
@@ -50,19 +50,19 @@ def test_data_are_conditioned_as_latents_are(told: dict[str, Any], cond: str) ->
         ({"latents": {}, "data": 3}, "data"),
     ],
 )
-def test_wrong_conditions_are_named(told: dict[str, Any], says: str) -> None:
+def test_wrong_conditions_are_named(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(RecipeError, match=says):
-        check_recipe({"name": "x", **told}, "test")
+        check_recipe({"name": "x", **settings}, "test")
 
 
 def test_what_the_data_are_is_told_once(tmp_path: Path) -> None:
     path = parquet(tmp_path / "t.parquet", label=[0, 1, None, 1])
-    told = {"name": str(path), "size": 4, "held_out": 0.0, "skip_bad": True}
+    data = {"name": str(path), "size": 4, "held_out": 0.0, "skip_bad": True}
     said: list[str] = []
     run = Run(
-        check_recipe({"name": "x", "data": told}, "test"), tmp_path / "run", "cpu", said.append
+        check_recipe({"name": "x", "data": data}, "test"), tmp_path / "run", "cpu", said.append
     )
-    assert len(run.images) == len(run.images) == 3
+    assert len(run.data.images) == len(run.data.images) == 3
     assert len(said) == 1
     assert "4 rows seen, 3 used (3 to train on, 0 held out), 2 classes" in said[0]
     assert "left out: 1 (bad images or labels)" in said[0]
@@ -85,4 +85,4 @@ def test_an_encoder_that_makes_nan_is_named(
     assert made.latents is not None
     run = Run(made, tmp_path / "run", "cpu")
     with pytest.raises(NonFiniteError, match="the autoencoder of parts makes values that are NaN"):
-        latents.encoded(run.images, made.data, made.latents, Path("parts"), progress=False)
+        latents.encoded(run.data.images, made.data, made.latents, Path("parts"), progress=False)

@@ -73,17 +73,17 @@ def digits(split: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 def small(name: str, home: Path) -> dict[str, Any]:
     """Return a built-in recipe with a tiny network, one update per stage and few samples."""
-    told: dict[str, Any] = load_recipe(name).model_dump(mode="json")
-    told["network"] |= PIXELS
-    told["teacher"] |= PLAIN
-    told["distill"] |= PLAIN
-    told["distill"]["stages"] = _few(told["distill"]["stages"])
-    evaluate = told["evaluate"]
+    settings: dict[str, Any] = load_recipe(name).model_dump(mode="json")
+    settings["network"] |= PIXELS
+    settings["teacher"] |= PLAIN
+    settings["distill"] |= PLAIN
+    settings["distill"]["stages"] = _few(settings["distill"]["stages"])
+    evaluate = settings["evaluate"]
     evaluate |= {"samples": 8, "batch_size": 8, "reference_steps": 4, "teacher_steps": [2]}
     evaluate["w"] = [min(evaluate["w"], key=lambda w: abs(w - 1))]
     for key in ("stage_one_steps", "solver_steps"):
         evaluate[key] = [2] if evaluate[key] else []
-    data, latents = told["data"], told["latents"]
+    data, latents = settings["data"], settings["latents"]
     if data["name"] != "digits":
         places = {"imagenet256": "imagenet", "stable-diffusion": "pictures"}
         data |= {"name": str(home / places.get(name, "images.parquet")), "size": 16}
@@ -91,7 +91,7 @@ def small(name: str, home: Path) -> dict[str, Any]:
         latents["dtype"] = "float32"
         trained_here = name.startswith("latent-small")
         latents["folder"] = str(home / "sd") if trained_here else None
-    return told
+    return settings
 
 
 def _few(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:

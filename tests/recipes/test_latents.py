@@ -67,7 +67,7 @@ def parts(home: Path) -> Path:
 
 
 def recipe(images: Path, parts: Path | None, cond: str = "prompt", **more: Any) -> Recipe:
-    told = {
+    settings = {
         "name": "small-latents",
         "data": {"name": str(images), "size": 16, "captions": ["a {}", "one {}"]},
         "latents": {"cond": cond, "flip": True, "shard_size": 40},
@@ -87,8 +87,8 @@ def recipe(images: Path, parts: Path | None, cond: str = "prompt", **more: Any) 
                      "stage_one_steps": [], "batch_size": 16, "solver_steps": [4]},
     }  # fmt: skip
     if parts is not None:
-        told["latents"]["folder"] = str(parts)
-    return check_recipe({**told, **more}, "test")
+        settings["latents"]["folder"] = str(parts)
+    return check_recipe({**settings, **more}, "test")
 
 
 def encode(made: Recipe, parts: Path, **more: Any) -> Any:
@@ -200,9 +200,9 @@ def test_a_class_model_goes_from_images_to_a_report(
 def test_a_stock_folder_is_a_teacher_and_brings_its_encoders(
     images: Path, parts: Path, tmp_path: Path
 ) -> None:
-    told = recipe(images, None).model_dump(mode="json")
-    told["latents"]["negative_prompt"] = "blurry"
-    run = Run(check_recipe(told, "test"), tmp_path / "run", "cpu", progress=False)
+    settings = recipe(images, None).model_dump(mode="json")
+    settings["latents"]["negative_prompt"] = "blurry"
+    run = Run(check_recipe(settings, "test"), tmp_path / "run", "cpu", progress=False)
     run.prepare()
     run.use_teacher(parts)
     card = run.distill(next(iter(run.plan)))
@@ -291,15 +291,15 @@ def test_prompts_alone_make_students_at_the_teachers_own_states(
 ) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("a cat\na dog\na fox\n")
-    told = recipe(path, None).model_dump(mode="json")
-    told["latents"]["flip"] = False
-    noised = Run(check_recipe(told, "test"), tmp_path / "noised", "cpu", progress=False)
+    settings = recipe(path, None).model_dump(mode="json")
+    settings["latents"]["flip"] = False
+    noised = Run(check_recipe(settings, "test"), tmp_path / "noised", "cpu", progress=False)
     noised.prepare()
     noised.use_teacher(parts)
     with pytest.raises(RecipeError, match=r"prompts alone.*set distill\.states=trajectory"):
         noised.distill(next(iter(noised.plan)))
-    told["distill"]["states"] = "trajectory"
-    run = Run(check_recipe(told, "test"), tmp_path / "run", "cpu", progress=False)
+    settings["distill"]["states"] = "trajectory"
+    run = Run(check_recipe(settings, "test"), tmp_path / "run", "cpu", progress=False)
     run.prepare()
     run.use_teacher(parts)
     cards = [run.distill(stage) for stage in run.plan]
@@ -308,7 +308,7 @@ def test_prompts_alone_make_students_at_the_teachers_own_states(
     z = fewstep.sample(load(tmp_path / "run" / "student-4"), cond, w=2.0)
     assert z.shape == (1, 4, 8, 8)
     with pytest.raises(RecipeError, match="figures compare with images"):
-        run_study(check_recipe(told, "test"), tmp_path / "run", "cpu", lambda _: None)
+        run_study(check_recipe(settings, "test"), tmp_path / "run", "cpu", lambda _: None)
 
 
 def test_prompts_alone_are_encoded_without_images(parts: Path, tmp_path: Path) -> None:

@@ -77,10 +77,10 @@ def test_a_pair_has_no_w_input(study: tuple[Run, list[str]]) -> None:
 def test_its_memory_is_told_before_and_after_and_kept(study: tuple[Run, list[str]]) -> None:
     run, lines = study
     for name in ("teacher", "stage-one", "student-2"):
-        told = [line for line in lines if line.startswith(f"{name}: ")]
-        assert "memory about " in told[1]
-        assert "MB (weights " in told[1]
-        assert " s, memory at most " in told[2]
+        printed = [line for line in lines if line.startswith(f"{name}: ")]
+        assert "memory about " in printed[1]
+        assert "MB (weights " in printed[1]
+        assert " s, memory at most " in printed[2]
         training = read_card(run.folder(name)).training
         assert training["memory_estimate_bytes"] > 0
         # Some containers do not let a process reset its peak, which is then not known.

@@ -16,6 +16,7 @@ from fewstep.cli.main import main
 from fewstep.errors import FewstepError
 from fewstep.recipes.config import Recipe, check_recipe
 from fewstep.recipes.run import Run
+from fewstep.resident import resident_now
 from fewstep.train.room import memory_limit
 
 
@@ -43,7 +44,7 @@ def sd(home: Path) -> Path:
     return sd_folder(home / "sd")
 
 
-def told(images: object, stages: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+def data_of(images: object, stages: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
     distill = {"batch_size": 4, "updates": 2, "w": [0, 4], "stages": stages}
     return {
         "name": "tiny",
@@ -83,7 +84,7 @@ def test_a_plan_that_does_not_fit_a_stock_teacher_is_refused_at_once(
 ) -> None:  # fmt: skip
     if says is None:
         more = {}  # the network of the recipe is not used: nothing is wrong
-    data = told(images, stages, **{**LATENTS, **more})
+    data = data_of(images, stages, **{**LATENTS, **more})
     path = tmp_path / "r.yaml"
     path.write_text(yaml.safe_dump(data))
     command = ["distill", str(path), "--teacher", str(sd), "--out", str(tmp_path / "run")]
@@ -110,7 +111,7 @@ def test_a_plan_needs_neither_teacher_nor_data(
     assert main(["distill", "cifar10", "--plan", "--out", str(tmp_path / "r")]) in (0, 1)
     capsys.readouterr()
     path = tmp_path / "r.yaml"
-    path.write_text(yaml.safe_dump(told("nowhere/x", [{"parent": "teacher", "steps": 4}])))
+    path.write_text(yaml.safe_dump(data_of("nowhere/x", [{"parent": "teacher", "steps": 4}])))
     assert main(["distill", str(path), "--plan", "--out", str(tmp_path / "r")]) == 0
     said = capsys.readouterr()
     assert "student-4" in said.out
@@ -139,7 +140,7 @@ def test_classes_of_the_data_are_those_of_the_teacher(
         told_index = json.loads(index.read_text())
         told_index["id2label"] = {str(k): n for k, n in enumerate(names)}
         index.write_text(json.dumps(told_index))
-    data = told(images, [{"parent": "teacher", "steps": 4}], latents={"cond": "class"})
+    data = data_of(images, [{"parent": "teacher", "steps": 4}], latents={"cond": "class"})
     data["distill"]["w"] = [1, 1]
     made = run(tmp_path / "run", data)
     if says is None:
@@ -150,13 +151,13 @@ def test_classes_of_the_data_are_those_of_the_teacher(
 
 
 def test_a_network_that_cannot_take_the_images_is_refused(images: Path, tmp_path: Path) -> None:
-    data = told(images, [], network={"channels": [8] * 6})
+    data = data_of(images, [], network={"channels": [8] * 6})
     with pytest.raises(FewstepError, match=r"network\.channels"):
         run(tmp_path / "run", data).check(["teacher"])
 
 
 def test_a_network_that_does_not_fit_into_memory_is_refused(images: Path, tmp_path: Path) -> None:
-    data = told(images, [], network={"channels": [16384, 16384]})
+    data = data_of(images, [], network={"channels": [16384, 16384]})
     with pytest.raises(FewstepError, match=r"teacher must fit into .* needs about .* TB"):
         run(tmp_path / "run", data).check(["teacher"])
 
@@ -165,26 +166,32 @@ def test_a_batch_that_does_not_fit_into_memory_is_refused_before_training(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fewstep.recipes.memory.memory_limit", lambda _: 3_000_000)
-    data = told(images, [], teacher={"batch_size": 4096})
+    data = data_of(images, [], teacher={"batch_size": 4096})
     with pytest.raises(FewstepError, match=r"batch_size 4096, accumulate 1.*Raise accumulate"):
         run(tmp_path / "run", data).train_teacher()
     assert not (tmp_path / "run" / "training").exists()
 
 
 def test_the_limit_is_that_of_the_process_where_it_is_the_least() -> None:
-    whole = memory_limit(torch.device("cpu"))
-    assert whole > 1 << 28
+    assert memory_limit(torch.device("cpu")) > 1 << 28
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     try:
         resource.setrlimit(resource.RLIMIT_AS, (1 << 45, hard))
-        assert memory_limit(torch.device("cpu")) == whole
+        assert memory_limit(torch.device("cpu")) < 1 << 44  # of the machine, and not this limit
+        resource.setrlimit(resource.RLIMIT_AS, (_reserved() + (1 << 20), hard))
+        assert memory_limit(torch.device("cpu")) <= resident_now() + (1 << 20)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
+def _reserved() -> int:
+    """The address space of this process, in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
 def test_a_small_range_of_a_stage_one_is_noticed(home: Path, tmp_path: Path) -> None:
     stages = [{"parent": "teacher", "updates": 1}]
-    data = {**told("digits", stages), "data": {"name": "digits"}}
+    data = {**data_of("digits", stages), "data": {"name": "digits"}}
     first = run(tmp_path / "first", data)
     with first.writing():
         first.train_teacher()

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from studies.cells import DDIM, Cells, Column, Line, Report
+from studies.cells import DDIM, Column, Line, Report, at, cells_of, figure, longest
 from studies.common import StudyError, facts_line, joined, markdown, read_json
 
 STUDENT = Line("student-4", DDIM, 4)
@@ -21,33 +21,37 @@ HELD_OUT = {"model": "held-out", "sampler": None, "steps": None, "evaluations": 
 
 
 def test_cells_are_found_by_line_and_w() -> None:
-    cells = Cells([{**HELD_OUT, "fd_x": 0.25}, row(2.0, 1.5), row(0.0, 1.25, None)])
-    assert (cells.fd, cells.ws, cells.lines) == ("fd_x", [0.0, 2.0], [STUDENT])
-    assert cells.held_out == {"fd_x": 0.25}
-    assert cells.at(STUDENT, 2.0)["fd_x"] == 1.5
-    assert cells.at(STUDENT, 2.0).row == row(2.0, 1.5)
+    cells = cells_of([{**HELD_OUT, "fd_x": 0.25}, row(2.0, 1.5), row(0.0, 1.25, None)])
+    assert (cells.fd_name, cells.ws, cells.lines) == ("fd_x", [0.0, 2.0], [STUDENT])
+    assert cells.held_out is not None
+    assert cells.held_out.figures.fd == 0.25
+    assert figure(at(cells, STUDENT, 2.0), "fd_x") == 1.5
+    assert at(cells, STUDENT, 2.0).row.items() >= row(2.0, 1.5).items()
     assert [cell.w for cell in cells.of(STUDENT)] == [2.0, 0.0]
-    assert [cell["fd_x"] for cell in cells.at_w(0.0)] == [1.25]
+    assert [cell.figures.fd for cell in cells.at_w(0.0)] == [1.25]
     assert cells.get(STUDENT, 1.0) is None
-    assert cells.longest("student-4") == 4
+    assert longest(cells, "student-4") == 4
 
 
 def test_what_is_missing_is_named() -> None:
-    cells = Cells([row(2.0, 1.5, None)])
+    cells = cells_of([row(2.0, 1.5, None)])
     with pytest.raises(StudyError, match=r"student-4, deterministic, 4 at w = 1; .* w = 2\. M"):
-        cells.at(STUDENT, 1.0)
+        at(cells, STUDENT, 1.0)
     with pytest.raises(StudyError, match=r"teacher, deterministic, 64 at w = 1; .* at no w"):
-        cells.at(Line("teacher", DDIM, 64), 1.0)
+        at(cells, Line("teacher", DDIM, 64), 1.0)
     with pytest.raises(StudyError, match="w = 2 must have the figure recall; it has fd_x"):
-        cells.at(STUDENT, 2.0)["recall"]
+        figure(at(cells, STUDENT, 2.0), "recall")
     with pytest.raises(StudyError, match="a cell of teacher; it has student-4"):
-        cells.longest("teacher")
+        longest(cells, "teacher")
     with pytest.raises(StudyError, match="at least one row"):
-        Cells([])
+        cells_of([])
 
 
 def test_a_column_has_several_w_and_several_seeds() -> None:
-    seeds = [Cells([row(0.0, 1.0), row(1.0, 2.0)]), Cells([row(0.0, 3.0), row(1.0, 4.0, None)])]
+    seeds = [
+        cells_of([row(0.0, 1.0), row(1.0, 2.0)]),
+        cells_of([row(0.0, 3.0), row(1.0, 4.0, None)]),
+    ]
     assert Column("", "fd_x", 1, [0.0, 1.0]).text(STUDENT, seeds) == "1.0/3.0 2.0/4.0"
     assert Column("", "recall", 2, [1.0, 2.0]).text(STUDENT, seeds) == "0.50/- -"
 
@@ -59,7 +63,7 @@ def test_a_report_is_read_from_its_file(tmp_path: Path) -> None:
     data = {"rows": [row(1.0, 2.0)], "facts": {"device": "a test"}, "knob": {"matrix": [[0.1]]}}
     path.write_text(json.dumps(data))
     report = Report.read(path)
-    assert report.cells.at(STUDENT, 1.0)["fd_x"] == 2.0
+    assert at(report.cells, STUDENT, 1.0).figures.fd == 2.0
     assert (report.matrix, dict(report.facts)) == ([[0.1]], {"device": "a test"})
     path.write_text("no JSON")
     with pytest.raises(StudyError, match=r"report\.json is not JSON"):

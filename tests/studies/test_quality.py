@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studies.cells import DDIM, RMS, Cell, Cells, Line
+from studies.cells import DDIM, RMS, Cell, Line, cells_of
 from tests.studies.reports import rows
 
+from fewstep.metrics import Figures
 from studies import quality
 
 # Fréchet distance and paired distance; 64 steps are the reference.
@@ -33,11 +34,11 @@ def figures(line: Line, w: float) -> dict[str, Any]:
     return {"fd_x": fd, "recall": 0.5, "variance": 7.0, RMS: rms}
 
 
-CELLS = Cells(rows(list(FIGURES), [1.0], figures))
+CELLS = cells_of(rows(list(FIGURES), [1.0], figures))
 
 
 def at(evaluations: int, fd: float) -> Cell:
-    return Cell(Line("teacher", "heun", evaluations), 1.0, evaluations, {"fd_x": fd})
+    return Cell("teacher", "heun", evaluations, 1.0, evaluations, Figures("fd_x", fd))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_needed_is_the_first_count_from_which_on_all_suffice(
 
 
 def test_the_curves_have_every_solver_by_evaluations() -> None:
-    lines = quality.curves(CELLS.at_w(1.0), "fd_x").splitlines()
+    lines = quality.curves(CELLS.at_w(1.0)).splitlines()
     assert lines[0] == "| fd_x / paired distance at | 4 | 8 | 16 |"
     assert lines[2] == "| UniPC | 5.00 / 0.400 | 2.10 / 0.150 | 2.15 / 0.050 |"
     assert lines[4] == "| Heun | - | - | - |"
@@ -71,7 +72,7 @@ def test_the_curves_have_every_solver_by_evaluations() -> None:
 
 
 def test_the_answers_are_against_the_teacher_and_student_4() -> None:
-    lines = quality.answers(CELLS.at_w(1.0), "fd_x").splitlines()
+    lines = quality.answers(CELLS.at_w(1.0)).splitlines()
     wanted = "fd_x within 10 % of the teacher's | student-4's fd_x | student-4's paired distance"
     assert lines[0] == f"| evaluations for | {wanted} |"
     assert lines[2] == "| UniPC | 8 (not 4) | 8 (not 4) | 8 (not 4) |"

@@ -69,9 +69,9 @@ def test_any_damage_to_the_newest_leaves_the_one_before(
     DAMAGE[how](folder)
     expected = 20 if how in POINTER_ALONE else 10
     assert loaded(folder) == expected
-    told = [str(w.message) for w in recwarn if issubclass(w.category, FewstepWarning)]
-    assert len(told) == (how not in HARMLESS)
-    assert all(f"continues from the checkpoint of update {expected}" in line for line in told)
+    lines = [str(w.message) for w in recwarn if issubclass(w.category, FewstepWarning)]
+    assert len(lines) == (how not in HARMLESS)
+    assert all(f"continues from the checkpoint of update {expected}" in line for line in lines)
     assert begun_run(folder) == RUN
     recwarn.clear()
     save(folder, expected + 10)  # training again over the damaged one

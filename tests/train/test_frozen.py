@@ -25,14 +25,14 @@ class Half(Net):
         for name, p in self.named_parameters():
             p.requires_grad_(name not in frozen)
 
-    def forward(self, *told: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Tensor:
         self.calls += 1
-        return super().forward(*told)
+        return super().forward(*inputs)
 
 
 def go(folder: Path, config: TrainConfig = CONFIG, **more: object) -> TrainResult:
-    told = {"problem": PROBLEM, "student": Half(), **more}
-    student, problem = told["student"], told["problem"]
+    given = {"problem": PROBLEM, "student": Half(), **more}
+    student, problem = given["student"], given["problem"]
     return train(student, problem, batch, config, folder, seed=3, device="cpu", progress=False)  # type: ignore[arg-type]
 
 

@@ -49,20 +49,22 @@ def test_kills_change_no_bit_of_a_lora(forks: Forks, tmp_path: Path) -> None:
         "stages": [{"parent": "teacher"}, {"parent": "stage-one", "steps": 2}],
     }
     teacher = {"updates": 3, "batch_size": 8}
-    told = {**RECIPE, "network": network, "teacher": teacher, "distill": distill}
-    kills = killed(forks, tmp_path, told, 4)
+    recipe = {**RECIPE, "network": network, "teacher": teacher, "distill": distill}
+    kills = killed(forks, tmp_path, recipe, 4)
     assert len(kills) == 4
     same(tmp_path, MODELS[:3])
     kept = load_file(tmp_path / "killed" / _checkpoints(tmp_path, "stage-one")[0])
     assert all(".lora_" in name or "cond_proj" in name for name in kept)
 
 
-def killed(forks: Forks, folder: Path, told: dict[str, object], kills: int) -> list[dict[str, Any]]:
+def killed(
+    forks: Forks, folder: Path, recipe: dict[str, object], kills: int
+) -> list[dict[str, Any]]:
     """Make a study undisturbed, and once more with so many kills; return the state after each."""
-    recipe = folder / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(told))
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
     script = Path(__file__).parent / "killed.py"
-    done = forks.run(script, recipe, folder, kills, 0)
+    done = forks.run(script, path, folder, kills, 0)
     assert done.returncode == 0, done.stderr
     log: list[dict[str, Any]] = json.loads(done.stdout)
     return log

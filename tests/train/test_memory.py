@@ -36,9 +36,9 @@ def teacher(config: UNetConfig = SMALL, size: int = 8) -> Guided:
 def foreseen(lora: Lora | None = None, processes: int = 1, **config: object) -> Estimate:
     of = teacher()
     student = student_of(of, Stage("one", "teacher", updates=1), (0, 4), w_dim=32, lora=lora)
-    told = TrainConfig.model_validate({"batch_size": 64, **config})
+    settings = TrainConfig.model_validate({"batch_size": 64, **config})
     x, cond = torch.zeros(1, 3, 8, 8), torch.zeros(1).long()
-    return estimate(student, GuidanceDistillation(of), told, x, cond, processes=processes)
+    return estimate(student, GuidanceDistillation(of), settings, x, cond, processes=processes)
 
 
 def test_it_counts_what_is_there() -> None:
@@ -97,8 +97,8 @@ def test_it_leaves_the_student_and_attention_alone() -> None:
 
 
 def test_it_reads_as_a_line() -> None:
-    told = str(Estimate(4 * 10**8, 10**8, 2 * 10**8, 10**8, 3 * 10**9))
-    assert told == (
+    line = str(Estimate(4 * 10**8, 10**8, 2 * 10**8, 10**8, 3 * 10**9))
+    assert line == (
         "about 3.8 GB (weights 400 MB, gradients 100 MB, optimiser 200 MB, ema 100 MB, "
         "activations 3 GB)"
     )
@@ -160,17 +160,17 @@ lora, batch_size, checkpoint = json.loads(sys.argv[2])
 wide = UNetConfig(channels=(32, 256), groups=8, attention=(False, True))
 
 def run(name, of, size):
-    told = TrainConfig(updates=2, batch_size=size, checkpoint_activations=checkpoint)
+    config = TrainConfig(updates=2, batch_size=size, checkpoint_activations=checkpoint)
     kind = Lora(rank=4) if lora else None
     student = student_of(of, Stage("one", "teacher", updates=1), (0, 4), lora=kind)
 
     def batch(update, part, parts):
         return torch.zeros(size // parts, 3, 16, 16), torch.zeros(size // parts).long()
 
-    found = estimate(student, GuidanceDistillation(of), told, *batch(0, 0, size))
+    found = estimate(student, GuidanceDistillation(of), config, *batch(0, 0, size))
     watch = Watch(torch.device("cpu"), found.weights)
     out = Path(sys.argv[1]) / name
-    train(student, GuidanceDistillation(of), batch, told, out, device="cpu", progress=False)
+    train(student, GuidanceDistillation(of), batch, config, out, device="cpu", progress=False)
     return found.total, watch.peak()
 
 run("warm", teacher(size=16), 1)  # imports what is imported in training

@@ -45,14 +45,14 @@ class NoWait(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         name = func.overloadpacket.__name__
-        told = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         if name in WAITS:
             raise AssertionError(f"{func} waits for the device")
-        if name in ("index", "index_put_") and any(t.dtype == torch.bool for t in told[1:]):
+        if name in ("index", "index_put_") and any(t.dtype == torch.bool for t in given[1:]):
             raise AssertionError(f"{func} by a mask waits for the device")
         out = func(*args, **(kwargs or {}))
         # Numbers that stand alone are fed to kernels by value.
-        met = [*told, *(t for t in tree_leaves(out) if isinstance(t, Tensor))]
+        met = [*given, *(t for t in tree_leaves(out) if isinstance(t, Tensor))]
         if len({t.device.type for t in met if t.ndim}) > 1:
             raise AssertionError(f"{func} copies between devices")
         return out
@@ -67,8 +67,8 @@ def teacher(device: str) -> Model:
 
 
 def student(of: Model) -> Model:
-    told = of.card.model_copy(update={"stage": Stage(None, "teacher"), "w_range": (0.0, 4.0)})
-    return Model(with_w_input(of, TINY.w_dim), told)
+    card = of.card.model_copy(update={"stage": Stage(None, "teacher"), "w_range": (0.0, 4.0)})
+    return Model(with_w_input(of, TINY.w_dim), card)
 
 
 def pretrain(of: Model) -> Problem:

@@ -29,13 +29,13 @@ class Linear(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer, self.told = nn.Linear(4, 4), nn.Embedding(3, 4)
+        self.layer, self.by_class = nn.Linear(4, 4), nn.Embedding(3, 4)
         self.seen: set[torch.dtype] = set()
 
     def forward(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
         """Return what the layer says, as autocast left it."""
         assert isinstance(cond, Tensor)
-        out: Tensor = self.layer(z + self.told(cond) + phi[:, None] + w[:, None])
+        out: Tensor = self.layer(z + self.by_class(cond) + phi[:, None] + w[:, None])
         self.seen.add(out.dtype)
         return out
 

@@ -37,16 +37,18 @@ def cache_command(
             "encode. Run `fewstep train` at once."
         )
     from fewstep.core.device import choose_device
-    from fewstep.recipes.run import Run, is_run
+    from fewstep.recipes.begun import check_folder
+    from fewstep.recipes.run import Run
+    from fewstep.recipes.workspace import Workspace, is_run
 
     place = choose_device(device)
     if is_run(folder):
         # The run's own teacher encodes, so the recipe must be one that can continue the run.
-        Run(checked, folder, place, say).check_folder(())
+        check_folder(Workspace(checked, folder), ())
     if teacher:
         latents = checked.latents.model_copy(update={"folder": str(teacher[0])})
         checked = checked.model_copy(update={"latents": latents})
-    data = Run(checked, folder, place, say).latents
+    data = Run(checked, folder, place, say).data.latents
     say(f"latents: {data.folder}")
     typer.echo(str(data.folder))
 

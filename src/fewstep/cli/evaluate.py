@@ -111,13 +111,13 @@ def evaluate_command(
     cards = [card_in(folder) for folder in comparison.models]
     data = training_data(cards, reference, comparison.models[0])
     evaluation = Evaluation(data, out, samples, seed, min(500, samples), features, place, say)
-    check_samples(samples, evaluation.source.shape, "--samples")
+    check_samples(samples, evaluation.dataset.shape, "--samples")
     check_evaluation(evaluation, "--features")
-    comparison.check_images(evaluation.source, data)
+    comparison.check_images(evaluation.dataset, data)
     with writer_of(out):
-        table, rows = write_comparison(evaluation, compare(evaluation, comparison, columns))
+        table, path = write_comparison(evaluation, compare(evaluation, comparison, columns))
     typer.echo(table)
-    say(f"rows: {rows}; table.md, table.csv, plots and sheets beside it")
+    say(f"rows: {path}; table.md, table.csv, plots and sheets beside it")
 
 
 def _samplers(text: str) -> list[str]:

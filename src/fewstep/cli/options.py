@@ -187,7 +187,7 @@ def run_folder(name: str, out: Path | None, recipe: Recipe) -> Path:
     if out is not None:
         return out
     from fewstep.recipes.config import RECIPE, recipe_path
-    from fewstep.recipes.run import is_run
+    from fewstep.recipes.workspace import is_run
 
     path = recipe_path(name)
     if path.name == RECIPE and is_run(path.parent):

@@ -67,7 +67,7 @@ def roundtrip_command(
         evaluation = Evaluation(data, out, samples, seed, 250, features, place, say)
         trip = RoundTrip(evaluation, samples)
         ways = open_ways(models, teacher, place)
-        rows = [trip.row(way, value) for value in ws for way in ways]
+        rows = [trip.cell(way, value).row for value in ws for way in ways]
         texts = (json.dumps(rows, indent=1) + "\n", markdown(rows), comma_separated(rows))
         for name, text in zip(TABLES, texts, strict=True):
             atomic_write(out / name, text.encode())

@@ -16,16 +16,15 @@ from __future__ import annotations
 import datetime
 import platform
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 import fewstep
@@ -36,31 +35,18 @@ from fewstep.core.samplers import get_sampler
 from fewstep.data import DataConfig, Dataset, open_dataset
 from fewstep.errors import DataError, NonFiniteError
 from fewstep.folders import to_images
-from fewstep.measure.conditions import Conditions, evenly
-from fewstep.measure.database import Results, key_of, what_changed
+from fewstep.measure.cell import DDIM, IMAGES, Cell
+from fewstep.measure.conditions import Conditions
+from fewstep.measure.database import Inputs, Record, Results, key_of, what_changed
 from fewstep.measure.identity import identity_of
 from fewstep.measure.own_features import features_of
-from fewstep.measure.room import fits
-from fewstep.metrics import (
-    Features,
-    Measured,
-    Moments,
-    Reference,
-    distance_key,
-    measure_all,
-    no_figures,
-)
+from fewstep.measure.reference import MOST, everything, reference_of, tensors_in
+from fewstep.metrics import RMS, Features, Measured, Reference, measure_all, no_figures
 from fewstep.models import Model
 from fewstep.models.solvers import SOLVERS, solve
 
-Row = dict[str, Any]
 Split = tuple[Tensor, Tensor]
-IMAGES = "images"
-REFERENCE = 50_000
-SEEN = {"mean", "cov", "count", "features"}
 KEPT = 2_000  # images of a cell that nothing is paired with
-RMS = "rms_to_teacher"
-FIGURES = ("precision", "recall", "score", "accuracy", "variance", "nearest", RMS)
 
 
 def quiet(_line: str) -> None:
@@ -68,33 +54,8 @@ def quiet(_line: str) -> None:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A measured cell.
-
-    Attributes:
-        row: its figures, as reports have them; None where one could not be measured.
-        key: the hash of everything that it depends on.
-        path: of its images.
-        missing: the reason of each figure that is None.
-    """
-
-    row: Row
-    key: str
-    path: Path
-    missing: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def images(self) -> Tensor:
-        """The images (B, *D) in [-1, 1] on the disk: the first 2,000, or all of a reference.
-
-        B is 0 where the images of the model were not finite.
-        """
-        return load_file(self.path)[IMAGES]
-
-
-@dataclass(frozen=True)
 class Evaluation:
-    """What every cell of a table shares.
+    """What all cells of one evaluation share, and the way to measure one.
 
     Attributes:
         data: the images that the models were trained on.
@@ -119,19 +80,19 @@ class Evaluation:
     say: Callable[[str], None] = quiet
 
     @cached_property
-    def source(self) -> Dataset:
+    def dataset(self) -> Dataset:
         """The training images as a data set."""
         return open_dataset(self.data, "train")
 
     @cached_property
     def train(self) -> Split:
         """The training images and their classes: all, or 50,000 evenly chosen."""
-        return _everything(self.source)
+        return everything(self.dataset)
 
     @cached_property
-    def held_out_source(self) -> Dataset | None:
+    def held_out_dataset(self) -> Dataset | None:
         """The held-out images as a data set; None where there are none."""
-        if not len(self.source):  # opened first, so that a fault of the data is not hidden
+        if not len(self.dataset):  # opened first, so that a fault of the data is not hidden
             return None
         try:
             found = open_dataset(self.data, "held-out")
@@ -145,12 +106,12 @@ class Evaluation:
 
         Raises DataError where there are none.
         """
-        if self.held_out_source is None:
+        if self.held_out_dataset is None:
             raise DataError(
                 f"{Path(self.data.name).name} must have held-out images, got 0. Set data.held_out "
                 "to the share of images to hold out, for example 0.05."
             )
-        return _everything(self.held_out_source)
+        return everything(self.held_out_dataset)
 
     @cached_property
     def features(self) -> Features:
@@ -160,30 +121,13 @@ class Evaluation:
     @cached_property
     def reference(self) -> Reference:
         """The training images, as the metrics see them; extracted once and kept in the folder."""
-        features = self.features
-        count = min(len(self.source), REFERENCE)
-        images = self.train[0] if fits(count, self.source.shape) else None
-        key = key_of({"data": self._data_sha256, "features": features.sha256})
-        path = self.folder / "reference" / f"{key[:32]}.safetensors"
-        found = _tensors(path)
-        if found.keys() >= SEEN:
-            known = Moments(found["mean"], found["cov"], int(found["count"]))
-            return Reference(features.name, known, images, found["features"])
-        if images is not None:
-            made = Reference.build(images, features)
-        else:
-            made = Reference.of_batches(_batches(self.source), features, None)
-        if made.moments is not None:
-            kept = {"mean": made.moments.mean, "cov": made.moments.cov, "features": made.features}
-            kept["count"] = torch.tensor(made.moments.count)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, save({k: v.contiguous() for k, v in kept.items()}))
-        return made
+        folder = self.folder / "reference"
+        return reference_of(self.dataset, lambda: self.train[0], self.features, folder)
 
     @cached_property
     def conditions(self) -> Conditions:
         """The conditions of the samples, the same in every cell."""
-        return Conditions(self.data, self.source, self.samples, self.device)
+        return Conditions(self.data, self.dataset, self.samples, self.device)
 
     @property
     def labels(self) -> Tensor | None:
@@ -192,23 +136,22 @@ class Evaluation:
 
     @cached_property
     def results(self) -> Results:
-        """The database of the rows."""
+        """The database of the cells."""
         return Results(self.folder / "results.sqlite")
 
     def held_out_cell(self) -> Cell | None:
         """Return the held-out images' own figures, what real data score; None without any."""
-        if self.held_out_source is None:
+        if self.held_out_dataset is None:
             return None
-        count = min(len(self.held_out_source), REFERENCE)
-        asked = self.asked("held-out", {}, None, None, None) | {"seed": None, "samples": count}
-        found = self.results.get(key_of(asked))
+        count = min(len(self.held_out_dataset), MOST)
+        inputs = self.inputs("held-out", {}, None, None, None) | {"seed": None, "samples": count}
+        found = self.results.get(key_of(inputs))
         if found is None:
             x, labels = self.held_out
             known = None if self.labels is None else labels
             measured = measure_all(x, known, features=self.features, reference=self.reference)
-            found = self.keep("held-out", asked, 0, measured, None)
-        missing = {**found["missing"], RMS: "These are real images, which no model has drawn."}
-        return Cell(_row(found), found["key"], self.folder / "cells" / "none", missing)
+            found = self.keep(inputs, 0, measured.figures.by_name, measured.missing, None)
+        return _cell(found, None, "These are real images, which no model has drawn.")
 
     def cell(
         self,
@@ -229,45 +172,42 @@ class Evaluation:
         """
         traits = traits_of(model)
         steps = steps or (traits.steps or (0,))[0]
-        sampler = sampler or traits.sampler or "deterministic"
-        asked = self.asked(name, identity_of(model), sampler, steps, w)
-        asked["teacher"] = None if teacher is None else teacher.key
-        asked["condition"] = self.conditions.kind(model)
-        key = key_of(asked)
+        sampler = sampler or traits.sampler or DDIM
+        inputs = self.inputs(name, identity_of(model), sampler, steps, w)
+        inputs["teacher"] = None if teacher is None else teacher.key
+        inputs["condition"] = self.conditions.kind(model)
+        key = key_of(inputs)
         path = self.folder / "cells" / f"{key[:32]}.safetensors"
         found = self.results.get(key)
-        if found is None or IMAGES not in _tensors(path):
-            found = self._measure(name, model, asked, teacher, path)
-        missing = dict(found["missing"])
-        if found["figures"].get(RMS) is None:
-            missing.setdefault(RMS, "No teacher was given to compare with.")
-        return Cell(_row(found) | {"model": name}, key, path, missing)
+        if found is None or IMAGES not in tensors_in(path):
+            found = self._measure(model, inputs, teacher, path)
+        return _cell(found, path, "No teacher was given to compare with.")
 
     def _measure(
-        self, name: str, model: Model | Guided, asked: Row, teacher: Cell | None, path: Path
-    ) -> Row:
-        """Draw a cell, keep its images and figures, and return its row of the database."""
-        w, steps, sampler = asked["w"], asked["steps"], asked["sampler"]
+        self, model: Model | Guided, inputs: Inputs, teacher: Cell | None, path: Path
+    ) -> Record:
+        """Draw a cell, keep its images and figures, and return its record."""
+        w, steps, sampler = inputs["w"], inputs["steps"], inputs["sampler"]
         started = time.perf_counter()
         try:
             images = self._draw(model, w, steps, sampler)
             seconds = (time.perf_counter() - started) / self.samples
             measured = self._figures(images, self.conditions.labels_for(model), teacher)
         except NonFiniteError as error:
-            images, seconds = torch.empty((0, *self.source.shape)), None
+            images, seconds = torch.empty((0, *self.dataset.shape)), None
             measured = no_figures(self.features, f"{error}")
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = images if teacher is None else images[:KEPT]
         atomic_write(path, save({IMAGES: kept.contiguous()}))
-        known = self.results.get(key_of(asked))
+        known = self.results.get(key_of(inputs))
         if known is not None:  # only its images were lost
             return known
-        again = what_changed(self.results.like(name, asked), asked)
-        found = self.keep(name, asked, _evaluations(model, w, steps, sampler), measured, seconds)
-        fd = distance_key(found["figures"])
-        value = found["figures"][fd]
-        shown = "none" if value is None else f"{value:.3f}"
-        self.say(f"{name} {sampler} {steps} steps, w = {w:g}: {fd} {shown}{again}")
+        name, figures = inputs["model"], measured.figures
+        again = what_changed(self.results.like(name, inputs), inputs)
+        spent = _evaluations(model, w, steps, sampler)
+        found = self.keep(inputs, spent, figures.by_name, measured.missing, seconds)
+        shown = "none" if figures.fd is None else f"{figures.fd:.3f}"
+        self.say(f"{name} {sampler} {steps} steps, w = {w:g}: {figures.fd_name} {shown}{again}")
         return found
 
     def _draw(self, model: Model | Guided, w: float, steps: int, sampler: str) -> Tensor:
@@ -294,14 +234,14 @@ class Evaluation:
             measured.missing[RMS] = "The images of the teacher are infinite or not a number."
         return measured
 
-    def asked(
+    def inputs(
         self,
         name: str,
-        identity: Row,
+        identity: Inputs,
         sampler: str | None,
         steps: int | None,
         w: float | None,
-    ) -> Row:
+    ) -> Inputs:
         """Return everything that a cell's figures depend on; `key_of` it is the cell's key.
 
         identity: of the model, as `identity_of` returns it.
@@ -320,43 +260,48 @@ class Evaluation:
 
     @cached_property
     def _data_sha256(self) -> str:
-        return self.source.content_hash()
+        return self.dataset.content_hash()
 
     def keep(
-        self, name: str, asked: Row, evaluations: int, measured: Measured, seconds: float | None
-    ) -> Row:
-        """Write a measured cell into the database; return its row."""
+        self,
+        inputs: Inputs,
+        evaluations: int,
+        figures: Mapping[str, float | None],
+        missing: Mapping[str, str],
+        seconds: float | None,
+    ) -> Record:
+        """Write a measured cell into the database; return its record."""
         now = datetime.datetime.now(datetime.timezone.utc)
-        row = {
-            "key": key_of(asked),
-            "created": now.isoformat(timespec="seconds"),
-            "model": name,
-            "weights_sha256": asked.get("weights"),
-            "sampler": asked["sampler"],
-            "steps": asked["steps"],
-            "evaluations": evaluations,
-            "w": asked["w"],
-            "samples": asked["samples"],
-            "seed": asked["seed"],
-            "data": Path(self.data.name).name,
-            "data_sha256": asked["data"],
-            "features": self.features.name,
-            "features_sha256": asked["features"],
-            "seconds_per_image": seconds,
-            "images_per_second": None if not seconds else 1 / seconds,
-            "figures": measured.figures,
-            "missing": measured.missing,
-            "asked": asked,
-            "versions": {
+        record = Record(
+            key=key_of(inputs),
+            created=now.isoformat(timespec="seconds"),
+            model=inputs["model"],
+            weights_sha256=inputs.get("weights"),
+            sampler=inputs["sampler"],
+            steps=inputs["steps"],
+            evaluations=evaluations,
+            w=inputs["w"],
+            samples=inputs["samples"],
+            seed=inputs["seed"],
+            data=Path(self.data.name).name,
+            data_sha256=inputs["data"],
+            features=self.features.name,
+            features_sha256=inputs["features"],
+            seconds_per_image=seconds,
+            images_per_second=None if not seconds else 1 / seconds,
+            figures=figures,
+            missing=missing,
+            asked=inputs,
+            versions={
                 "fewstep": fewstep.__version__,
                 "torch": torch.__version__,
                 "diffusers": diffusers.__version__,
                 "python": platform.python_version(),
             },
-            "device": device_name(self.device),
-        }
-        self.results.put(row)
-        return row
+            device=device_name(self.device),
+        )
+        self.results.put(record)
+        return record
 
 
 def device_name(device: str) -> str:
@@ -374,35 +319,9 @@ def _evaluations(model: Model | Guided, w: float, steps: int, sampler: str) -> i
     return get_sampler(sampler).evaluations(asking, traits_of(model).clock(steps))
 
 
-def _batches(data: Dataset) -> Iterator[Tensor]:
-    for part in evenly(min(len(data), REFERENCE), len(data)).split(500):
-        yield data.batch(part)[0]
-
-
-def _everything(data: Dataset) -> Split:
-    index = evenly(min(len(data), REFERENCE), len(data))
-    parts = [data.batch(part) for part in index.split(1000)]
-    labels = [y for _, y in parts if isinstance(y, Tensor)]
-    return torch.cat([x for x, _ in parts]), torch.cat(labels)
-
-
-def _row(found: Row) -> Row:
-    """Return a row of the database as reports have it, its figures always in one order."""
-    figures = found["figures"]
-    fd = distance_key(figures)
-    kd = next((k for k in figures if k == "kid" or k.startswith("kd_")), None)
-    names = [k for k in (fd, kd, *FIGURES) if k is not None]
-    names += sorted(set(figures) - set(names))
-    return {
-        **{k: found[k] for k in ("model", "sampler", "steps", "evaluations", "w")},
-        **{k: figures.get(k) for k in names},
-        "seconds_per_image": found["seconds_per_image"],
-    }
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file; none where there is no such file, or it is damaged."""
-    try:
-        return load_file(path) if path.is_file() else {}
-    except (SafetensorError, OSError):
-        return {}
+def _cell(found: Record, path: Path | None, unpaired: str) -> Cell:
+    """Return the cell of a record. unpaired: why it may have no paired distance."""
+    missing = dict(found.missing)
+    if found.figures.get(RMS) is None:
+        missing.setdefault(RMS, unpaired)
+    return Cell.of(vars(found), found.figures, missing=missing, key=found.key, path=path)

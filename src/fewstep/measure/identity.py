@@ -13,9 +13,9 @@ from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Guided
 from fewstep.files.weights import part_sha256
 from fewstep.folders import encoders_sha256
+from fewstep.measure.database import Inputs
 from fewstep.models import Model, model_of
 
-Row = dict[str, Any]
 # Facts of a card on which images depend, beside the weights.
 PLAIN = ("family", "shape", "num_classes", "null_class", "null_prompt", "w_band")
 FACTS: dict[str, Any] = {
@@ -27,7 +27,7 @@ FACTS: dict[str, Any] = {
 _hashes: WeakKeyDictionary[Model, tuple[str, str | None]] = WeakKeyDictionary()
 
 
-def identity_of(model: Model | Guided) -> Row:
+def identity_of(model: Model | Guided) -> Inputs:
     """Return everything that the model's images depend on, but noise, condition, steps and w.
 
     "weights", "base" of an adapter that is kept apart, "encoders" (autoencoder and text encoders
@@ -74,7 +74,7 @@ def _clock(inner: Model) -> list[str]:
     return [inner.card.clock, *phis]
 
 
-def _guidance(model: Model | Guided, inner: Model) -> Row | None:
+def _guidance(model: Model | Guided, inner: Model) -> Inputs | None:
     if model is inner:
         return None
     assert not isinstance(model, Model)
@@ -97,8 +97,8 @@ def _equal(a: Cond, b: Cond) -> bool:
 def _hash_cond(cond: Cond) -> str:
     if isinstance(cond, Tensor):
         return _hash(cond)
-    told = "\n".join(f"{key} {_hash(value)}" for key, value in sorted(cond.items()))
-    return hashlib.sha256(told.encode()).hexdigest()
+    parts = "\n".join(f"{key} {_hash(value)}" for key, value in sorted(cond.items()))
+    return hashlib.sha256(parts.encode()).hexdigest()
 
 
 def _hash(tensor: Tensor) -> str:

@@ -9,7 +9,8 @@ from fewstep.data import DATASETS
 from fewstep.errors import FolderError
 from fewstep.metrics import Features, digits_features, open_features, train_features
 from fewstep.metrics.rotations import TASK, Rotations
-from fewstep.metrics.vision import CLASSES, LabelledImages, VisionFeatures, vision_features
+from fewstep.metrics.train_vision import LabelledImages
+from fewstep.metrics.vision import CLASSES, VisionFeatures, vision_features
 
 if TYPE_CHECKING:
     from fewstep.measure.evaluate import Evaluation
@@ -38,7 +39,7 @@ def kept_features(evaluation: Evaluation) -> tuple[VisionFeatures | None, Path]:
     kept there stay. Raises FolderError for a damaged folder.
     """
     task = CLASSES if evaluation.labels is not None else TASK
-    data = evaluation.source.content_hash()
+    data = evaluation.dataset.content_hash()
     plain = evaluation.folder / "features"
     folders = (plain, plain.with_name(f"features-{data[:8]}-{task}"))
     for folder in folders:
@@ -54,8 +55,8 @@ def kept_features(evaluation: Evaluation) -> tuple[VisionFeatures | None, Path]:
 
 
 def _trained(evaluation: Evaluation, folder: Path) -> VisionFeatures:
-    train: LabelledImages = evaluation.source
-    held_out: LabelledImages | None = evaluation.held_out_source
+    train: LabelledImages = evaluation.dataset
+    held_out: LabelledImages | None = evaluation.held_out_dataset
     if evaluation.labels is not None:
         name, task, epochs, flip = OWN, CLASSES, 8, evaluation.data.flip
         evaluation.say(

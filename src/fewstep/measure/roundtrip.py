@@ -5,14 +5,14 @@ For each way, number of steps and w, on real images:
     encoded at w = 0 and decoded under another class at w: whether it is that class now, and how
     near it stays to the image, beside a fresh sample of that class.
 
-Rows are kept in the database of results, as `recipes.evaluate` keeps its cells.
+Figures are kept in the database of results, as `measure.evaluate` keeps those of cells.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -23,13 +23,13 @@ from fewstep.core.sample import sample
 from fewstep.edit import check_together, decode, encode
 from fewstep.errors import DataError, FolderError
 from fewstep.folders import load
-from fewstep.measure.database import key_of
+from fewstep.measure.cell import Row
+from fewstep.measure.database import Inputs, key_of
 from fewstep.measure.evaluate import Evaluation
 from fewstep.measure.identity import identity_of
-from fewstep.metrics import Measured, accuracy, extract, noise_figures, paired_rms, psnr
+from fewstep.metrics import accuracy, extract, noise_figures, paired_rms, psnr
 from fewstep.models import Model, card_of
 
-Row = dict[str, Any]
 Loaded: TypeAlias = "Model | Guided"
 SHOWN = 10
 
@@ -44,7 +44,7 @@ class Way:
     steps: int
 
     @property
-    def identity(self) -> Row:
+    def identity(self) -> Inputs:
         """What the results depend on, as `identity_of` has it for each of the two."""
         encoder, decoder = identity_of(self.encoder), identity_of(self.decoder)
         return {"weights": f"{encoder['weights']}+{decoder['weights']}",
@@ -89,6 +89,40 @@ def ways(models: Sequence[Loaded], teacher: Loaded) -> list[Way]:
     return out + [Way("teacher", teacher, teacher, n) for n in inverted]
 
 
+@dataclass(frozen=True)
+class TripCell:
+    """One way at one w: what its round trips and its transfers to another class measure.
+
+    Attributes:
+        model, steps, w: the way, its steps in each direction, and the guidance weight.
+        evaluations: of the networks, per image, there and back.
+        psnr: of images that went there and back, in dB.
+        noise_mean, noise_variance, noise_ks, noise_ks_sliced: of the encoded noise; see
+            `fewstep.metrics.noise_figures`.
+        target_accuracy: share of the transferred images that the classifier takes for the class.
+        rms_to_source: root mean square distance of these to the images that they were made from.
+        rms_of_unrelated: that distance of fresh samples of the class.
+    """
+
+    model: str
+    steps: int
+    evaluations: int
+    w: float
+    psnr: float
+    noise_mean: float
+    noise_variance: float
+    noise_ks: float
+    noise_ks_sliced: float
+    target_accuracy: float
+    rms_to_source: float
+    rms_of_unrelated: float
+
+    @property
+    def row(self) -> Row:
+        """The cell as tables have it."""
+        return dict(vars(self))
+
+
 class Shown(NamedTuple):
     """The first images of a way at one w: there and back, and as another class."""
 
@@ -99,7 +133,7 @@ class Shown(NamedTuple):
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """What all rows share. count: of held-out images; as many as there are, at most."""
+    """What all ways share. count: of held-out images; as many as there are, at most."""
 
     evaluation: Evaluation
     count: int
@@ -128,27 +162,25 @@ class RoundTrip:
         k = int(self.evaluation.features.num_classes or 0)
         return (cond + 1 + torch.arange(len(cond)) % (k - 1)) % k
 
-    def row(self, way: Way, w: float) -> Row:
+    def cell(self, way: Way, w: float) -> TripCell:
         """Return the figures of a way at w, measured now or kept from an earlier time."""
-        asked = self.evaluation.asked(way.name, way.identity, "roundtrip", way.steps, w)
-        asked["samples"] = len(self.images[0])
-        found = self.evaluation.results.get(key_of(asked))
+        inputs = self.evaluation.inputs(way.name, way.identity, "roundtrip", way.steps, w)
+        inputs["samples"] = len(self.images[0])
+        found = self.evaluation.results.get(key_of(inputs))
         if found is None:
             begun = time.perf_counter()
             figures = self._figures(way, w)
             # There and back twice, and a fresh sample: two and a half round trips.
             seconds = (time.perf_counter() - begun) / len(self.images[0]) / 2.5
             spent = way.evaluations(w, w)
-            measured = Measured(figures, {})
-            found = self.evaluation.keep(way.name, asked, spent, measured, seconds)
+            found = self.evaluation.keep(inputs, spent, figures, {}, seconds)
             self.evaluation.say(
                 f"{way.name} {way.steps} steps, w = {w:g}: {figures['psnr']:.2f} dB"
             )
-        out: Row = {k: found[k] for k in ("model", "steps", "evaluations", "w")}
-        out.update(found["figures"])
-        return out
+        plain: Any = vars(found) | dict(found.figures)
+        return TripCell(**{f.name: plain[f.name] for f in fields(TripCell)})
 
-    def _figures(self, way: Way, w: float) -> Row:
+    def _figures(self, way: Way, w: float) -> dict[str, float]:
         x, _ = self.images
         z, back, moved = self._there_and_back(way, w, len(x))
         fresh = sample(

@@ -18,6 +18,7 @@ from fewstep.metrics.features import (
     distance_names,
     extract,
 )
+from fewstep.metrics.figures import RMS, Figures
 from fewstep.metrics.frechet import Moments, frechet_distance, moments
 from fewstep.metrics.inception import InceptionFeatures
 from fewstep.metrics.kernel import kernel_distance
@@ -25,7 +26,8 @@ from fewstep.metrics.manifold import precision_recall
 from fewstep.metrics.noise import noise_figures, psnr
 from fewstep.metrics.paired import paired_rms
 from fewstep.metrics.score import accuracy, class_score
-from fewstep.metrics.vision import VisionFeatures, train_features, vision_features
+from fewstep.metrics.train_vision import train_features
+from fewstep.metrics.vision import VisionFeatures, vision_features
 
 
 def open_features(path: Path, device: str = "cpu") -> Features:
@@ -37,9 +39,11 @@ def open_features(path: Path, device: str = "cpu") -> Features:
 
 
 __all__ = [
+    "RMS",
     "DigitsFeatures",
     "FeatureOutput",
     "Features",
+    "Figures",
     "InceptionFeatures",
     "Measured",
     "Moments",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from fewstep.errors import DataError, FewstepError, NonFiniteError
 from fewstep.metrics.diversity import nearest_distance, within_class_variance
 from fewstep.metrics.features import Features, distance_names, extract
+from fewstep.metrics.figures import RMS, Figures
 from fewstep.metrics.frechet import Moments, frechet_distance, moments
 from fewstep.metrics.kernel import kernel_distance
 from fewstep.metrics.manifold import precision_recall
@@ -27,11 +28,11 @@ NEIGHBOURS = 3
 class Measured(NamedTuple):
     """Figures of a cell, and why some of them are None.
 
-    figures: as `measure` returns them. missing: the reason of each figure that is None, but of
-    `rms_to_teacher` where there are no teacher samples.
+    missing: the reason of each figure that is None, by its name, but of `rms_to_teacher` where
+    there are no teacher samples.
     """
 
-    figures: dict[str, Any]
+    figures: Figures
     missing: dict[str, str]
 
 
@@ -82,7 +83,7 @@ def measure(
     features: Features,
     reference: Reference,
     teacher_samples: Tensor | None = None,
-) -> dict[str, Any]:
+) -> dict[str, float | None]:
     """Return the figures of samples: a finite float each, or None where it cannot be measured.
 
     `fd_<name>`, the Fréchet distance to the training images in the features of that name;
@@ -109,7 +110,7 @@ def measure(
     measured = measure_all(
         samples, labels, features=features, reference=reference, teacher_samples=teacher_samples
     )
-    return measured.figures
+    return measured.figures.by_name
 
 
 def measure_all(
@@ -137,7 +138,7 @@ def measure_all(
         paired = paired_rms(samples, teacher_samples)
     out = extract(features, samples)
     fd, kd = distance_names(features)
-    found: dict[str, Any] = {}
+    found: dict[str, float | None] = {}
     missing: dict[str, str] = {}
 
     def take(names: tuple[str, ...], compute: Callable[[], tuple[float, ...]]) -> None:
@@ -166,15 +167,14 @@ def measure_all(
     take(("accuracy",), lambda: (_accuracy(out.logits, labels, features),))
     take(("variance",), lambda: (within_class_variance(samples, _labels(labels)),))
     take(("nearest",), lambda: (nearest_distance(samples, _images(reference)),))
-    found["rms_to_teacher"] = paired
-    return Measured(found, missing)
+    found[RMS] = paired
+    return Measured(Figures.named(found), missing)
 
 
 def no_figures(features: Features, reason: str) -> Measured:
     """Return the figures of samples that cannot be measured at all: None each, for one reason."""
-    fd, kd = distance_names(features)
-    names = (fd, kd, "precision", "recall", "score", "accuracy", "variance", "nearest")
-    figures: dict[str, Any] = dict.fromkeys((*names, "rms_to_teacher"))
+    figures = Figures(distance_names(features)[0])
+    names = (name for name in figures.by_name if name != RMS)
     return Measured(figures, dict.fromkeys(names, reason))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewstep.core.cond import Cond
 from fewstep.errors import DataError
-from fewstep.metrics.vision import LabelledImages
+from fewstep.metrics.train_vision import LabelledImages
 
 TASK = "rotations"
 

@@ -1,4 +1,4 @@
-"""What a run's folder holds already, and whether a recipe still fits it.
+"""Whether a recipe still fits what a run's folder holds already.
 
 A setting matters for the models that depend on it: those that are finished, and those whose
 training has begun. All other settings may be changed.
@@ -6,31 +6,20 @@ training has begun. All other settings may be changed.
 
 from __future__ import annotations
 
-import re
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from fewstep.atomic import atomic_write
-from fewstep.distill.plan import STAGE_ONE, TEACHER
-from fewstep.errors import RecipeError
-from fewstep.models import read_card
+from fewstep.atomic import check_replaceable, translate_os_errors
+from fewstep.distill.plan import TEACHER
+from fewstep.errors import FolderError, RecipeError
+from fewstep.lock import LOCK
 from fewstep.models.card import CARD
-from fewstep.recipes.config import RECIPE, Recipe, flatten, is_resolved
+from fewstep.recipes.config import RECIPE, Recipe, load_recipe
+from fewstep.recipes.depends import settings_of
 from fewstep.recipes.reading import shown
-from fewstep.train import begun_run
-
-TRAINING = "training"
-# What else a run writes into its folder; no model may have one of these names.
-RESERVED = {
-    *(RECIPE, TRAINING, "evaluation", "seconds.json", "report.html", "report.json"),
-    *("table.md", "table.csv", "plots", "sheets", "latents", "features"),
-}
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-# Where data and encoders are may change; that they are the same is in every fingerprint.
-# data.cond is a copy of latents.cond, which is the key that users set.
-_PLACES = {"latents": {"folder", "root"}, "data": {"name", "cond"}}
+from fewstep.recipes.workspace import Workspace, check_name, is_run
 
 
 @dataclass(frozen=True)
@@ -48,91 +37,58 @@ class Change:
         return self.key.endswith("updates") and None not in (self.old, self.new)
 
 
-def check_name(name: str) -> None:
-    """Raise RecipeError unless a name can be that of a model, and so of its folder in the run."""
-    if not NAME.fullmatch(name) or ".." in name or name.endswith("."):
-        raise RecipeError(
-            "the name of a stage must be a folder name of at most 64 lower-case letters, digits, "
-            f"dashes, underscores and single dots, got {shown(name)}. Choose another name."
-        )
-    if name in RESERVED:
-        raise RecipeError(
-            f"the name of a stage must be free, and fewstep uses {name!r} itself. Choose another "
-            "name, for example my-student."
-        )
+def check_folder(workspace: Workspace, trains: Collection[str] | None = None) -> None:
+    """Check that a recipe fits the folder of its run; nothing is written.
 
+    trains: the models that the command trains; by default all of the recipe. One that is finished
+        may get more updates.
 
-def is_run(out: Path) -> bool:
-    """Whether a folder is a run: it holds a recipe that fewstep wrote."""
-    path = out / RECIPE
-    return path.is_file() and is_resolved(path)
-
-
-def is_done(out: Path, name: str) -> bool:
-    """Whether the model of that name is finished."""
-    return (out / name / CARD).is_file()
-
-
-def has_checkpoint(out: Path, name: str) -> bool:
-    """Whether the training of that model has a checkpoint to continue from."""
-    return begun_run(out / TRAINING / name / "checkpoints") is not None
-
-
-def trained_here(out: Path, recipe: Recipe, name: str) -> bool:
-    """Whether a model was, or is being, trained in this run, and not brought in with --teacher.
-
-    recipe: of the run.
+    Raises RecipeError where finished or begun models depend on settings that the recipe changes;
+    FolderError where the folder is not a run.
     """
-    if has_checkpoint(out, name):
-        return True
-    if not is_done(out, name) or (out / TRAINING / f"{name}.given").is_file():
-        return False
-    if name not in (TEACHER, STAGE_ONE) or (out / TRAINING / name).is_dir():
-        return True
-    # The folder of the training may have been removed to free space.
-    made = read_card(out / name).training
-    settings = settings_of(recipe, name) or {}
-    return made.get("recipe") == recipe.name and made.get("updates") == settings.get(
-        _updates_key(name)
-    )
+    out = workspace.out
+    with translate_os_errors(out):
+        _check_targets(workspace)
+        try:
+            there = sorted(os.listdir(out))
+        except FileNotFoundError:  # a file among its parents is another error
+            there = []
+    if workspace.is_begun:
+        path = out / RECIPE
+        if not is_run(out):
+            raise FolderError(
+                f"{path} must be a recipe that fewstep wrote, and it is one of your own. Give "
+                "another --out, where nothing of yours can be replaced."
+            )
+        begun = Workspace(load_recipe(str(path)), out)
+        _check_changes(begun, workspace.recipe, workspace.names if trains is None else trains)
+    elif set(there) - {LOCK}:
+        raise FolderError(
+            f"{out} is not empty and has no {RECIPE}; it is not a fewstep run. Give another --out."
+        )
 
 
-def note_given(out: Path, name: str) -> None:
-    """Note that a model was brought in with --teacher, however alike its recipe is to this one."""
-    atomic_write(out / TRAINING / f"{name}.given", b"")
+def _check_targets(workspace: Workspace) -> None:
+    """Raise an error where a model would leave the run's folder, or replace something in it."""
+    for name in workspace.names:
+        check_name(name)
+        for folder in (workspace.folder(name), workspace.training(name)):
+            if folder.is_symlink() and not workspace.is_done(name):
+                raise FolderError(
+                    f"{folder} must be a folder of the run, and it is a link, which could lead "
+                    "outside. Remove it, or make --out the link."
+                )
+        if not workspace.is_done(name):
+            check_replaceable(workspace.folder(name), CARD)
 
 
-def settings_of(recipe: Recipe, name: str) -> dict[str, Any] | None:
-    """Return the settings that a model depends on, under their keys in the recipe.
-
-    None where the recipe does not make a model of that name.
-    """
-    stage = next((s for s in recipe.distill.plan() if s.name == name), None)
-    if stage is None and name != TEACHER:
-        return None
-    data = recipe.model_dump(mode="json")
-    parts = {k: data[k] for k in ("seed", "data", "latents", "network")}
-    for key, places in _PLACES.items():
-        if parts[key] is not None:
-            parts[key] = {k: v for k, v in parts[key].items() if k not in places}
-    config = recipe.train_config(stage).identity()
-    if stage is None:
-        parts["teacher"] = {**config, "dropout": recipe.teacher.dropout}
-    else:
-        own = {k: v for k, v in stage.identity().items() if k != "name"}
-        own["lr"] = config.pop("lr")
-        del config["updates"]
-        parts["distill"] = {**config, "w": data["distill"]["w"], "lora": data["distill"]["lora"]}
-        parts["distill"][f"stages ({name})"] = own
-    return dict(flatten(parts))
-
-
-def changes(out: Path, old: Recipe, new: Recipe) -> list[Change]:
+def _changes(begun: Workspace, new: Recipe) -> list[Change]:
     """Return the settings that models of the run depend on and that a new recipe changes."""
+    old = begun.recipe
     names = [TEACHER, *dict.fromkeys(s.name for r in (old, new) for s in r.distill.plan())]
     found: list[Change] = []
     for name in names:
-        if not trained_here(out, old, name):
+        if not begun.is_trained_here(name):
             continue
         before, after = settings_of(old, name), settings_of(new, name)
         if before is not None and after is None:
@@ -143,42 +99,43 @@ def changes(out: Path, old: Recipe, new: Recipe) -> list[Change]:
     return found
 
 
-def check_changes(out: Path, old: Recipe, new: Recipe, trains: Collection[str]) -> None:
+def _check_changes(begun: Workspace, new: Recipe, trains: Collection[str]) -> None:
     """Raise RecipeError where a new recipe does not fit what the run's folder holds.
 
     trains: the models that the command trains; one of them may get more updates, as long as
         nothing was made from it yet.
     """
-    for change in changes(out, old, new):
+    for change in _changes(begun, new):
         if change.is_longer and change.new > change.old and change.name in trains:
-            _check_extension(out, old, change)
+            _check_extension(begun, change)
         else:
-            raise RecipeError(_refusal(out, old, change, trains))
+            raise RecipeError(_refusal(begun, change, trains))
 
 
-def _check_extension(out: Path, old: Recipe, change: Change) -> None:
-    name = change.name
-    made = _made_from(out, old, name)
+def _check_extension(begun: Workspace, change: Change) -> None:
+    name, out = change.name, begun.out
+    made = _made_from(begun, name)
     if made is not None:
         raise RecipeError(
             f"{change.key} can be raised while nothing was made from {name}, and {out / made} was. "
             f"Use --out OTHER, or {out / RECIPE} as the recipe to keep its settings."
         )
-    if not has_checkpoint(out, name):
+    if not begun.has_checkpoint(name):
         raise RecipeError(
             f"{change.key} can be raised from {shown(change.old)} to {shown(change.new)} while "
-            f"{out / TRAINING / name} has a checkpoint, and it has none. Use --out OTHER to train "
+            f"{begun.training(name)} has a checkpoint, and it has none. Use --out OTHER to train "
             "from the start."
         )
 
 
-def _made_from(out: Path, recipe: Recipe, name: str) -> str | None:
+def _made_from(begun: Workspace, name: str) -> str | None:
     """Return a model of the run that was, or is being, made from the model `name`, or None."""
-    children = [s.name for s in recipe.distill.plan() if s.parent == name]
-    return next((c for c in children if is_done(out, c) or has_checkpoint(out, c)), None)
+    children = [s.name for s in begun.plan if s.parent == name]
+    return next((c for c in children if begun.is_done(c) or begun.has_checkpoint(c)), None)
 
 
-def _refusal(out: Path, old: Recipe, change: Change, trains: Collection[str]) -> str:
+def _refusal(begun: Workspace, change: Change, trains: Collection[str]) -> str:
+    out = begun.out
     depends = f"{out / change.name} depends on it"
     if change.new is None and change.old == "made":
         what = f"the recipe no longer has the stage {change.name}, which {out} holds"
@@ -189,19 +146,9 @@ def _refusal(out: Path, old: Recipe, change: Change, trains: Collection[str]) ->
         )
     keep = f"Use {out / RECIPE} as the recipe to keep its settings"
     other = "use --out OTHER"
-    if change.name != TEACHER and is_done(out, TEACHER):
+    if change.name != TEACHER and begun.is_done(TEACHER):
         other = f"use --teacher {out / TEACHER} --out OTHER"
     is_teacher = change.name == TEACHER and TEACHER not in trains
-    if is_teacher and change.is_longer and _made_from(out, old, TEACHER) is None:
+    if is_teacher and change.is_longer and _made_from(begun, TEACHER) is None:
         other += ", or run `fewstep train` with these settings to train the teacher on"
     return f"{what}. {keep}, or {other}."
-
-
-def updates_of(recipe: Recipe, name: str) -> int | None:
-    """Return how many updates a recipe trains a model for; None where it does not make it."""
-    settings = settings_of(recipe, name)
-    return None if settings is None else int(settings[_updates_key(name)])
-
-
-def _updates_key(name: str) -> str:
-    return "teacher.updates" if name == TEACHER else f"distill.stages ({name}).updates"

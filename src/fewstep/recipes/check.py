@@ -58,7 +58,7 @@ def check_report(run: Run, teachers: Sequence[Path] = ()) -> Checked:
             `evaluation` folder that is damaged.
         RangeError: more samples than fit in memory.
     """
-    images = run.images
+    images = run.data.images
     if isinstance(images, Prompts):
         raise RecipeError(
             f"a report needs training images, since its figures compare with images, and "
@@ -67,7 +67,7 @@ def check_report(run: Run, teachers: Sequence[Path] = ()) -> Checked:
         )
     _check_teachers(run, teachers)
     check_samples(run.recipe.evaluate.samples, images.shape, "evaluate.samples")
-    settings, notes = fit_steps(run.recipe.evaluate, _table_of_run(run, teachers))
+    settings, notes = fit_steps(run.recipe.evaluate, _timesteps_of_run(run, teachers))
     features = settings.features
     evaluation = Evaluation(
         run.recipe.data,
@@ -98,7 +98,7 @@ def check_evaluation(evaluation: Evaluation, option: str) -> None:
             f"Inception, and {evaluation.features_path} does not exist. Use `fewstep features "
             "train`, or leave it out."
         )
-    x, _ = evaluation.source.batch(torch.zeros(1, dtype=torch.int64))
+    x, _ = evaluation.dataset.batch(torch.zeros(1, dtype=torch.int64))
     try:
         evaluation.features(x)
     except ShapeError as error:
@@ -114,13 +114,14 @@ def _check_kept(evaluation: Evaluation) -> None:
 
 def _check_teachers(run: Run, teachers: Sequence[Path]) -> None:
     cards = [card_in(folder) for folder in teachers]
-    if cards and not any(card.is_teacher for card in cards) and not run.is_done(TEACHER):
+    is_given = any(card.is_teacher for card in cards)
+    if cards and not is_given and not run.workspace.is_done(TEACHER):
         raise FolderError(
             "a report measures against a guided teacher, and none was given. Add its folder with "
             "--teacher."
         )
     stage_one = any(card.stage.kind == "guidance-distillation" for card in cards)
-    given = STAGE_ONE if stage_one or run.is_done(STAGE_ONE) else None
+    given = STAGE_ONE if stage_one or run.workspace.is_done(STAGE_ONE) else None
     for stage in run.plan:
         if stage.parent == STAGE_ONE != given and all(s.name != STAGE_ONE for s in run.plan):
             raise FolderError(
@@ -141,16 +142,16 @@ def _within(w: float, w_range: tuple[float, float] | None) -> bool:
     return w_range is None or w_range[0] <= w <= w_range[1]
 
 
-def table_in(folder: Path) -> BetaClock | None:
-    """Return the table of timesteps of a model folder; None for the native clock."""
+def timesteps_in(folder: Path) -> BetaClock | None:
+    """Return the timesteps of a model folder; None for the native clock."""
     folder = local(folder)
     return read_clock(folder) if is_pipeline(folder) else None
 
 
-def _table_of_run(run: Run, teachers: Sequence[Path]) -> BetaClock | None:
-    """Return the table of the models that a run has or will make; None for the native clock."""
+def _timesteps_of_run(run: Run, teachers: Sequence[Path]) -> BetaClock | None:
+    """Return the timesteps of the models that a run has or will make; None for the native clock."""
     folders = [Path(f) for f in teachers]
-    folders += [run.folder(name) for name in (TEACHER, STAGE_ONE) if run.is_done(name)]
+    folders += [run.folder(name) for name in (TEACHER, STAGE_ONE) if run.workspace.is_done(name)]
     latents = run.recipe.latents
     if not folders and latents is not None and latents.folder is not None:
         # A teacher that is trained here starts from the network of such a folder.
@@ -159,18 +160,18 @@ def _table_of_run(run: Run, teachers: Sequence[Path]) -> BetaClock | None:
             return None
         takes = "class" if card_in(folder).num_classes else "prompt"
         return read_clock(folder) if takes == latents.cond else None
-    return table_in(folders[0]) if folders else None
+    return timesteps_in(folders[0]) if folders else None
 
 
 def fit_steps(
-    settings: EvaluateConfig, table: BetaClock | None
+    settings: EvaluateConfig, timesteps: BetaClock | None
 ) -> tuple[EvaluateConfig, list[str]]:
     """Return the settings with numbers of steps that the clock has, and what was changed.
 
     Raises RecipeError for a number that differs from the default and does not fit.
     """
-    clock: Clock = cosine if table is None else table.grid
-    total = TIMESTEPS if table is None else len(table)
+    clock: Clock = cosine if timesteps is None else timesteps.grid
+    total = TIMESTEPS if timesteps is None else len(timesteps)
     changed: dict[str, int | tuple[int, ...]] = {}
     notes = []
     for key in DDIM:

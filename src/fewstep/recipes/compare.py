@@ -16,18 +16,17 @@ from fewstep.distill.plan import STAGE_ONE, TEACHER
 from fewstep.errors import FolderError, RangeError, ShapeError
 from fewstep.files.hub import local
 from fewstep.folders import card_in, image_shape, load
+from fewstep.measure.cell import Cell, Cells
 from fewstep.measure.conditions import has_classes
-from fewstep.measure.evaluate import Cell, Evaluation
+from fewstep.measure.evaluate import Evaluation
 from fewstep.measure.identity import identity_of
 from fewstep.models import Card, card_of
 from fewstep.models.clocks.betas import BetaClock
 from fewstep.models.clocks.native import TIMESTEPS
 from fewstep.models.solvers import SOLVERS
-from fewstep.recipes.check import check_steps, nearest_divisor, table_in
-from fewstep.show.figures import Remarks, terminal_page, write_figures
-from fewstep.show.weak import reasons_of, table_of, warnings_of
+from fewstep.recipes.check import check_steps, nearest_divisor, timesteps_in
+from fewstep.show.figures import remarks_on, terminal_page, write_figures
 
-SHEET = 20  # images of each cell that a sheet shows
 ROLES = {"pretraining": TEACHER, "guidance-distillation": STAGE_ONE}
 
 
@@ -70,7 +69,7 @@ class Comparison:
         """Return what to measure. Raises RangeError for what a model was not made for."""
         if self.counts == () or not self.ws:
             raise RangeError("--steps and --w must be at least one number each. Pass some.")
-        self._check_weights()
+        self._check_w()
         self._check_teacher()
         free = [card for card in self.cards if card.steps is None]
         if free and self.counts is None:
@@ -91,7 +90,7 @@ class Comparison:
             out.append(Column(folder, name, cells))
         return out
 
-    def _check_weights(self) -> None:
+    def _check_w(self) -> None:
         cards = [*self.cards, *([] if self.teacher is None else [card_in(self.teacher)])]
         for card in cards:
             low, high = card.w_range or (-float("inf"), float("inf"))
@@ -131,10 +130,10 @@ class Comparison:
         return ((card.steps, None),)
 
     def _free_cells(self, folder: Path, card: Card) -> tuple[tuple[int, str | None], ...]:
-        table = table_in(folder)
+        timesteps = timesteps_in(folder)
         pairs = [(n, s) for n in self.counts or () for s in self.samplers or (None,)]
         for steps, sampler in pairs:
-            _check_steps(steps, sampler, table, f"--steps for {card.name}")
+            _check_steps(steps, sampler, timesteps, f"--steps for {card.name}")
         return tuple(pairs)
 
     def _names(self) -> list[str]:
@@ -178,21 +177,22 @@ class Comparison:
     def steps_of_teacher(self, say: Callable[[str], None]) -> int:
         """Return the steps of the teacher. Raises RangeError where its clock does not have them."""
         assert self.teacher is not None
-        steps, table = self.reference_steps, table_in(self.teacher)
-        if table is not None and not self.reference_given and len(table) % steps:
-            steps = nearest_divisor(steps, len(table))
-            say(f"--reference-steps: {steps}, since 256 does not divide {len(table)} timesteps")
-        _check_steps(steps, None, table, "--reference-steps")
+        steps, timesteps = self.reference_steps, timesteps_in(self.teacher)
+        total = None if timesteps is None else len(timesteps)
+        if total is not None and not self.reference_given and total % steps:
+            steps = nearest_divisor(steps, total)
+            say(f"--reference-steps: {steps}, since 256 does not divide {total} timesteps")
+        _check_steps(steps, None, timesteps, "--reference-steps")
         return steps
 
 
-def _check_steps(steps: int, sampler: str | None, table: BetaClock | None, option: str) -> None:
-    total = TIMESTEPS if table is None else len(table)
+def _check_steps(steps: int, sampler: str | None, timesteps: BetaClock | None, option: str) -> None:
+    total = TIMESTEPS if timesteps is None else len(timesteps)
     if sampler in SOLVERS:
         if not 1 <= steps <= total:
             raise RangeError(f"{option} must be from 1 to {total} for {sampler}, got {steps}.")
         return
-    check_steps(steps, cosine if table is None else table.grid, option, RangeError)
+    check_steps(steps, cosine if timesteps is None else timesteps.grid, option, RangeError)
 
 
 def _short_hash(folder: Path, card: Card) -> str:
@@ -204,7 +204,7 @@ def _short_hash(folder: Path, card: Card) -> str:
 class Compared:
     """The measured cells, those of the teacher, and the roles of the models."""
 
-    cells: list[Cell]
+    cells: Cells
     teachers: list[Cell]
     roles: dict[str, str]
 
@@ -233,7 +233,7 @@ def compare(evaluation: Evaluation, comparison: Comparison, columns: Sequence[Co
                         teacher=teachers.get(w),
                     )
                 )
-    return Compared(cells, list(teachers.values()), roles)
+    return Compared(Cells(cells), list(teachers.values()), roles)
 
 
 def write_comparison(evaluation: Evaluation, compared: Compared) -> tuple[str, Path]:
@@ -242,24 +242,11 @@ def write_comparison(evaluation: Evaluation, compared: Compared) -> tuple[str, P
     The same cells give the same bytes, whenever they were measured.
     """
     cells = compared.cells
-    rows = [cell.row for cell in cells]
-    table = table_of(
-        rows,
-        [cell.row for cell in compared.teachers],
-        evaluation.samples,
-        evaluation.features,
-        evaluation.reference,
-    )
-    reasons = reasons_of(rows, [cell.missing for cell in cells])
-    remarks = Remarks(warnings_of(table), reasons, compared.roles)
-    sheets = {
-        w: [cell.images[:SHEET] for cell in cells if cell.row["w"] == w]
-        for w in sorted({row["w"] for row in rows})
-    }
-    write_figures(evaluation.folder, rows, sheets, remarks)
+    remarks = remarks_on(cells, compared.teachers, evaluation, compared.roles)
+    write_figures(evaluation.folder, cells, remarks)
     path = evaluation.folder / "evaluation.json"
-    atomic_write(path, (json.dumps(rows, indent=1, allow_nan=False) + "\n").encode())
-    return terminal_page(rows, remarks), path
+    atomic_write(path, (json.dumps(cells.rows, indent=1, allow_nan=False) + "\n").encode())
+    return terminal_page(cells, remarks), path
 
 
 __all__ = ["Column", "Compared", "Comparison", "compare", "write_comparison"]

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from fewstep.atomic import check_replaceable
 from fewstep.core.denoiser import Traits
 from fewstep.data import Dataset, Prompts
 from fewstep.distill.plan import STAGE_ONE, TEACHER, Stage
@@ -25,51 +24,36 @@ from fewstep.errors import (
 )
 from fewstep.folders import card_in, is_pipeline
 from fewstep.models import Card, build_unet
-from fewstep.models.card import CARD
 from fewstep.models.clocks.betas import read_clock
-from fewstep.recipes.begun import TRAINING, check_name, is_done, trained_here, updates_of
 from fewstep.recipes.config import Recipe
+from fewstep.recipes.depends import updates_of
 from fewstep.recipes.memory import COPIES, check_room
 from fewstep.recipes.teachers import check_kind, name_of
+from fewstep.recipes.workspace import Workspace
 from fewstep.train import check_trainable, processes
 
 Found = dict[str, tuple[Path, Card]]
 
 
-def found_models(recipe: Recipe, out: Path, teachers: Sequence[Path]) -> Found:
+def found_models(workspace: Workspace, teachers: Sequence[Path]) -> Found:
     """Return the teacher and the model of stage one that a run starts from, by their names.
 
     Raises FolderError or RecipeError for a folder that is no teacher, or does not fit the recipe.
     """
     found = {
-        name: (out / name, card_in(out / name))
+        name: (workspace.folder(name), card_in(workspace.folder(name)))
         for name in (TEACHER, STAGE_ONE)
-        if is_done(out, name)
+        if workspace.is_done(name)
     }
     for folder in teachers:
         card = card_in(folder)
-        check_kind(recipe, card, folder)
+        check_kind(workspace.recipe, card, folder)
         found.setdefault(name_of(card, folder), (folder, card))
     return found
 
 
-def check_targets(recipe: Recipe, out: Path) -> None:
-    """Raise an error where a model would leave the run's folder, or replace something in it."""
-    for name in (TEACHER, *(s.name for s in recipe.distill.plan())):
-        check_name(name)
-        for folder in (out / name, out / TRAINING / name):
-            if folder.is_symlink() and not is_done(out, name):
-                raise FolderError(
-                    f"{folder} must be a folder of the run, and it is a link, which could lead "
-                    "outside. Remove it, or make --out the link."
-                )
-        if not is_done(out, name):
-            check_replaceable(out / name, CARD)
-
-
 def check_stages(
-    recipe: Recipe,
-    out: Path,
+    workspace: Workspace,
     stages: Sequence[Stage],
     found: Found,
     *,
@@ -80,11 +64,12 @@ def check_stages(
     parents: names of the models that are there before the first stage; None does not check that
         every parent is there.
     """
+    recipe = workspace.recipe
     known = {name: card for name, (_, card) in found.items()}
     made: dict[str, Traits] = {}
     for stage in recipe.distill.plan():
         if parents is not None and stage in stages:
-            _check_parent(recipe, out, stage, {*parents, *made})
+            _check_parent(workspace, stage, {*parents, *made})
         _check_pair(recipe, stage, known.get(stage.parent))
         if stage in stages:
             _check_range(recipe, stage, known.get(stage.parent))
@@ -107,10 +92,10 @@ def _check_pair(recipe: Recipe, stage: Stage, parent: Card | None) -> None:
         )
 
 
-def _check_parent(recipe: Recipe, out: Path, stage: Stage, there: Collection[str]) -> None:
-    if stage.parent not in there and not is_done(out, stage.parent):
-        raise FolderError(no_parent(out, stage))
-    check_whole(recipe, out, stage.parent)
+def _check_parent(workspace: Workspace, stage: Stage, there: Collection[str]) -> None:
+    if stage.parent not in there and not workspace.is_done(stage.parent):
+        raise FolderError(no_parent(workspace.out, stage))
+    _check_whole(workspace, stage.parent)
 
 
 def no_parent(out: Path, stage: Stage) -> str:
@@ -121,14 +106,15 @@ def no_parent(out: Path, stage: Stage) -> str:
     )
 
 
-def check_whole(recipe: Recipe, out: Path, name: str) -> None:
+def _check_whole(workspace: Workspace, name: str) -> None:
     """Raise FolderError where a model has fewer updates than the recipe now asks for."""
-    if not is_done(out, name) or not trained_here(out, recipe, name):
+    if not workspace.is_done(name) or not workspace.is_trained_here(name):
         return
-    done, wanted = card_in(out / name).training.get("updates"), updates_of(recipe, name)
+    folder, wanted = workspace.folder(name), updates_of(workspace.recipe, name)
+    done = card_in(folder).training.get("updates")
     if isinstance(done, int) and wanted is not None and done < wanted and name == TEACHER:
         raise FolderError(
-            f"{out / name} must have the {wanted} updates of the recipe, and it has {done}. Run "
+            f"{folder} must have the {wanted} updates of the recipe, and it has {done}. Run "
             "`fewstep train` with the same recipe to train it on."
         )
 

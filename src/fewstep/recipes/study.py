@@ -19,24 +19,22 @@ from fewstep.distill.plan import KINDS, STAGE_ONE, TEACHER, Plan, Stage
 from fewstep.errors import FolderError
 from fewstep.folders import save_model
 from fewstep.lock import writer_of
-from fewstep.measure.evaluate import KEPT, Cell, device_name
-from fewstep.metrics import Features, distance_key, paired_rms
+from fewstep.measure.cell import DDIM, Cell, Cells, Line
+from fewstep.measure.evaluate import KEPT, device_name
+from fewstep.metrics import RMS, Features, paired_rms
 from fewstep.models import Model, card_of, model_of
 from fewstep.models.solvers import SOLVERS
+from fewstep.recipes.begun import check_folder
 from fewstep.recipes.check import Checked, check_report
 from fewstep.recipes.config import Recipe
 from fewstep.recipes.run import Run, Say
 from fewstep.recipes.schema import EvaluateConfig
-from fewstep.show.figures import Remarks, remark_lines, write_figures
+from fewstep.show.figures import SHEET, Remarks, remark_lines, remarks_on, write_figures
 from fewstep.show.report import write_report
-from fewstep.show.study_data import KnobCheck, Row, SheetRow, Study
-from fewstep.show.weak import reasons_of, table_of, warnings_of
+from fewstep.show.study_data import KnobCheck, SheetRow, Study
 
-SHEET = 20  # images in a row of the sheets: each class twice
 FEW = 4  # steps of the student that the page is about, or as near as there are
-DDIM = "deterministic"
 STUDENT = "student"  # the role of every model that is neither the teacher nor a stage one
-Key = tuple[str, str, int, float]
 
 
 def run_study(
@@ -56,7 +54,7 @@ def run_study(
     """
     started = time.perf_counter()
     run = Run(recipe, out, device, say, progress)
-    run.check_folder()
+    check_folder(run.workspace)
     checked = check_report(run, teachers)
     with run.writing(teachers=teachers):
         return _run(run, checked, teachers, started)
@@ -83,12 +81,7 @@ def _run(run: Run, checked: Checked, teachers: Sequence[Path], started: float) -
         if run.is_main:
             seconds = _clock(run.out, time.perf_counter() - started)
     study = _study(run, checked, cells, seconds)
-    sheets = {
-        w: [cell.images[:SHEET] for (*_, v), cell in cells.items() if v == w]
-        for w in checked.settings.w
-    }
-    measured = list(cells.values())
-    write_figures(run.out, [c.row for c in measured], sheets, _remarks(measured, run, checked))
+    write_figures(run.out, cells, _remarks(cells, run, checked))
     for line in remark_lines(Remarks(study.warnings, study.missing)):
         run.tell(line)
     return write_report(run.out, study)
@@ -107,19 +100,20 @@ class Wanted:
     sampler: str | None
 
 
-def measure_run(run: Run, checked: Checked) -> dict[Key, Cell]:
+def measure_run(run: Run, checked: Checked) -> Cells:
     """Measure every cell that the recipe names, and put the students' figures on their cards."""
     evaluation, settings = checked.evaluation, checked.settings
     teacher = run.load(TEACHER)
-    cells: dict[Key, Cell] = {}
+    references: dict[float, Cell] = {}
     for w in settings.w:
-        reference = evaluation.cell(TEACHER, teacher, w=w, steps=settings.reference_steps)
-        if reference.row["rms_to_teacher"] is None and len(reference.images):
-            # Its distance to itself: the row says 0, and the file need not be measured twice.
-            missing = {k: v for k, v in reference.missing.items() if k != "rms_to_teacher"}
-            row = {**reference.row, "rms_to_teacher": 0.0}
-            reference = replace(reference, row=row, missing=missing)
-        cells[TEACHER, DDIM, settings.reference_steps, w] = reference
+        cell = evaluation.cell(TEACHER, teacher, w=w, steps=settings.reference_steps)
+        if cell.figures.rms_to_teacher is None and len(cell.images):
+            # Its distance to itself: the table says 0, and the file need not be measured twice.
+            missing = {name: reason for name, reason in cell.missing.items() if name != RMS}
+            figures = replace(cell.figures, rms_to_teacher=0.0)
+            cell = replace(cell, figures=figures, missing=missing)
+        references[w] = cell
+    cells = list(references.values())
     for name, columns in _by_name(_wanted(run.plan, settings)).items():
         model = run.load(name)
         for wanted in columns:
@@ -130,11 +124,11 @@ def measure_run(run: Run, checked: Checked) -> dict[Key, Cell]:
                     w=w,
                     steps=wanted.steps,
                     sampler=wanted.sampler,
-                    teacher=cells[TEACHER, DDIM, settings.reference_steps, w],
+                    teacher=references[w],
                 )
-                cells[wanted.shown, cell.row["sampler"], cell.row["steps"], w] = cell
-        _figures(run, name, columns[0].shown, model, cells)
-    return cells
+                cells.append(cell)
+        _keep_figures(run, name, columns[0].shown, model, cells)
+    return Cells(cells)
 
 
 def _by_name(wanted: Sequence[Wanted]) -> dict[str, list[Wanted]]:
@@ -175,18 +169,22 @@ def _plain_name(stage: Stage) -> str:
     return plain if stage.name == default_name(stage) else stage.name
 
 
-def _figures(
-    run: Run, name: str, shown: str, model: Model | Guided, cells: dict[Key, Cell]
+def _keep_figures(
+    run: Run, name: str, shown: str, model: Model | Guided, cells: Sequence[Cell]
 ) -> None:
+    """Put the distances of a student on its card."""
     card = card_of(model)
     if card.steps is None or card.pair:
         return
     figures = {
-        f"{key} at w={w:g}": round(float(cell.row[key]), 6)
-        for (row_model, sampler, _, w), cell in cells.items()
-        if row_model == shown and sampler == card.sampler
-        for key in (distance_key(cell.row), "rms_to_teacher")
-        if cell.row[key] is not None
+        f"{key} at w={cell.w:g}": round(value, 6)
+        for cell in cells
+        if (cell.model, cell.sampler) == (shown, card.sampler)
+        for key, value in (
+            (cell.figures.fd_name, cell.figures.fd),
+            (RMS, cell.figures.rms_to_teacher),
+        )
+        if value is not None
     }
     if figures != card.figures:
         student = model_of(model)
@@ -206,11 +204,10 @@ def _roles(plan: Plan) -> dict[str, str]:
     return roles
 
 
-def _study(run: Run, checked: Checked, cells: dict[Key, Cell], seconds: float) -> Study:
+def _study(run: Run, checked: Checked, cells: Cells, seconds: float) -> Study:
     evaluation, settings = checked.evaluation, checked.settings
     held_out = evaluation.held_out_cell()
-    measured = [*([] if held_out is None else [held_out]), *cells.values()]
-    rows = [cell.row for cell in measured]
+    measured = Cells([*([] if held_out is None else [held_out]), *cells])
     remarks = _remarks(measured, run, checked)
     notes = list(checked.notes)
     if held_out is None:
@@ -221,7 +218,7 @@ def _study(run: Run, checked: Checked, cells: dict[Key, Cell], seconds: float) -
     return Study(
         title=f"fewstep: {run.recipe.name}",
         features=evaluation.features.name,
-        rows=rows,
+        cells=measured,
         sheets={w: _sheet(run, settings, cells, w) for w in settings.w},
         knob=_knob(run, settings, cells),
         losses={name: _losses(run, name) for name in [TEACHER, *(s.name for s in run.plan)]},
@@ -234,14 +231,9 @@ def _study(run: Run, checked: Checked, cells: dict[Key, Cell], seconds: float) -
     )
 
 
-def _remarks(measured: Sequence[Cell], run: Run, checked: Checked) -> Remarks:
-    evaluation = checked.evaluation
-    rows = [cell.row for cell in measured]
-    reference = (TEACHER, DDIM, checked.settings.reference_steps)
-    teachers = [r for r in rows if (r["model"], r["sampler"], r["steps"]) == reference]
-    table = table_of(rows, teachers, evaluation.samples, evaluation.features, evaluation.reference)
-    missing = reasons_of(rows, [cell.missing for cell in measured])
-    return Remarks(warnings_of(table), missing, _roles(run.plan))
+def _remarks(cells: Cells, run: Run, checked: Checked) -> Remarks:
+    teachers = cells.of(Line(TEACHER, DDIM, checked.settings.reference_steps))
+    return remarks_on(cells, teachers, checked.evaluation, _roles(run.plan))
 
 
 def _few_step(plan: Plan) -> Stage | None:
@@ -250,40 +242,41 @@ def _few_step(plan: Plan) -> Stage | None:
     return min(students, key=lambda s: abs((s.steps or 0) - FEW), default=None)
 
 
-def _sheet(run: Run, settings: EvaluateConfig, cells: dict[Key, Cell], w: float) -> list[SheetRow]:
+def _sheet(run: Run, settings: EvaluateConfig, cells: Cells, w: float) -> list[SheetRow]:
     chosen, shown = _few_step(run.plan), shown_names(run.plan)
     few = FEW if chosen is None else chosen.steps or FEW
-    wanted = [(TEACHER, DDIM, n) for n in dict.fromkeys((settings.reference_steps, few))]
+    lines = [Line(TEACHER, DDIM, n) for n in dict.fromkeys((settings.reference_steps, few))]
     for stage in run.plan:
         if stage.steps is None:
-            wanted += [(shown[stage.name], DDIM, n) for n in settings.stage_one_steps[:1]]
+            lines += [Line(shown[stage.name], DDIM, n) for n in settings.stage_one_steps[:1]]
         elif stage.sampler is not None:
-            wanted.append((shown[stage.name], stage.sampler, stage.steps))
-    return [
-        SheetRow(_label(cells[key].row), cells[key].images[:SHEET])
-        for key in ((*column, w) for column in wanted)
-        if key in cells
-    ]
+            lines.append(Line(shown[stage.name], stage.sampler, stage.steps))
+    found = [cell for cell in (cells.get(line, w) for line in lines) if cell is not None]
+    return [SheetRow(_label(cell), cell.images[:SHEET]) for cell in found]
 
 
-def _label(row: Row) -> str:
-    many = "s" if row["evaluations"] > 1 else ""
-    sampler = "" if row["sampler"] == DDIM else f", {row['sampler']}"
+def _label(cell: Cell) -> str:
+    model, sampler, steps = cell.line
+    many = "s" if cell.evaluations > 1 else ""
     return (
-        f"{row['model']}{sampler}, {row['steps']} step{'s' if row['steps'] > 1 else ''} "
-        f"({row['evaluations']} evaluation{many})"
+        f"{model}{'' if sampler == DDIM else f', {sampler}'}, {steps} step"
+        f"{'s' if steps > 1 else ''} ({cell.evaluations} evaluation{many})"
     )
 
 
-def _knob(run: Run, settings: EvaluateConfig, cells: dict[Key, Cell]) -> KnobCheck | None:
+def _knob(run: Run, settings: EvaluateConfig, cells: Cells) -> KnobCheck | None:
     chosen = _few_step(run.plan)
     if chosen is None or chosen.steps is None:
         return None
     name, ws = shown_names(run.plan)[chosen.name], list(settings.w)
-    students = {w: cells[name, DDIM, chosen.steps, w].images[:KEPT] for w in ws}
-    teachers = {w: cells[TEACHER, DDIM, settings.reference_steps, w].images[:KEPT] for w in ws}
+    students = _images(cells, Line(name, DDIM, chosen.steps))
+    teachers = _images(cells, Line(TEACHER, DDIM, settings.reference_steps))
     matrix = [[_apart(students[a], teachers[b]) for b in ws] for a in ws]
     return KnobCheck(name, ws, matrix)
+
+
+def _images(cells: Cells, line: Line) -> dict[float | None, Tensor]:
+    return {cell.w: cell.images[:KEPT] for cell in cells.of(line)}
 
 
 def _apart(a: Tensor, b: Tensor) -> float | None:
@@ -292,7 +285,7 @@ def _apart(a: Tensor, b: Tensor) -> float | None:
 
 
 def _losses(run: Run, name: str) -> list[tuple[int, float]]:
-    path = run.out / "training" / name / "metrics.jsonl"
+    path = run.workspace.training(name) / "metrics.jsonl"
     if not path.is_file():  # a teacher that was made elsewhere
         return []
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -300,11 +293,11 @@ def _losses(run: Run, name: str) -> list[tuple[int, float]]:
 
 
 def _facts(run: Run, seconds: float) -> dict[str, str]:
-    model = run.load(STAGE_ONE if run.is_done(STAGE_ONE) else TEACHER)
+    model = run.load(STAGE_ONE if run.workspace.is_done(STAGE_ONE) else TEACHER)
     network = model_of(model)
     recipe = run.recipe
     updates = [s.updates or 0 for s in run.plan]
-    if (run.out / "training" / TEACHER).is_dir():  # and not made elsewhere
+    if run.workspace.training(TEACHER).is_dir():  # and not made elsewhere
         updates.insert(0, recipe.teacher.updates)
     return {
         "recipe": recipe.name,

@@ -1,4 +1,4 @@
-"""Teachers that are brought into a run from elsewhere: do they fit it, and are they the same?"""
+"""Where a run's teacher comes from: a new network, or a folder from elsewhere that must fit."""
 
 from __future__ import annotations
 
@@ -6,13 +6,59 @@ from pathlib import Path
 
 import torch
 
+import fewstep
+from fewstep.core.seed import derive
+from fewstep.data import Dataset
 from fewstep.distill.plan import STAGE_ONE, TEACHER
 from fewstep.errors import FolderError, RecipeError
-from fewstep.folders import card_in, load_model
-from fewstep.models import Card, read_card
+from fewstep.folders import card_in, is_pipeline, load_model
+from fewstep.models import Card, Model, build_unet, read_card
 from fewstep.models.card import OWN
+from fewstep.models.clocks.native import CLOCK
+from fewstep.models.families.latent_class import LATENT_CLASS
 from fewstep.models.families.unet_class import UNET_CLASS
 from fewstep.recipes.config import Recipe
+from fewstep.recipes.training_data import TrainingData
+
+
+def fresh_teacher(data: TrainingData, images: Dataset) -> Model:
+    """Return the network to train: that of a stock pipeline folder, or a new one.
+
+    images: of the data, which name the classes.
+    """
+    recipe = data.workspace.recipe
+    if recipe.latents is not None and is_pipeline(data.encoders):
+        card = card_in(data.encoders)
+        if not card.is_teacher:
+            raise FolderError(f"{data.encoders} is a student; a teacher does not start there.")
+        if recipe.latents.cond == condition_of(card):
+            model = load_parent(recipe, data.encoders)
+            model.card = model.card.model_copy(update={"name": TEACHER, "figures": {}})
+            return model
+    shape = data.dataset.shape
+    with torch.random.fork_rng(devices=[]):
+        # diffusers initialises from the global generator; the fork leaves the caller's alone.
+        torch.default_generator.manual_seed(derive(recipe.seed, "init"))
+        unet = build_unet(recipe.network, shape, images.num_classes)
+    card = Card(
+        fewstep=fewstep.__version__,
+        family=(UNET_CLASS if recipe.latents is None else LATENT_CLASS).name,
+        name=TEACHER,
+        stage=recipe.teacher.stage,
+        clock=CLOCK,
+        shape=shape,
+        num_classes=images.num_classes,
+        class_names=images.class_names,
+        null_class=images.num_classes,
+    )
+    return Model(unet, card, source=None if recipe.latents is None else data.encoders)
+
+
+def load_parent(recipe: Recipe, folder: Path) -> Model:
+    """Return the network of a folder, with the negative prompt of the recipe."""
+    latents = recipe.latents
+    prompt = None if latents is None else latents.negative_prompt
+    return load_model(folder, negative_prompt=prompt)
 
 
 def name_of(card: Card, folder: Path) -> str:

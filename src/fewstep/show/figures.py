@@ -1,6 +1,6 @@
 """Tables, plots and sheets of measured cells, as files.
 
-folder/table.md, table.csv           the rows
+folder/table.md, table.csv           a row for each cell
 folder/plots/score.svg               class score against Frechet distance over w
 folder/plots/fd-w1.svg, rms-w1.svg   distances against evaluations, one for each w
 folder/sheets/w1.png                 the first images of each cell, from the same noise
@@ -11,20 +11,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from fewstep.atomic import atomic_write
-from fewstep.metrics import distance_key
+from fewstep.measure.cell import Cell, Cells
+from fewstep.measure.evaluate import Evaluation
+from fewstep.metrics import RMS
 from fewstep.show.escape import in_markdown, printable
 from fewstep.show.plots import against_evaluations, score_against_distance
 from fewstep.show.sheet import contact_sheet, save_sheet
 from fewstep.show.tables import aligned, comma_separated, markdown
-from fewstep.show.weak import Warned, marks_of
+from fewstep.show.weak import Warned, marks_of, measurements_of, reasons_of, warnings_of
 
-Row = dict[str, Any]
+SHEET = 20  # images of each cell that a sheet shows
 HEAD = '<?xml version="1.0" encoding="utf-8"?>\n'
 
 
@@ -43,26 +43,33 @@ class Remarks:
     roles: Mapping[str, str] = field(default_factory=dict)
 
 
-def write_figures(
-    folder: Path,
-    rows: Sequence[Row],
-    sheets: dict[float, list[Tensor]],
-    remarks: Remarks | None = None,
-) -> None:
+def remarks_on(
+    cells: Cells, teachers: Sequence[Cell], evaluation: Evaluation, roles: Mapping[str, str]
+) -> Remarks:
+    """Return what is written below the table of some cells.
+
+    teachers: cells of the many-step teacher that paired distances refer to. roles: of the models.
+    """
+    measurements = measurements_of(
+        cells, teachers, evaluation.samples, evaluation.features, evaluation.reference
+    )
+    return Remarks(warnings_of(measurements), reasons_of(cells), roles)
+
+
+def write_figures(folder: Path, cells: Cells, remarks: Remarks | None = None) -> None:
     """Write the files that the module's text lists, each complete; the folder is created.
 
-    rows: of one extractor's features, at least one. sheets: for each w, the images (n, C, H, W)
-    of its cells in the order of the rows, one row of the sheet each; a cell without images has
-    none. remarks: go below the table.
+    cells: of one extractor's features, at least one; the images of those that models have drawn
+    are on the disk. A sheet has a row for each cell at its w. remarks: go below the table.
     """
-    told = remarks or Remarks()
-    fd = distance_key(rows[0])
-    files = {"table.md": markdown_page(rows, told), "table.csv": comma_separated(rows)}
-    files["plots/score.svg"] = score_against_distance(rows, fd, told.roles)
-    for w in sorted({row["w"] for row in rows if row["w"] is not None}):
-        for key, label in ((fd, fd), ("rms_to_teacher", "paired distance")):
-            plot = against_evaluations(rows, key, label, w, told.roles)
-            files[f"plots/{key.split('_')[0]}-w{short(w)}.svg"] = plot
+    below = remarks or Remarks()
+    files = {"table.md": markdown_page(cells, below), "table.csv": comma_separated(cells.rows)}
+    files["plots/score.svg"] = score_against_distance(cells, below.roles)
+    fd = cells.fd_name
+    for w in cells.ws:
+        for name, label in ((fd, fd), (RMS, "paired distance")):
+            plot = against_evaluations(cells, name, label, w, below.roles)
+            files[f"plots/{name.split('_')[0]}-w{short(w)}.svg"] = plot
     for name, text in files.items():
         if name.endswith(".svg"):
             if not text:  # nothing to plot: an older plot would be of other cells
@@ -71,24 +78,25 @@ def write_figures(
             text = HEAD + text
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         atomic_write(folder / name, text.encode())
-    for w, images in sheets.items():
-        _write_sheet(folder, w, [r for r in rows if r["w"] == w], images)
+    for w in cells.ws:
+        _write_sheet(folder, w, cells.at_w(w))
 
 
-def _write_sheet(folder: Path, w: float, rows: Sequence[Row], images: Sequence[Tensor]) -> None:
-    shown = [(r, x) for r, x in zip(rows, images, strict=True) if len(x)]
+def _write_sheet(folder: Path, w: float, cells: Cells) -> None:
+    drawn = [(cell, cell.images[:SHEET]) for cell in cells]
+    shown = [(cell, images) for cell, images in drawn if len(images)]
     if not shown:
         return
     (folder / "sheets").mkdir(exist_ok=True)
-    columns = min(len(x) for _, x in shown)
-    sheet = contact_sheet(torch.cat([x[:columns] for _, x in shown]), columns, scale=2)
-    labels = [f"{r['model']} {r['sampler']} {r['steps']}" for r, _ in shown]
+    columns = min(len(images) for _, images in shown)
+    sheet = contact_sheet(torch.cat([images[:columns] for _, images in shown]), columns, scale=2)
+    labels = [f"{cell.model} {cell.sampler} {cell.steps}" for cell, _ in shown]
     save_sheet(sheet, folder / "sheets" / f"w{short(w)}.png", {"w": w, "rows": labels})
 
 
-def markdown_page(rows: Sequence[Row], remarks: Remarks) -> str:
-    """Return the rows as a Markdown table, with the remarks below it."""
-    parts = [markdown(rows, marks_of(remarks.warnings))]
+def markdown_page(cells: Cells, remarks: Remarks) -> str:
+    """Return the cells as a Markdown table, with the remarks below it."""
+    parts = [markdown(cells.rows, marks_of(remarks.warnings))]
     if remarks.warnings:
         lines = (f"{i}. {in_markdown(w.sentence)}\n" for i, w in enumerate(remarks.warnings, 1))
         parts.append("Warnings:\n\n" + "".join(lines))
@@ -98,9 +106,9 @@ def markdown_page(rows: Sequence[Row], remarks: Remarks) -> str:
     return "\n".join(parts)
 
 
-def terminal_page(rows: Sequence[Row], remarks: Remarks) -> str:
-    """Return the rows as aligned columns, with the remarks below them."""
-    lines = [aligned(rows, marks_of(remarks.warnings)), *remark_lines(remarks)]
+def terminal_page(cells: Cells, remarks: Remarks) -> str:
+    """Return the cells as aligned columns, with the remarks below them."""
+    lines = [aligned(cells.rows, marks_of(remarks.warnings)), *remark_lines(remarks)]
     return "\n".join(lines)
 
 

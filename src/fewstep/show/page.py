@@ -7,12 +7,14 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
+from fewstep.measure.cell import Cell
+from fewstep.metrics import RMS
 from fewstep.show.escape import in_html
 from fewstep.show.page_style import page
 from fewstep.show.page_text import headline, limits
 from fewstep.show.plots import against_evaluations, loss_curves, score_against_distance
 from fewstep.show.sheet import contact_sheet, png
-from fewstep.show.study_data import KnobCheck, Row, SheetRow, Study
+from fewstep.show.study_data import KnobCheck, SheetRow, Study
 from fewstep.show.weak import marks_of
 
 
@@ -33,12 +35,12 @@ def render(study: Study) -> str:
         f"<p>Left: {fd}, the Fréchet distance of the samples to the training images. Right: the "
         "root mean square distance, pixel by pixel, of each sample to the many-step teacher's "
         "sample from the same noise; pixels range from −1 to 1.</p>",
-        *(_distance_plots(study, v) for v in sorted({w, max(study.ws)})),
+        *(_distance_plots(study, v) for v in sorted({w, max(study.cells.ws)})),
         "<h2>Score against distance, over w</h2>",
         "<p>Each curve connects the values of w in the table: more guidance gives more certain "
         "classes, at a larger distance from the data.</p>",
         _figure(
-            score_against_distance(study.rows, study.fd, study.roles),
+            score_against_distance(study.cells, study.roles),
             f"no model has both a class score and a {study.fd}",
         ),
         "<h2>Does the student follow w?</h2>",
@@ -93,8 +95,8 @@ def _image(row: SheetRow) -> str:
 
 
 def _distance_plots(study: Study, w: float) -> str:
-    fd = against_evaluations(study.rows, study.fd, study.fd, w, study.roles)
-    rms = against_evaluations(study.rows, "rms_to_teacher", "paired distance", w, study.roles)
+    fd = against_evaluations(study.cells, study.fd, study.fd, w, study.roles)
+    rms = against_evaluations(study.cells, RMS, "paired distance", w, study.roles)
     left = _figure(fd, f"no cell has a {study.fd} at w = {w:g}")
     right = _figure(rms, f"no cell has a paired distance above 0 at w = {w:g}")
     return f"<div class=pair>{left}{right}</div>"
@@ -131,25 +133,24 @@ def _heat(value: float | None, smallest: bool, low: float, high: float) -> str:
 
 
 def _table(study: Study) -> str:
-    keys = ["w", *(k for k in study.rows[0] if k not in ("w", "seconds_per_image"))]
+    cells = list(study.cells)
+    keys = ["w", *(k for k in cells[0].row if k not in ("w", "seconds_per_image"))]
     marks = marks_of(study.warnings)
     head = "".join(
         f"<th scope=col>{in_html(k.replace('_', ' '))}{_marked(marks.get((None, k)))}</th>"
         for k in [*keys, "ms per image", "speed-up"]
     )
-    order = sorted(
-        range(len(study.rows)),
-        key=lambda i: (
-            -math.inf if study.rows[i]["w"] is None else study.rows[i]["w"],
-            -study.rows[i]["evaluations"],
-        ),
-    )
+
+    def place(i: int) -> tuple[float, int]:
+        w = cells[i].w
+        return -math.inf if w is None else w, -cells[i].evaluations
+
     lines = []
-    for i in order:
-        row = study.rows[i]
-        cells = [f"{_number(row[k])}{_marked(marks.get((i, k)))}" for k in keys]
-        cells += [_number(c) for c in _speed(study, row)]
-        lines.append("<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>")
+    for i in sorted(range(len(cells)), key=place):
+        row = cells[i].row
+        texts = [f"{_number(row[k])}{_marked(marks.get((i, k)))}" for k in keys]
+        texts += [_number(c) for c in _speed(study, cells[i])]
+        lines.append("<tr>" + "".join(f"<td>{text}</td>" for text in texts) + "</tr>")
     return f"<div class=wide><table class=cells><tr>{head}</tr>{''.join(lines)}</table></div>"
 
 
@@ -167,14 +168,13 @@ def _below_table(study: Study) -> str:
     return "\n".join(parts)
 
 
-def _speed(study: Study, row: Row) -> tuple[float | None, str | None]:
-    seconds = row["seconds_per_image"]
+def _speed(study: Study, cell: Cell) -> tuple[float | None, str | None]:
+    seconds = cell.seconds_per_image
     if not seconds:
         return None, None
-    teacher = None if row["w"] is None else study.teacher(row["w"])
-    known = teacher is not None and teacher["seconds_per_image"] is not None
-    ratio = f"{teacher['seconds_per_image'] / seconds:.1f}×" if teacher and known else None
-    return 1000 * seconds, ratio
+    teacher = None if cell.w is None else study.teacher(cell.w)
+    theirs = None if teacher is None else teacher.seconds_per_image
+    return 1000 * seconds, None if theirs is None else f"{theirs / seconds:.1f}×"
 
 
 def _number(value: Any) -> str:

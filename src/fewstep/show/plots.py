@@ -1,7 +1,7 @@
 """The report's plots, as inline SVG; "" where there is nothing to plot.
 
 A model's role (`TEACHER`, `STAGE_ONE` or a student) decides how it is drawn. Roles come with the
-rows as {name: role}; a name that is not in it is its own role.
+cells as {name: role}; a name that is not in it is its own role.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from fewstep.distill.plan import STAGE_ONE, TEACHER
+from fewstep.measure.cell import STOCHASTIC, Cell, Cells, Line
 from fewstep.show.escape import in_plot
 
-Row = dict[str, Any]
 Roles = Mapping[str, str]
 
 # The colours of Okabe and Ito, which colour-blind readers can tell apart.
@@ -94,22 +94,25 @@ def _colour(name: str, roles: Roles) -> str:
 
 
 def against_evaluations(
-    rows: Sequence[Row], key: str, label: str, w: float, roles: Roles | None = None
+    cells: Cells, figure: str, label: str, w: float, roles: Roles | None = None
 ) -> str:
-    """Return `key` against network evaluations per image, both logarithmic, at one w."""
-    groups: dict[str, list[Row]] = {g: [] for g in GROUPS}
-    for row in rows:
-        if row["w"] == w and row[key] and row[key] > 0:
-            groups[_group(row, roles or {})].append(row)
+    """Return a figure against network evaluations per image, both logarithmic, at one w.
+
+    figure: its name in the tables. label: what the axis calls it.
+    """
+    groups: dict[str, list[tuple[int, float]]] = {g: [] for g in GROUPS}
+    for cell in cells.at_w(w):
+        value = cell.figures.by_name[figure]
+        if value and value > 0:
+            groups[_group(cell, roles or {})].append((cell.evaluations, value))
     if not any(groups.values()):
         return ""
     with _figure(5.6, 3.6) as (_, axes, svg):
-        for group, members in groups.items():
-            if not members:
+        for group, points in groups.items():
+            if not points:
                 continue
-            members.sort(key=lambda r: r["evaluations"])
-            x, y = [r["evaluations"] for r in members], [r[key] for r in members]
-            mark = "s" if group == "stochastic" else "o"
+            x, y = zip(*sorted(points, key=lambda point: point[0]), strict=True)
+            mark = "s" if group == STOCHASTIC else "o"
             axes.plot(x, y, f"{mark}-", color=COLOURS[group], label=GROUPS[group], markersize=4.5)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
@@ -120,12 +123,11 @@ def against_evaluations(
         return svg()
 
 
-def _group(row: Row, roles: Roles) -> str:
-    if row["sampler"] in SOLVER_GROUPS:
-        return str(row["sampler"])
-    if row["sampler"] == "stochastic":
-        return "stochastic"
-    role = roles.get(row["model"], row["model"])
+def _group(cell: Cell, roles: Roles) -> str:
+    sampler = cell.line.sampler
+    if sampler == STOCHASTIC or sampler in SOLVER_GROUPS:
+        return sampler
+    role = roles.get(cell.model, cell.model)
     return role if role in (TEACHER, STAGE_ONE) else "students"
 
 
@@ -140,45 +142,42 @@ def _plain_ticks(axes: Any) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def score_against_distance(rows: Sequence[Row], fd: str, roles: Roles | None = None) -> str:
-    """Return the curves over w: class score against Fréchet distance, one for each model."""
+def score_against_distance(cells: Cells, roles: Roles | None = None) -> str:
+    """Return the curves over w: class score against Fréchet distance, one for each line."""
     roles = roles or {}
-    curves: dict[tuple[str, str, int], list[Row]] = {}
-    for row in rows:
-        if row["w"] is not None and row["score"] is not None and row[fd] is not None:
-            curves.setdefault((row["model"], row["sampler"], row["steps"]), []).append(row)
-    if not curves:
+    known = Cells(c for c in cells.drawn if None not in (c.figures.score, c.figures.fd))
+    if not known.lines:
         return ""
-    longest = max((n for m, _, n in curves if roles.get(m, m) == TEACHER), default=0)
+    teachers = [line for line in known.lines if roles.get(line.model, line.model) == TEACHER]
+    longest = max((line.steps for line in teachers), default=0)
     with _figure(6.6, 4.2) as (_, axes, svg):
-        for (model, sampler, steps), members in curves.items():
-            teacher = roles.get(model, model) == TEACHER
-            if teacher and (steps not in (longest, 4) or sampler in SOLVER_GROUPS):
+        for line in known.lines:
+            teacher, long = line in teachers, line.steps == longest
+            if teacher and not ((long or line.steps == 4) and line.sampler not in SOLVER_GROUPS):
                 continue
-            members.sort(key=lambda r: r["w"])
-            dashed = sampler == "stochastic" or (teacher and steps != longest)
+            curve = sorted(known.of(line), key=lambda cell: cell.w or 0.0)
+            points = [(cell.figures.fd, cell.figures.score) for cell in curve]
+            dashed = line.sampler == STOCHASTIC or (teacher and not long)
             axes.plot(
-                [r[fd] for r in members],
-                [r["score"] for r in members],
+                *zip(*points, strict=True),
                 "s--" if dashed else "o-",
-                color=_colour(model, roles),
-                label=in_plot(_label(model, sampler, steps, roles)),
+                color=_colour(line.model, roles),
+                label=in_plot(_label(line, roles)),
                 markersize=4,
             )
-            if teacher and steps == longest:
-                for r in members:
-                    at = (r[fd], r["score"])
-                    axes.annotate(f"w={r['w']:g}", at, (4, -10), textcoords="offset points")
-        axes.set_xlabel(f"{in_plot(fd)} (lower is nearer to the data)")
+            if teacher and long:
+                for cell, at in zip(curve, points, strict=True):
+                    axes.annotate(f"w={cell.w:g}", at, (4, -10), textcoords="offset points")
+        axes.set_xlabel(f"{in_plot(cells.fd_name)} (lower is nearer to the data)")
         axes.set_ylabel("class score (higher is more certain)")
         axes.legend(fontsize=8)
         return svg()
 
 
-def _label(model: str, sampler: str, steps: int, roles: Roles) -> str:
-    if roles.get(model, model) in (TEACHER, STAGE_ONE):
-        return f"{model}, {steps} steps"
-    return model + (", stochastic" if sampler == "stochastic" else "")
+def _label(line: Line, roles: Roles) -> str:
+    if roles.get(line.model, line.model) in (TEACHER, STAGE_ONE):
+        return f"{line.model}, {line.steps} steps"
+    return line.model + (", stochastic" if line.sampler == STOCHASTIC else "")
 
 
 def loss_curves(losses: dict[str, list[tuple[int, float]]], roles: Roles | None = None) -> str:

@@ -24,7 +24,7 @@ def write_report(folder: Path, study: Study) -> Path:
         "format": 1,
         "title": study.title,
         "facts": study.facts,
-        "rows": study.rows,
+        "rows": study.cells.rows,
         "knob": None if study.knob is None else study.knob._asdict(),
         "losses": study.losses,
         "warnings": [warned.sentence for warned in study.warnings],

@@ -15,9 +15,9 @@ def sheets(trip: RoundTrip, ways: Sequence[Way], w: float) -> dict[str, tuple[An
     The first row holds the images themselves, then each way has a row.
     """
     shown = [trip.shown(way, w) for way in ways]
-    source = trip.images[0][:SHOWN]
+    images = trip.images[0][:SHOWN]
     labels = ["source", *(s.label for s in shown)]
-    back, moved = [source, *(s.back for s in shown)], [source, *(s.moved for s in shown)]
+    back, moved = [images, *(s.back for s in shown)], [images, *(s.moved for s in shown)]
     return {
         "back": (rows_of(back, SHOWN, 4), labels),
         "transfer": (rows_of(moved, SHOWN, 4), labels),

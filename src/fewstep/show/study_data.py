@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from fewstep.distill.plan import TEACHER
-from fewstep.metrics import distance_key
+from fewstep.measure.cell import DDIM, Cell, Cells, Line
 from fewstep.show.weak import Warned
-
-Row = dict[str, Any]
 
 
 class SheetRow(NamedTuple):
@@ -35,20 +33,20 @@ class KnobCheck(NamedTuple):
 
 @dataclass(frozen=True)
 class Study:
-    """All that the report shows; see `write_report` for the rows' keys.
+    """All that the report shows.
 
     Attributes:
         title: of the page.
         features: name of the features.
-        rows: one per cell, held-out images included where there are any.
+        cells: those of held-out images included where there are any.
         sheets: for each w, the images of some models.
         knob: of the deterministic student whose steps are nearest to 4, which is the student of
             the headline; None where there is none.
         losses: of each training, (update, loss).
         facts: shown at the top.
-        reference_steps: of the teacher's rows that the others are compared with; None takes those
+        reference_steps: of the teacher's cells that the others are compared with; None takes those
             with most steps.
-        warnings: about figures of the rows.
+        warnings: about figures of the cells.
         missing: sentences, why figures are missing.
         notes: sentences, what was chosen for this report.
         roles: of the models, {name: role}, for the plots.
@@ -56,7 +54,7 @@ class Study:
 
     title: str
     features: str
-    rows: list[Row]
+    cells: Cells
     sheets: dict[float, list[SheetRow]]
     knob: KnobCheck | None
     losses: dict[str, list[tuple[int, float]]]
@@ -69,37 +67,21 @@ class Study:
 
     @property
     def fd(self) -> str:
-        """The key of the Fréchet distance, named after its features."""
-        return distance_key(self.rows[0])
-
-    @property
-    def ws(self) -> list[float]:
-        """The guidance weights of the rows."""
-        return sorted({r["w"] for r in self.rows if r["w"] is not None})
+        """The name of the Fréchet distance."""
+        return self.cells.fd_name
 
     @property
     def main_w(self) -> float:
         """The w that is shown first: the one nearest to 1."""
-        return min(self.ws, key=lambda w: abs(w - 1.0))
+        return min(self.cells.ws, key=lambda w: abs(w - 1.0))
 
-    def row(
-        self, model: str, w: float, steps: int | None = None, sampler: str = "deterministic"
-    ) -> Row | None:
-        """Return the row of a cell; the one with most steps where steps is not given."""
-        found = [
-            r
-            for r in self.rows
-            if r["model"] == model
-            and r["w"] == w
-            and r["sampler"] == sampler
-            and steps in (None, r["steps"])
-        ]
-        return max(found, key=lambda r: int(r["steps"]), default=None)
+    def teacher(self, w: float, steps: int | None = None) -> Cell | None:
+        """Return a cell of the teacher; by default that which the others are compared with."""
+        steps = steps or self.reference_steps
+        if steps is None:
+            return self.cells.longest(TEACHER, w)
+        return self.cells.get(Line(TEACHER, DDIM, steps), w)
 
-    def teacher(self, w: float, steps: int | None = None) -> Row | None:
-        """Return a row of the teacher; by default that which the others are compared with."""
-        return self.row(TEACHER, w, steps or self.reference_steps)
-
-    def student(self, w: float) -> Row | None:
-        """Return the row of the headline's student, which may have any name."""
-        return None if self.knob is None else self.row(self.knob.name, w)
+    def student(self, w: float) -> Cell | None:
+        """Return the cell of the headline's student, which may have any name."""
+        return None if self.knob is None else self.cells.longest(self.knob.name, w)

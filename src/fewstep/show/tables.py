@@ -7,9 +7,9 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fewstep.measure.cell import Row
 from fewstep.show.escape import in_csv, in_markdown, printable
 
-Row = dict[str, Any]
 # (row, key) -> numbers of the warnings about that figure; row None stands for the whole column.
 Marks = Mapping[tuple[int | None, str], Sequence[int]]
 

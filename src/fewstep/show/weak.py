@@ -1,26 +1,24 @@
 """Warnings beside weak figures: one list of rules, shown wherever the figures are shown.
 
-A rule reads a whole table and names the figures that are easily misread. The page of a report,
-`table.md` and the terminal mark those figures with the number of the warning and print the
+A rule reads all cells of a table and names the figures that are easily misread. The page of a
+report, `table.md` and the terminal mark those figures with the number of the warning and print the
 sentence below the table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from fewstep.metrics import Features, Reference, distance_key
+from fewstep.measure.cell import STOCHASTIC, Cell, Cells
+from fewstep.metrics import RMS, Features, Reference
 
-Row = dict[str, Any]
 FEW = 1_000  # samples or training images; fewer give a rough distance under any features
 PER_DIMENSION = 10  # samples per dimension of the features, for a covariance that is worth having
 FEW_HELD_OUT = 100
 WEAK = 0.5  # of the way from guessing to perfect
 LITTLE = 0.5  # precision of a teacher, or its accuracy as a share of that of real images
-NOISY = "stochastic"
-RMS = "rms_to_teacher"
 
 
 class Warned(NamedTuple):
@@ -35,12 +33,12 @@ class Warned(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Table:
+class Measurements:
     """What the rules look at.
 
     Attributes:
-        rows: of the table, held-out images included where they have one.
-        teachers: rows of the many-step teacher that paired distances refer to, one per w.
+        cells: of the table, that of held-out images included where it has one.
+        teachers: cells of the many-step teacher that paired distances refer to, one per w.
         samples: per cell.
         dimensions: of the features.
         training_images: that the samples are compared with.
@@ -50,8 +48,8 @@ class Table:
         task: what they were trained to tell apart.
     """
 
-    rows: Sequence[Row]
-    teachers: Sequence[Row]
+    cells: Cells
+    teachers: Sequence[Cell]
     samples: int
     dimensions: int
     training_images: int
@@ -63,39 +61,34 @@ class Table:
 
     @property
     def fd(self) -> str:
-        """The key of the Fréchet distance."""
-        return distance_key(self.rows[0])
-
-    @property
-    def kd(self) -> str:
-        """The key of the kernel distance."""
-        return "kid" if self.fd == "fid" else f"kd_{self.fd.removeprefix('fd_')}"
+        """The name of the Fréchet distance."""
+        return self.cells.fd_name
 
     @property
     def in_features(self) -> tuple[str, ...]:
         """The figures that compare features."""
-        return tuple(k for k in (self.fd, self.kd, "precision", "recall") if k in self.rows[0])
+        return (self.fd, next(iter(self.cells)).figures.kd_name, "precision", "recall")
 
-    def where(self, test: Callable[[Row], bool]) -> tuple[int, ...]:
-        """Return the numbers of the rows that pass a test."""
-        return tuple(i for i, row in enumerate(self.rows) if test(row))
+    def where(self, test: Callable[[Cell], bool]) -> tuple[int, ...]:
+        """Return the rows of the cells that pass a test."""
+        return tuple(i for i, cell in enumerate(self.cells) if test(cell))
 
 
-def table_of(
-    rows: Sequence[Row],
-    teachers: Sequence[Row],
+def measurements_of(
+    cells: Cells,
+    teachers: Sequence[Cell],
     samples: int,
     features: Features,
     reference: Reference,
-) -> Table:
-    """Return a table with what is known of its features."""
+) -> Measurements:
+    """Return cells with what is known of their features."""
     accuracy: float | None = getattr(features, "held_out_accuracy", None)
     if accuracy is not None and accuracy != accuracy:
         accuracy = None
     classes = features.num_classes
     chance: float | None = getattr(features, "chance", 1 / classes if classes else None)
-    return Table(
-        rows,
+    return Measurements(
+        cells,
         teachers,
         samples,
         reference.features.shape[1],
@@ -108,29 +101,29 @@ def table_of(
     )
 
 
-def _few_samples(table: Table) -> Iterable[Warned]:
-    need = max(FEW, PER_DIMENSION * table.dimensions)
-    if table.samples < need:
+def _few_samples(seen: Measurements) -> Iterable[Warned]:
+    need = max(FEW, PER_DIMENSION * seen.dimensions)
+    if seen.samples < need:
         yield Warned(
-            f"{table.samples:,} samples per cell are few for features of {table.dimensions} "
+            f"{seen.samples:,} samples per cell are few for features of {seen.dimensions} "
             "dimensions: distances come out too large and change with the seed. Compare them only "
             f"with rows of as many samples, and use at least {need:,} for figures to report.",
-            table.in_features,
+            seen.in_features,
         )
 
 
-def _few_images(table: Table) -> Iterable[Warned]:
-    if table.training_images < FEW:
+def _few_images(seen: Measurements) -> Iterable[Warned]:
+    if seen.training_images < FEW:
         yield Warned(
-            f"The samples are compared with only {table.training_images:,} training images, so "
+            f"The samples are compared with only {seen.training_images:,} training images, so "
             "distances to them are rough.",
-            table.in_features,
+            seen.in_features,
         )
 
 
-def _few_held_out(table: Table) -> Iterable[Warned]:
-    rows = table.where(lambda r: r["model"] == "held-out")
-    count = table.held_out
+def _few_held_out(seen: Measurements) -> Iterable[Warned]:
+    rows = seen.where(lambda cell: cell.w is None)
+    count = seen.held_out
     if rows and count is not None and count < FEW_HELD_OUT:
         yield Warned(
             f"Only {count:,} images are held out: their own figures and the accuracy of the "
@@ -140,47 +133,46 @@ def _few_held_out(table: Table) -> Iterable[Warned]:
         )
 
 
-def _weak_classifier(table: Table) -> Iterable[Warned]:
-    if table.accuracy is None or table.chance is None:
+def _weak_classifier(seen: Measurements) -> Iterable[Warned]:
+    if seen.accuracy is None or seen.chance is None:
         return
-    if table.accuracy < table.chance + WEAK * (1 - table.chance):
-        what = "classes of the held-out images" if table.task == "classes" else "turns of images"
+    if seen.accuracy < seen.chance + WEAK * (1 - seen.chance):
+        what = "classes of the held-out images" if seen.task == "classes" else "turns of images"
         yield Warned(
-            f"The features' classifier is weak: it recognises {table.accuracy:.0%} of the {what}, "
-            f"where guessing gives {table.chance:.0%}. Do not rely on figures in these features: "
+            f"The features' classifier is weak: it recognises {seen.accuracy:.0%} of the {what}, "
+            f"where guessing gives {seen.chance:.0%}. Do not rely on figures in these features: "
             "use others (--features, evaluate.features).",
-            (*table.in_features, "score", "accuracy"),
+            (*seen.in_features, "score", "accuracy"),
         )
 
 
-def _unknown_classifier(table: Table) -> Iterable[Warned]:
-    if table.trained_here and table.accuracy is None:
+def _unknown_classifier(seen: Measurements) -> Iterable[Warned]:
+    if seen.trained_here and seen.accuracy is None:
         yield Warned(
             "The accuracy of the features' classifier is unknown, since no images are held out. "
             "Set data.held_out to measure it.",
-            (*table.in_features, "score", "accuracy"),
+            (*seen.in_features, "score", "accuracy"),
         )
 
 
-def _other_task(table: Table) -> Iterable[Warned]:
-    if table.task != "classes":
+def _other_task(seen: Measurements) -> Iterable[Warned]:
+    if seen.task != "classes":
         yield Warned(
             "The images have no classes, so the features are those of a small network that was "
             "trained here to tell how far an image was turned. Use features of a large data set "
             "(--features, evaluate.features) for figures to report.",
-            table.in_features,
+            seen.in_features,
         )
 
 
-def _weak_teacher(table: Table) -> Iterable[Warned]:
-    precision = max((r["precision"] for r in table.teachers if r["precision"] is not None),
-                    default=None)  # fmt: skip
-    accuracy = max((r["accuracy"] for r in table.teachers if r["accuracy"] is not None),
-                   default=None)  # fmt: skip
+def _weak_teacher(seen: Measurements) -> Iterable[Warned]:
+    figures = [cell.figures for cell in seen.teachers]
+    precision = max((f.precision for f in figures if f.precision is not None), default=None)
+    accuracy = max((f.accuracy for f in figures if f.accuracy is not None), default=None)
     faults = []
     if precision is not None and precision < LITTLE:
         faults.append(f"{precision:.0%} of its samples lie among the training images (precision)")
-    if accuracy is not None and table.accuracy and accuracy < LITTLE * table.accuracy:
+    if accuracy is not None and seen.accuracy and accuracy < LITTLE * seen.accuracy:
         faults.append(f"the classifier recognises {accuracy:.0%} of its samples")
     if faults:
         yield Warned(
@@ -190,18 +182,17 @@ def _weak_teacher(table: Table) -> Iterable[Warned]:
         )
 
 
-def _below_teacher(table: Table) -> Iterable[Warned]:
-    fd = table.fd
-    known = {r["w"]: r[fd] for r in table.teachers if r[fd] is not None}
-    names = {r["model"] for r in table.teachers}
-    rows = table.where(
-        lambda r: (
-            r["model"] not in names
-            and r["w"] in known
-            and r[fd] is not None
-            and r[fd] < known[r["w"]]
-        )
-    )
+def _below_teacher(seen: Measurements) -> Iterable[Warned]:
+    fd = seen.fd
+    known = {c.w: c.figures.fd for c in seen.teachers}
+    names = {c.model for c in seen.teachers}
+
+    def is_below(cell: Cell) -> bool:
+        theirs = known.get(cell.w)
+        ours = None if cell.model in names else cell.figures.fd
+        return theirs is not None and ours is not None and ours < theirs
+
+    rows = seen.where(is_below)
     if rows:
         yield Warned(
             f"A lower {fd} than the teacher's at the same w is no proof of better images: compare "
@@ -211,8 +202,10 @@ def _below_teacher(table: Table) -> Iterable[Warned]:
         )
 
 
-def _unpaired(table: Table) -> Iterable[Warned]:
-    rows = table.where(lambda r: r["sampler"] == NOISY and r[RMS] is not None)
+def _unpaired(seen: Measurements) -> Iterable[Warned]:
+    rows = seen.where(
+        lambda cell: cell.sampler == STOCHASTIC and cell.figures.rms_to_teacher is not None
+    )
     if rows:
         yield Warned(
             "The stochastic sampler adds noise of its own, so its images are not paired with the "
@@ -222,7 +215,7 @@ def _unpaired(table: Table) -> Iterable[Warned]:
         )
 
 
-RULES: tuple[Callable[[Table], Iterable[Warned]], ...] = (
+RULES: tuple[Callable[[Measurements], Iterable[Warned]], ...] = (
     _few_samples,
     _few_images,
     _few_held_out,
@@ -235,11 +228,11 @@ RULES: tuple[Callable[[Table], Iterable[Warned]], ...] = (
 )
 
 
-def warnings_of(table: Table) -> list[Warned]:
-    """Return the warnings about a table, in the order of `RULES`; none for an empty table."""
-    if not table.rows:
+def warnings_of(seen: Measurements) -> list[Warned]:
+    """Return the warnings about measurements, in the order of `RULES`; none about no cells."""
+    if not len(seen.cells):
         return []
-    return [warned for rule in RULES for warned in rule(table)]
+    return [warned for rule in RULES for warned in rule(seen)]
 
 
 def marks_of(warnings: Sequence[Warned]) -> dict[tuple[int | None, str], list[int]]:
@@ -252,21 +245,20 @@ def marks_of(warnings: Sequence[Warned]) -> dict[tuple[int | None, str], list[in
     return out
 
 
-def reasons_of(rows: Sequence[Row], missing: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return a sentence for each reason that figures of a table are missing.
-
-    missing: of each row, the reason of each figure that is None.
-    """
+def reasons_of(cells: Iterable[Cell]) -> list[str]:
+    """Return a sentence for each reason that figures of a table are missing."""
+    cells = list(cells)
     found: dict[str, dict[str, list[int]]] = {}
-    for i, (row, reasons) in enumerate(zip(rows, missing, strict=True)):
-        for key, reason in reasons.items():
-            if key in row and row[key] is None:
-                found.setdefault(reason, {}).setdefault(key, []).append(i)
+    for i, cell in enumerate(cells):
+        figures = cell.figures.by_name
+        for name, reason in cell.missing.items():
+            if name in figures and figures[name] is None:
+                found.setdefault(reason, {}).setdefault(name, []).append(i)
     out = []
-    for reason, keys in found.items():
-        places = sorted({i for where in keys.values() for i in where})
-        said = _finish(reason)
-        out.append(f"{', '.join(keys)} ({_where(rows, places)}): {said}")
+    for reason, names in found.items():
+        places = sorted({i for where in names.values() for i in where})
+        where = "every row" if len(places) == len(cells) else _where([cells[i] for i in places])
+        out.append(f"{', '.join(names)} ({where}): {_finish(reason)}")
     return out
 
 
@@ -275,15 +267,11 @@ def _finish(reason: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
-def _where(rows: Sequence[Row], places: Sequence[int]) -> str:
-    if len(places) == len(rows):
-        return "every row"
-    names = list(dict.fromkeys(_name(rows[i]) for i in places))
+def _where(cells: Sequence[Cell]) -> str:
+    names = list(dict.fromkeys(_name(cell) for cell in cells))
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return ", ".join(names[:4]) + more
 
 
-def _name(row: Row) -> str:
-    if row["sampler"] is None:
-        return str(row["model"])
-    return f"{row['model']}, {row['sampler']}, {row['steps']} steps"
+def _name(cell: Cell) -> str:
+    return cell.model if cell.w is None else f"{cell.model}, {cell.sampler}, {cell.steps} steps"

@@ -1,10 +1,12 @@
-"""A time limit for training: a run stops cleanly when its time is up, and resumes later."""
+"""Stopping a training cleanly, so that it resumes later: a time limit, Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -38,3 +40,24 @@ def time_limit(seconds: float) -> Iterator[None]:
 def is_time_up() -> bool:
     """Return whether the time limit around this call has passed; False where there is none."""
     return time.monotonic() >= _deadline.get()
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C or SIGTERM into a flag that the loop reads between updates."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+
+    def ask(number: int, _frame: object) -> None:
+        if asked.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

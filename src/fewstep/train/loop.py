@@ -6,10 +6,6 @@ update), so a run that is killed at any moment and started again ends with the s
 
 from __future__ import annotations
 
-import copy
-import signal
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -25,25 +21,15 @@ from fewstep.core.cond import Cond
 from fewstep.core.seed import derive, generator
 from fewstep.distill.problem import WEIGHTINGS, Problem, loss
 from fewstep.errors import Interrupted, NonFiniteError, RangeError, TimeUp
-from fewstep.train.checkpoint import (
-    Checkpoint,
-    check_moments,
-    load_checkpoint,
-    save_checkpoint,
-)
+from fewstep.train.checkpoint import load_checkpoint, save_checkpoint
 from fewstep.train.config import TrainConfig
-from fewstep.train.limit import is_time_up
+from fewstep.train.limit import is_time_up, stop_requests
 from fewstep.train.log import Log, read_metrics
-from fewstep.train.processes import (
-    piece,
-    processes,
-    shared_like,
-    summed,
-    translate_peer_failures,
-    whole,
-)
+from fewstep.train.processes import processes, summed, translate_peer_failures
 from fewstep.train.progress import Progress
+from fewstep.train.readings import Readings
 from fewstep.train.schedule import ema_at, lr_at
+from fewstep.train.trained import Trained, what_is_trained
 
 Batch: TypeAlias = Callable[[int, int, int], tuple[Tensor, Cond]]
 
@@ -100,7 +86,7 @@ def train(
         ProcessLostError: another process of the run ended.
     """
     # Dropout draws from the global generator; the caller's own draws are left alone.
-    with translate_peer_failures(), torch.random.fork_rng(), _stop_requests() as stopping:
+    with translate_peer_failures(), torch.random.fork_rng(), stop_requests() as stopping:
         run_key = {**config.identity(), "seed": seed, "fingerprint": fingerprint}
         loop = _Loop(student, problem, batch, config, Path(folder), run_key, device)
         loop.run(label=label if progress else None, stopping=stopping)
@@ -121,75 +107,23 @@ class _Loop:
         self.problem, self.batch, self.config, self.folder, self.seed = (
             problem, batch, config, folder, run_key["seed"],
         )  # fmt: skip
-        self.accelerator = _accelerator(config, device)
-        self.device = self.accelerator.device
-        self.parts = self.accelerator.num_processes * config.accumulate
+        self.accelerator = accelerator = _accelerator(config, device)
+        self.device = accelerator.device
+        self.parts = accelerator.num_processes * config.accumulate
         self.run_key = {**run_key, "parts": self.parts}
-        self.names = [name for name, p in student.named_parameters() if p.requires_grad]
-        self.frozen = {name for name, p in student.named_parameters() if not p.requires_grad}
-        self._check_trainable(student)
-        self.student = student.train()
+        part = what_is_trained(student, config)
+        if part is not None:
+            self.run_key["trained"] = part
         found = load_checkpoint(self.folder / "checkpoints", self.run_key, torch.device("cpu"))
         if found is not None:
             found = found.with_names(student.state_dict())
-            # Frozen weights are not in checkpoints; the run's key counts the others.
-            self.student.load_state_dict(found.weights, strict=not self.frozen)
-        self.trained, self.model = self._prepare()
-        self.parameters: list[Tensor] = [p for p in self.trained.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=config.lr,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            fused=self.device.type in ("cpu", "cuda"),
-        )
-        self.ema = [p.detach().clone() for p in self.parameters]
-        self.update = 0
-        self._forget()
-        if found is not None:
-            self._restore(found)
-        # accelerate's wrapper looks for a package on the disk twice a step; only fp16 needs it.
-        self.stepper: Any = self.optimizer
-        if self.accelerator.scaler is not None:
-            self.stepper = self.accelerator.prepare(self.optimizer)
+        self.trained = Trained(student, config, accelerator, found, self.folder)
+        self.update = 0 if found is None else found.update
+        self.readings = Readings(self.device, accelerator.num_processes, accelerator.process_index)
+        # Older checkpoints have no readings.
+        if found is not None and found.optimizer.get("readings") is not None:
+            self.readings.restore(found.optimizer["readings"])
         self.weighting = WEIGHTINGS[config.weighting]
-
-    def _check_trainable(self, student: nn.Module) -> None:
-        if not self.names:
-            raise RangeError(
-                f"{type(student).__name__}: every parameter is frozen; nothing can be trained. "
-                "Call requires_grad_(True) on those to be trained."
-            )
-        if not self.frozen:
-            return
-        if self.config.shard:
-            raise RangeError(
-                "shard: this student's weights are frozen but for a few, and its teacher may hold "
-                "the same ones; sharing them out would copy them. Leave the setting out."
-            )
-        sizes = [p.numel() for p in student.parameters() if p.requires_grad]
-        self.run_key["trained"] = f"{len(sizes)} tensors of {sum(sizes)} numbers"
-
-    def _prepare(self) -> tuple[nn.Module, nn.Module]:
-        """Return the module whose parameters are trained, and the same as it is called."""
-        config = self.config
-        if config.checkpoint_activations:
-            checkpoint = getattr(self.student, "checkpoint_activations", None)
-            if checkpoint is None:
-                raise RangeError(
-                    f"checkpoint_activations: {type(self.student).__name__} has no method of that "
-                    "name; give it one, or leave the setting out."
-                )
-            checkpoint()
-        if config.shard:
-            trained = _sharded(self.student, self.accelerator)
-        else:
-            trained = self.student.to(self.device)
-        called = trained
-        if config.compile:
-            called = cast(nn.Module, torch.compile(trained))
-        # A sharded module speaks to the other processes by itself.
-        return trained, called if config.shard else self.accelerator.prepare(called)
 
     def run(self, label: str | None, stopping: Callable[[], bool]) -> None:
         config, main = self.config, self.accelerator.is_main_process
@@ -208,7 +142,11 @@ class _Loop:
                 stop = self._agree(late or stopping(), last)
                 # A stop writes no row of its own, so the log does not depend on it; a loss that is
                 # not finite is reported at once, as nothing would be saved.
-                if last or self.update % config.log_every == 0 or (stop and not self._is_finite()):
+                if (
+                    last
+                    or self.update % config.log_every == 0
+                    or (stop and not self.readings.are_finite())
+                ):
                     self._read(log, progress)
                 if last or stop or self.update % config.checkpoint_every == 0:
                     self._save()
@@ -234,8 +172,6 @@ class _Loop:
 
     def _step(self) -> None:
         update, config = self.update, self.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr_at(update, config)
         first = self.accelerator.process_index * config.accumulate
         for part in range(first, first + config.accumulate):
             # DDP sums what the last part leaves; the parts before need not wait for the others.
@@ -243,26 +179,21 @@ class _Loop:
             with self._unsynced(last):
                 part_loss = self._part_loss(update, part) / config.accumulate
                 self.accelerator.backward(part_loss)
-            self.loss_sum += part_loss.detach()
-        norm = self.accelerator.clip_grad_norm_(self.parameters, config.grad_clip)
-        self.norm_sum += whole(torch.as_tensor(norm)).detach()
-        self.stepper.step()
-        self.stepper.zero_grad()
-        mine, latest = [piece(e) for e in self.ema], [piece(p) for p in self.parameters]
-        torch._foreach_lerp_(mine, latest, 1.0 - ema_at(update, config))
+            self.readings.loss_sum += part_loss.detach()
+        self.readings.norm_sum += self.trained.step(lr_at(update, config), ema_at(update, config))
         self.update += 1
-        self.count += 1
+        self.readings.count += 1
 
     @contextmanager
     def _unsynced(self, last: bool) -> Iterator[None]:
         if last:
             yield
         elif self.config.shard:
-            self.trained.set_requires_gradient_sync(False)  # type: ignore[operator]
+            self.trained.module.set_requires_gradient_sync(False)  # type: ignore[operator]
             yield
-            self.trained.set_requires_gradient_sync(True)  # type: ignore[operator]
+            self.trained.module.set_requires_gradient_sync(True)  # type: ignore[operator]
         else:
-            with self.accelerator.no_sync(self.model):
+            with self.accelerator.no_sync(self.trained.model):
                 yield
 
     def _part_loss(self, update: int, part: int) -> Tensor:
@@ -273,111 +204,47 @@ class _Loop:
         with self.accelerator.autocast():
             r = self.problem(x, cond, draws)
         with self.accelerator.autocast() if self.config.shard else nullcontext():
-            v = self.model(r.z, r.phi, r.cond, r.w)
+            v = self.trained.model(r.z, r.phi, r.cond, r.w)
         return loss(v, r.v_target, r.phi, self.weighting)
-
-    def _forget(self) -> None:
-        self.loss_sum = torch.zeros((), device=self.device)
-        self.norm_sum = torch.zeros((), device=self.device)
-        self.count, self.untimed, self.since = 0, 0, time.perf_counter()
 
     def _read(self, log: Log | None, progress: Progress | None) -> None:
         """Read the sums from the device: the only place where the loop waits for it."""
-        # A number that is not finite in one process makes the sum non-finite: all stop together.
-        total = summed(self.loss_sum) / self.accelerator.num_processes
-        norms = summed(self.norm_sum) / self.accelerator.num_processes
-        mean_loss, norm = float(total) / self.count, float(norms) / self.count
-        rate = (self.count - self.untimed) / (time.perf_counter() - self.since)
-        first = self.update - self.count + 1
-        finite = torch.isfinite(total) & torch.isfinite(norms)
+        seen, lr = self.readings.read(self.update), lr_at(self.update - 1, self.config)
         # The gradient scaler of fp16 handles an overflow: it skips the update.
-        if self.config.precision == "fp16":
-            finite = torch.isfinite(total)
-        if not bool(finite):
+        finite = seen.finite[0] if self.config.precision == "fp16" else all(seen.finite)
+        if not finite:
             raise NonFiniteError(
-                f"the loss or its gradient became non-finite between updates {first} and "
-                f"{self.update} (loss {mean_loss}, lr {lr_at(self.update - 1, self.config):.3g}). "
+                f"the loss or its gradient became non-finite between updates {seen.first} and "
+                f"{self.update} (loss {seen.loss}, lr {lr:.3g}). "
                 f"The last good checkpoint is in {self.folder / 'checkpoints'}. Use a lower lr or "
                 "grad_clip in another folder."
             )
-        lr = lr_at(self.update - 1, self.config)
         if log is not None:
-            log.write(self.update, loss=mean_loss, lr=lr, grad_norm=norm, updates_per_second=rate)
+            log.write(
+                self.update,
+                loss=seen.loss,
+                lr=lr,
+                grad_norm=seen.norm,
+                updates_per_second=seen.rate,
+            )
         if progress is not None:
-            progress.loss(mean_loss)
-        self._forget()
-
-    def _is_finite(self) -> bool:
-        """Whether all losses and gradients since the last reading are finite."""
-        return not self.count or bool(torch.isfinite(summed(self.loss_sum + self.norm_sum)))
-
-    def _readings(self) -> dict[str, Any]:
-        """Return the sums since the last reading, (processes, 2), and the number of updates."""
-        sums = torch.zeros(self.accelerator.num_processes, 2, device=self.device)
-        sums[self.accelerator.process_index] = torch.stack([self.loss_sum, self.norm_sum])
-        return {"sums": summed(sums).cpu(), "count": self.count}
+            progress.loss(seen.loss)
+        self.readings.forget()
 
     def _save(self) -> None:
-        if not self._is_finite():
+        if not self.readings.are_finite():
             return  # the next reading raises; this state must not replace a good one
-        weights, ema = self._unfrozen(self._weights()), self._unfrozen(self.ema_state())
-        adamw = self.optimizer.state_dict()
-        moments = {i: {k: whole(v) for k, v in s.items()} for i, s in adamw["state"].items()}
-        # Without the sums, the row of the log after a resume would average fewer updates.
-        optimizer = {"adamw": {**adamw, "state": moments}, "readings": self._readings()}
-        if self.accelerator.scaler is not None:
-            optimizer["scaler"] = self.accelerator.scaler.state_dict()
+        checkpoint = self.trained.checkpoint(self.update, self.readings.state())
         if self.accelerator.is_main_process:
-            checkpoint = Checkpoint(self.update, weights, ema, optimizer)
             save_checkpoint(self.folder / "checkpoints", checkpoint, self.run_key, self.config.keep)
         self.accelerator.wait_for_everyone()
 
-    def _restore(self, found: Checkpoint) -> None:
-        self.update = found.update
-        cut = [shared_like(found.ema[n].to(self.device), p) for n, p in self._named()]
-        self.ema = [e.clone() for e in cut]
-        adamw = found.optimizer["adamw"]
-        check_moments(adamw["state"], self.parameters, self.folder)
-        moments = {
-            i: {k: shared_like(v.to(self.device), self.parameters[i]) for k, v in s.items()}
-            for i, s in adamw["state"].items()
-        }
-        self.optimizer.load_state_dict({**adamw, "state": moments})
-        if self.accelerator.scaler is not None:
-            self.accelerator.scaler.load_state_dict(found.optimizer["scaler"])
-
-        readings = found.optimizer.get("readings")  # older checkpoints have none
-        if readings is not None and len(readings["sums"]) == self.accelerator.num_processes:
-            sums = readings["sums"][self.accelerator.process_index].to(self.device)
-            self.loss_sum, self.norm_sum = sums[0].clone(), sums[1].clone()
-            self.count = self.untimed = int(readings["count"])
-
-    def _named(self) -> Iterator[tuple[str, Tensor]]:
-        return zip(self.names, self.parameters, strict=True)
-
-    def _weights(self) -> dict[str, Tensor]:
-        return {k: whole(v.detach()) for k, v in self.trained.state_dict().items()}
-
-    def _unfrozen(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {k: v for k, v in state.items() if k not in self.frozen}
-
-    def ema_state(self) -> dict[str, Tensor]:
-        """Return the state dict of the student with its averaged weights in place, whole.
-
-        Frozen weights are the student's own memory, not copies.
-        """
-        averaged = dict(zip(self.names, self.ema, strict=True))
-        state = self.trained.state_dict()
-        return {
-            k: v.detach() if k in self.frozen else whole(averaged.get(k, v).detach()).clone()
-            for k, v in state.items()
-        }
-
     def result(self) -> TrainResult:
+        student = self.trained.student
         if self.config.shard:
-            self.student.load_state_dict(self._weights())
+            student.load_state_dict(self.trained.weights())
         losses = [(int(r["update"]), float(r["loss"])) for r in read_metrics(self.folder)]
-        return TrainResult(self.student.eval(), self.ema_state(), self.update, losses)
+        return TrainResult(student.eval(), self.trained.ema_state(), self.update, losses)
 
 
 def check_trainable(config: TrainConfig, device: str | None) -> None:
@@ -419,45 +286,3 @@ def _seed_dropout(seed: int, device: torch.device) -> None:
         torch.default_generator.manual_seed(seed)
     else:
         torch.manual_seed(seed)
-
-
-def _sharded(student: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """Return a copy of the student that is sharded among the processes; the whole stays here.
-
-    Members of its module lists (a U-Net's blocks) are gathered one at a time.
-    """
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    kind = accelerator.device.type
-    mesh = init_device_mesh(kind, (accelerator.num_processes,))
-    copied = copy.deepcopy(student).to(accelerator.device)
-    # The innermost first: a module leaves out what is sharded inside it already.
-    for module in reversed(list(copied.modules())):
-        if isinstance(module, nn.ModuleList):
-            for member in module:
-                if not isinstance(member, nn.ModuleList) and any(True for _ in member.parameters()):
-                    fully_shard(member, mesh=mesh)
-    fully_shard(copied, mesh=mesh)
-    return copied
-
-
-@contextmanager
-def _stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a flag that the loop reads between updates."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
-        return
-
-    def ask(number: int, _frame: object) -> None:
-        if asked.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fewstep.measure.cell import Cell, Cells, Row
+from fewstep.metrics import Figures
 from fewstep.show.escape import in_csv, in_html, in_markdown, in_plot, printable
 from fewstep.show.plots import against_evaluations, loss_curves
 from fewstep.show.tables import aligned, comma_separated, markdown
@@ -47,7 +49,7 @@ def test_a_name_in_html_is_text(name: str) -> None:
 @law
 @given(st.one_of(st.sampled_from(NASTY), st.text()))
 def test_a_name_in_csv_is_no_formula_and_one_field(name: str) -> None:
-    rows = [{"model": name, "fd": -0.5}]
+    rows: list[Row] = [{"model": name, "fd": -0.5}]
     ((_, *_), (field, figure)) = csv.reader(io.StringIO(comma_separated(rows)))
     assert not field.lstrip().startswith(("=", "+", "-", "@", "＝"))
     assert field.removeprefix("'") == printable(name) or field == printable(name)
@@ -58,7 +60,7 @@ def test_a_name_in_csv_is_no_formula_and_one_field(name: str) -> None:
 @law
 @given(st.one_of(st.sampled_from(NASTY), st.text()))
 def test_a_name_in_a_table_keeps_its_columns(name: str) -> None:
-    rows = [{"model": name, "w": 1.0}]
+    rows: list[Row] = [{"model": name, "w": 1.0}]
     head, rule, line = markdown(rows).splitlines()
     bars = [i for i, c in enumerate(line) if c == "|" and line[i - 1 : i] != "\\"]
     assert len(bars) == 3 == head.count("|") == rule.count("|")
@@ -76,11 +78,8 @@ def test_markdown_escapes_what_is_markup(name: str, written: str) -> None:
 
 
 def test_plots_take_any_name() -> None:
-    rows = [
-        {"model": name, "sampler": "heun", "steps": 4, "evaluations": 4, "w": 1.0, "fd": 2.0}
-        for name in NASTY
-    ]
-    svg = against_evaluations(rows, "fd", "<b>$fd_{", 1.0)
+    cells = Cells(Cell(name, "heun", 4, 1.0, 4, Figures("fid", 2.0)) for name in NASTY)
+    svg = against_evaluations(cells, "fid", "<b>$fd_{", 1.0)
     svg += loss_curves({name: [(1, 0.5), (2, 0.4)] for name in NASTY})
     assert "<img" not in svg
     assert "<b>" not in svg

@@ -18,7 +18,7 @@ import fewstep
 from fewstep.core.denoiser import Guided
 from fewstep.data import DataConfig
 from fewstep.folders import load
-from fewstep.measure import evaluate
+from fewstep.measure import evaluate, reference
 from fewstep.measure.conditions import Conditions, evenly
 from fewstep.measure.evaluate import Evaluation
 from fewstep.measure.identity import identity_of
@@ -52,16 +52,16 @@ def test_a_reference_keeps_all_images_and_others_the_first(
 ) -> None:
     monkeypatch.setattr(evaluate, "KEPT", 7)
     evaluation = Evaluation(DataConfig(name="digits"), tmp_path, samples=20)
-    reference = evaluation.cell("teacher", teacher, w=1.0, steps=4)
-    other = evaluation.cell("teacher", teacher, w=1.0, steps=2, teacher=reference)
-    assert (len(reference.images), len(other.images)) == (20, 7)
+    many = evaluation.cell("teacher", teacher, w=1.0, steps=4)
+    other = evaluation.cell("teacher", teacher, w=1.0, steps=2, teacher=many)
+    assert (len(many.images), len(other.images)) == (20, 7)
     # Measured on all of them, and not on what is kept.
     drawn = fewstep.sample(teacher, evaluation.labels, w=1.0, steps=2)
-    apart = (drawn.double() - reference.images.double()).square().mean().sqrt()
-    assert other.row["rms_to_teacher"] == pytest.approx(float(apart), rel=1e-6)
+    apart = (drawn.double() - many.images.double()).square().mean().sqrt()
+    assert other.figures.rms_to_teacher == pytest.approx(float(apart), rel=1e-6)
     assert torch.allclose(other.images, drawn[:7], atol=1e-5)
-    again = evaluation.cell("teacher", teacher, w=1.0, steps=2, teacher=reference)
-    assert again.row == other.row
+    again = evaluation.cell("teacher", teacher, w=1.0, steps=2, teacher=many)
+    assert again == other
 
 
 def test_the_training_images_are_seen_once(
@@ -76,14 +76,12 @@ def test_the_training_images_are_seen_once(
         return plain(images, features)
 
     monkeypatch.setattr(evaluate.Reference, "build", counted)
-    first = Evaluation(data, tmp_path, samples=20).cell("teacher", teacher, w=1.0, steps=2).row
+    first = Evaluation(data, tmp_path, samples=20).cell("teacher", teacher, w=1.0, steps=2)
     (path,) = (tmp_path / "reference").glob("*.safetensors")
     (tmp_path / "results.sqlite").unlink()
-    again = Evaluation(data, tmp_path, samples=20).cell("teacher", teacher, w=1.0, steps=2).row
+    again = Evaluation(data, tmp_path, samples=20).cell("teacher", teacher, w=1.0, steps=2)
     assert len(built) == 1
-    assert {k: v for k, v in again.items() if k != "seconds_per_image"} == {
-        k: v for k, v in first.items() if k != "seconds_per_image"
-    }
+    assert replace(again, seconds_per_image=first.seconds_per_image) == first
     path.write_bytes(path.read_bytes()[:1000])  # cut short: seen anew
     (tmp_path / "results.sqlite").unlink()
     Evaluation(data, tmp_path, samples=20).cell("teacher", teacher, w=1.0, steps=2)
@@ -160,13 +158,13 @@ def captions_in(path: Path, **more: Any) -> DataConfig:
 def test_captions_of_real_images_are_drawn_evenly(pictures: Path, tmp_path: Path) -> None:
     evaluation = Evaluation(captions_in(pictures, captions=["a {}"]), tmp_path, samples=6)
     assert evaluation.labels is None
-    source = evaluation.source
-    asked = [source.class_names[int(source.batch(k[None])[1])] for k in evenly(6, len(source))]
+    data = evaluation.dataset
+    asked = [data.class_names[int(data.batch(k[None])[1])] for k in evenly(6, len(data))]
     assert evaluation.conditions.texts == [f"a {name}" for name in asked]  # as they are written
     assert len(set(asked)) == 6
-    many = Conditions(evaluation.data, source, 100)
+    many = Conditions(evaluation.data, data, 100)
     assert len(many.texts) == 100
-    assert set(many.texts) == {f"a {name}" for name in source.class_names}
+    assert set(many.texts) == {f"a {name}" for name in data.class_names}
 
 
 def test_images_without_classes_get_features_of_their_turns(pictures: Path, tmp_path: Path) -> None:
@@ -175,11 +173,11 @@ def test_images_without_classes_get_features_of_their_turns(pictures: Path, tmp_
     features = evaluation.features
     assert (features.name, features.num_classes) == (TASK, None)
     assert any("have no classes" in line for line in said)
-    assert evaluation.held_out_source is None
+    assert evaluation.held_out_dataset is None
     assert evaluation.held_out_cell() is None
     # A model of classes draws its own, and is measured without them.
     cell = evaluation.cell("teacher", guided(pets_teacher()), w=1.0, steps=2)
-    assert cell.row[f"fd_{TASK}"] is not None
+    assert (cell.figures.fd_name, cell.figures.fd is None) == (f"fd_{TASK}", False)
     assert {"score", "accuracy"} <= set(cell.missing)
     again = Evaluation(captions_in(pictures), tmp_path, samples=6, say=said.append)
     count = len(said)
@@ -204,10 +202,10 @@ def test_a_reference_that_does_not_fit_is_read_in_parts(
     features = features_folder(tmp_path / "look", pictures / "pets")
     shared: Any = {"samples": 6, "features_path": features}
     whole = Evaluation(config, tmp_path / "a", **shared).cell("t", pets_guided(), w=0.0, steps=2)
-    monkeypatch.setattr(evaluate, "fits", lambda *_: False)
+    monkeypatch.setattr(reference, "fits", lambda *_: False)
     parts = Evaluation(config, tmp_path / "b", **shared).cell("t", pets_guided(), w=0.0, steps=2)
-    assert parts.row["fd_tiny"] == pytest.approx(whole.row["fd_tiny"], rel=1e-6)
-    assert parts.row["nearest"] is None
+    assert parts.figures.fd == pytest.approx(whole.figures.fd, rel=1e-6)
+    assert parts.figures.nearest is None
     assert "do not fit in memory" in parts.missing["nearest"]
 
 
@@ -218,9 +216,9 @@ def test_two_students_of_equal_weights_have_two_rows(pictures: Path, tmp_path: P
     stage = fewstep.Stage("a", "teacher", updates=1, steps=2)
     made = student_of(pets_guided(), stage, (0.0, 4.0), w_dim=16)
     cells = [evaluation.cell(name, made, w=1.0) for name in ("a", "b")]
-    assert [c.row["model"] for c in cells] == ["a", "b"]
+    assert [c.model for c in cells] == ["a", "b"]
     assert cells[0].key != cells[1].key
-    assert len(evaluation.results.rows()) == 2
+    assert len(evaluation.results.records()) == 2
 
 
 def pets_guided() -> Guided:

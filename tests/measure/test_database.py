@@ -1,4 +1,4 @@
-"""The database of results: a row goes in and comes out; what is no database is said to be none."""
+"""The database of results: a record comes back as it went in; other files are refused."""
 
 from __future__ import annotations
 
@@ -10,27 +10,26 @@ from pathlib import Path
 import pytest
 
 from fewstep.errors import FolderError
-from fewstep.measure.database import COLUMNS, JSON, Results, key_of, what_changed
-from fewstep.show.tables import aligned, comma_separated, markdown
+from fewstep.measure.database import COLUMNS, JSON, Record, Results, key_of, what_changed
 
 
-def row(w: float) -> dict[str, object]:
+def record(w: float) -> Record:
     asked = {"w": w, "seed": 0}
     texts = {c: "x" for c, kind in COLUMNS.items() if kind.startswith("TEXT")}
     numbers = {c: 1 for c in COLUMNS if c not in texts}
     more = {"key": key_of(asked), "asked": asked, "figures": {"fd_x": 1 / 3, "score": None}}
-    return {**texts, **numbers, **more, "w": w, "versions": {"torch": "2"}}
+    return Record(**{**texts, **numbers, **more, "w": w, "versions": {"torch": "2"}})
 
 
-def test_a_row_comes_back_as_it_went_in(tmp_path: Path) -> None:
+def test_a_record_comes_back_as_it_went_in(tmp_path: Path) -> None:
     results = Results(tmp_path / "a" / "results.sqlite")
-    assert results.rows() == []
+    assert results.records() == []
     assert results.get("x") is None
-    results.put(row(0.0))
-    results.put(row(1.5))
-    results.put(row(1.5))
-    assert results.rows() == [row(0.0), row(1.5)]
-    assert Results(results.path).get(key_of({"seed": 0, "w": 1.5})) == row(1.5)
+    results.put(record(0.0))
+    results.put(record(1.5))
+    results.put(record(1.5))
+    assert results.records() == [record(0.0), record(1.5)]
+    assert Results(results.path).get(key_of({"seed": 0, "w": 1.5})) == record(1.5)
     assert results.get("nothing") is None
 
 
@@ -42,7 +41,7 @@ def test_a_file_that_is_none_is_named(tmp_path: Path) -> None:
 
 
 def test_a_file_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
-    """Its rows have no reasons, and stay as they are."""
+    """Its records have no reasons, and stay as they are."""
     path = tmp_path / "results.sqlite"
     old = [c for c in COLUMNS if c != "missing"]
     with closing(sqlite3.connect(path)) as db, db:
@@ -51,10 +50,10 @@ def test_a_file_of_an_earlier_version_goes_on(tmp_path: Path) -> None:
         db.execute(f"INSERT INTO cells VALUES ({', '.join('?' * len(old))})", values)
     results = Results(path)
     results.check()
-    results.put(row(1.0))
-    first, second = results.rows()
-    assert (first["model"], first["figures"], first["missing"]) == ("y", {"x": 1}, {})
-    assert second == row(1.0)
+    results.put(record(1.0))
+    first, second = results.records()
+    assert (first.model, first.figures, first.missing) == ("y", {"x": 1}, {})
+    assert second == record(1.0)
 
 
 def test_what_changed_is_named_by_its_cause() -> None:
@@ -68,11 +67,3 @@ def test_what_changed_is_named_by_its_cause() -> None:
     assert "the weights of the model, the clock" in what_changed(
         before, {**before, "weights": "z", "clock": ["native"]}
     )
-
-
-def test_a_table_three_ways() -> None:
-    rows = [{"model": "teacher", "w": 0.5, "fd": 1 / 3, "rms": None}]
-    assert aligned(rows).splitlines()[1].split() == ["teacher", "0.5", "0.3333", "-"]
-    assert markdown(rows).splitlines()[1:] == ["| --- | ---: | ---: | ---: |",
-                                               "| teacher | 0.5 | 0.3333 | - |"]  # fmt: skip
-    assert comma_separated(rows) == "model,w,fd,rms\nteacher,0.5,0.3333333333333333,\n"

@@ -7,31 +7,31 @@ from typing import Any
 
 import pytest
 
+from fewstep.measure.cell import DDIM, STOCHASTIC, Cell, Cells
+from fewstep.metrics import Figures
 from fewstep.show.figures import Remarks, markdown_page, remark_lines, terminal_page
-from fewstep.show.weak import RULES, Table, marks_of, reasons_of, warnings_of
+from fewstep.show.weak import RULES, Measurements, marks_of, reasons_of, warnings_of
+
+STRONG_FIGURES = Figures("fd_x", 2.0, 0.1, 0.9, 0.5, 8.0, 0.9, 7.0, 0.2, 0.1)
 
 
-def row(model: str, **figures: Any) -> dict[str, Any]:
-    return {
-        "model": model, "sampler": "deterministic", "steps": 4, "evaluations": 4, "w": 1.0,
-        "fd_x": 2.0, "kd_x": 0.1, "precision": 0.9, "recall": 0.5, "score": 8.0, "accuracy": 0.9,
-        "variance": 7.0, "nearest": 0.2, "rms_to_teacher": 0.1, "seconds_per_image": 0.1, **figures,
-    }  # fmt: skip
+def cell(model: str, sampler: str = DDIM, steps: int = 4, **figures: Any) -> Cell:
+    return Cell(model, sampler, steps, 1.0, 4, replace(STRONG_FIGURES, **figures), 0.1)
 
 
-HELD_OUT = row("held-out", sampler=None, steps=None, w=None, evaluations=0, rms_to_teacher=None)
-TEACHER = row("teacher", steps=256, fd_x=1.0, rms_to_teacher=0.0)
-STRONG = Table(
-    [HELD_OUT, TEACHER, row("student-4")], [TEACHER], 2000, 64, 5000, 0.9, 0.1, 300, True
+HELD_OUT = Cell("held-out", None, None, None, 0, replace(STRONG_FIGURES, rms_to_teacher=None))
+TEACHER = cell("teacher", steps=256, fd=1.0, rms_to_teacher=0.0)
+STRONG = Measurements(
+    Cells([HELD_OUT, TEACHER, cell("student-4")]), [TEACHER], 2000, 64, 5000, 0.9, 0.1, 300, True
 )
 
 
 def test_strong_figures_have_no_warning() -> None:
     assert warnings_of(STRONG) == []
-    assert warnings_of(replace(STRONG, rows=[])) == []
+    assert warnings_of(replace(STRONG, cells=Cells([]))) == []
 
 
-WEAK_TEACHER = row("teacher", precision=0.2, accuracy=0.3)
+WEAK_TEACHER = cell("teacher", precision=0.2, accuracy=0.3)
 
 
 @pytest.mark.parametrize(
@@ -45,19 +45,19 @@ WEAK_TEACHER = row("teacher", precision=0.2, accuracy=0.3)
         ({"accuracy": None}, "is unknown", (None, "accuracy")),
         ({"task": "rotations"}, "how far an image was turned", (None, "fd_x")),
         ({"teachers": [WEAK_TEACHER]}, "20% of its samples", (None, "rms_to_teacher")),
-        ({"teachers": [row("teacher", fd_x=9.0)]}, "A lower fd_x", (2, "fd_x")),
-        ({"rows": [row("s", sampler="stochastic")]}, "not paired", (0, "rms_to_teacher")),
+        ({"teachers": [cell("teacher", fd=9.0)]}, "A lower fd_x", (2, "fd_x")),
+        ({"cells": Cells([cell("s", STOCHASTIC)])}, "not paired", (0, "rms_to_teacher")),
     ],
 )
 def test_a_weak_figure_is_marked_and_explained(
     change: dict[str, Any], says: str, marked: tuple[int | None, str]
 ) -> None:
-    table = replace(STRONG, **change)
-    warned = warnings_of(table)
+    seen = replace(STRONG, **change)
+    warned = warnings_of(seen)
     (number,) = [i for i, w in enumerate(warned, 1) if says in w.sentence]
     assert number in marks_of(warned)[marked]
     remarks = Remarks(warned, ["variance (held-out): No classes."])
-    for text in (terminal_page(table.rows, remarks), markdown_page(table.rows, remarks)):
+    for text in (terminal_page(seen.cells, remarks), markdown_page(seen.cells, remarks)):
         assert f"({number}" in text or f", {number})" in text
         assert warned[number - 1].sentence[:30] in text
         assert "No classes." in text
@@ -65,20 +65,21 @@ def test_a_weak_figure_is_marked_and_explained(
 
 
 def test_each_rule_can_warn() -> None:
-    weak = Table(
-        [HELD_OUT, row("s", sampler="stochastic", fd_x=0.1)], [WEAK_TEACHER], 8, 64, 60, 0.3, 0.25,
-        3, True, "rotations",
-    )  # fmt: skip
+    cells = Cells([HELD_OUT, cell("s", STOCHASTIC, fd=0.1)])
+    weak = Measurements(cells, [WEAK_TEACHER], 8, 64, 60, 0.3, 0.25, 3, True, "rotations")
     unknown = replace(weak, accuracy=None)
     for rule in RULES:
         assert list(rule(weak)) or list(rule(unknown)), rule.__name__
 
 
 def test_reasons_name_figures_and_rows() -> None:
-    rows = [row("a", variance=None, nearest=None), row("b", variance=None)]
-    lost = [{"variance": "no classes", "nearest": "too many images."}, {"variance": "no classes"}]
-    assert reasons_of(rows, lost) == [
+    both = replace(
+        cell("a", variance=None, nearest=None),
+        missing={"variance": "no classes", "nearest": "too many images."},
+    )
+    one = replace(cell("b", variance=None), missing={"variance": "no classes"})
+    assert reasons_of([both, one]) == [
         "variance (every row): No classes.",
         "nearest (a, deterministic, 4 steps): Too many images.",
     ]
-    assert reasons_of([row("a")], [{"variance": "it is there, though"}]) == []
+    assert reasons_of([replace(cell("a"), missing={"variance": "it is there, though"})]) == []

@@ -1,4 +1,4 @@
-"""The folder of a run, its processes, and the data that its models are trained on."""
+"""What the models of a run are trained on: images or their latents, batch by batch."""
 
 from __future__ import annotations
 
@@ -11,72 +11,54 @@ import torch
 from torch import Tensor
 
 from fewstep.core.cond import Cond
-from fewstep.core.denoiser import Guided
 from fewstep.data import DATASETS, Ahead, Dataset, Prompts, Shards, augment, examples, open_dataset
 from fewstep.data.latents import Latents
-from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan
+from fewstep.distill.plan import STAGE_ONE, TEACHER
 from fewstep.errors import RecipeError
-from fewstep.folders import load
-from fewstep.measure.evaluate import quiet
-from fewstep.models import Model
-from fewstep.recipes.begun import check_name, is_done
-from fewstep.recipes.config import Recipe
 from fewstep.recipes.latents import encoded
+from fewstep.recipes.workspace import Workspace
 from fewstep.train import Batch, TrainConfig, processes, translate_peer_failures
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class RunFolder:
-    """One recipe in one folder.
+class TrainingData:
+    """The data of a run's recipe; opened, decoded and encoded when they are first needed.
 
     Attributes:
-        recipe: the settings.
-        out: the folder.
-        device: "cpu", "cuda" or "cuda:N"; None takes a GPU where there is one.
-        say: called with a line of text at each piece.
-        progress: show a bar while training, or lines in a log file.
+        workspace: recipe and folder of the run, whose own teacher encodes latents.
+        device: of the process; None takes a GPU where there is one.
+        say: called with a line of text, by every process.
+        progress: show how far encoding is.
     """
 
-    recipe: Recipe
-    out: Path
-    device: str | None = None
-    say: Say = quiet
+    workspace: Workspace
+    device: str | None
+    say: Callable[[str], None]
     progress: bool = True
 
     @property
-    def is_main(self) -> bool:
-        """Whether this process is the one that writes and prints."""
-        return bool(processes(self.device).is_main_process)
-
-    def wait(self) -> None:
-        """Wait until every process has called this."""
-        with translate_peer_failures():
-            processes(self.device).wait_for_everyone()
-
-    def tell(self, line: str) -> None:
-        """Print a line, once for all processes."""
-        if self.is_main:
-            self.say(line)
+    def are_there(self) -> bool:
+        """Whether the images are there to be opened."""
+        name = self.workspace.recipe.data.name
+        return name in DATASETS or Path(name).exists()
 
     @cached_property
     def images(self) -> Dataset | Prompts:
         """The training images, or prompts alone; one process decodes them, the others wait."""
-        config = self.recipe.data
+        recipe = self.workspace.recipe
         images: Dataset | Prompts
-        if self.recipe.latents is not None and Path(config.name).suffix == Prompts.SUFFIX:
-            images = Prompts(config.name)
+        if recipe.latents is not None and Path(recipe.data.name).suffix == Prompts.SUFFIX:
+            images = Prompts(recipe.data.name)
         else:
             with translate_peer_failures(), processes(self.device).main_process_first():
-                images = open_dataset(config, "train")
-        self.tell(images.summary)
+                images = open_dataset(recipe.data, "train")
+        self.say(images.summary)
         return images
 
     @cached_property
-    def data(self) -> Dataset:
+    def dataset(self) -> Dataset:
         """What a model is trained on: the images, or their latents."""
-        if self.recipe.latents is not None:
+        if self.workspace.recipe.latents is not None:
             return self.latents
         assert not isinstance(self.images, Prompts)
         return self.images
@@ -87,17 +69,16 @@ class RunFolder:
 
         Raises RecipeError where the recipe has none, or nothing says what encodes them.
         """
-        encoders, config = self.encoders, self.recipe.latents
-        assert config is not None
-        device, say = processes(self.device).device, self.say if self.is_main else None
+        encoders, recipe = self.encoders, self.workspace.recipe
+        assert recipe.latents is not None
         with translate_peer_failures(), processes(self.device).main_process_first():
             return encoded(
                 self.images,
-                self.recipe.data,
-                config,
+                recipe.data,
+                recipe.latents,
                 encoders,
-                device=str(device),
-                say=say,
+                device=str(processes(self.device).device),
+                say=self.say,
                 progress=self.progress,
             )
 
@@ -105,46 +86,23 @@ class RunFolder:
     def encoders(self) -> Path:
         """The folder of the parts that make latents and conditions."""
         for name in (TEACHER, STAGE_ONE):
-            if self.is_done(name):
-                return self.folder(name)
-        config = self.recipe.latents
+            if self.workspace.is_done(name):
+                return self.workspace.folder(name)
+        config = self.workspace.recipe.latents
         if config is None or config.folder is None:
             raise RecipeError(
-                f"{self.recipe.name} works on latents, and nothing says what encodes them: give "
-                "--teacher, or for a teacher that is trained here --set latents.folder=FOLDER, a "
-                "folder with an autoencoder in vae/."
+                f"{self.workspace.recipe.name} works on latents, and nothing says what encodes "
+                "them: give --teacher, or for a teacher that is trained here --set "
+                "latents.folder=FOLDER, a folder with an autoencoder in vae/."
             )
         return Path(config.folder)
-
-    @property
-    def plan(self) -> Plan:
-        """The recipe's stages."""
-        return self.recipe.distill.plan()
-
-    def folder(self, name: str) -> Path:
-        """Return the folder of a model of this run. Raises RecipeError for what is no name."""
-        check_name(name)
-        return self.out / name
-
-    def is_done(self, name: str) -> bool:
-        """Whether the model of that name is finished."""
-        return is_done(self.out, name)
-
-    def load(self, name: str) -> Model | Guided:
-        """Return a finished model, ready to be sampled."""
-        return load(self.folder(name), str(processes(self.device).device))
-
-    @property
-    def has_data(self) -> bool:
-        """Whether the images are there to be opened."""
-        return self.recipe.data.name in DATASETS or Path(self.recipe.data.name).exists()
 
     def batches(self, batch_size: int, seed: int, shape: tuple[int, ...]) -> Batch:
         """Return the batches of a training: (update, part, parts) -> (x, cond).
 
         shape: of one example of the model.
         """
-        data, config = self.data, self.recipe.data
+        data, config = self.dataset, self.workspace.recipe.data
         alone = isinstance(self.images, Prompts)
 
         def batch(update: int, part: int, parts: int) -> tuple[Tensor, Cond]:
@@ -162,10 +120,10 @@ class RunFolder:
         self, batch: Batch, config: TrainConfig, shape: tuple[int, ...]
     ) -> tuple[Tensor, Cond]:
         """Return at least one example, as a batch has it."""
-        if isinstance(self.data, Shards):
+        if isinstance(self.dataset, Shards):
             # A stream deals a process the parts that it begins with, and no others.
             here = processes(self.device)
             first, parts = here.process_index, here.num_processes * config.accumulate
             return batch(0, first * config.accumulate, parts)
-        x, cond = self.data.batch(torch.zeros(1, dtype=torch.int64))
+        x, cond = self.dataset.batch(torch.zeros(1, dtype=torch.int64))
         return x.new_zeros(1, *shape) if isinstance(self.images, Prompts) else x, cond

@@ -1,62 +1,62 @@
-"""The report: self-contained, one row a cell, and no statement that its rows contradict."""
+"""The report: self-contained, one row per cell, and no statement that its rows contradict."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from fewstep.distill.plan import STAGE_ONE, Plan, Stage
+from fewstep.measure.cell import DDIM, Cell, Cells
+from fewstep.metrics import Figures
 from fewstep.recipes.study import shown_names
 from fewstep.show.report import KnobCheck, SheetRow, Study, render, write_report
 from fewstep.show.sheet import contact_sheet, png, to_pixels
 from fewstep.show.weak import Warned
 
 KEYS = {
-    *("model", "sampler", "steps", "evaluations", "w", "fd_digits", "score", "accuracy"),
-    *("variance", "nearest", "rms_to_teacher", "seconds_per_image"),
+    *("model", "sampler", "steps", "evaluations", "w", "fd_digits", "kd_digits", "precision"),
+    *("recall", "score", "accuracy", "variance", "nearest", "rms_to_teacher", "seconds_per_image"),
 }
 
 
-def row(
-    model: str, steps: int, w: float, fd: float, sampler: str = "deterministic"
-) -> dict[str, Any]:
-    passes = 2 if model == "teacher" else 1
-    return {
-        "model": model,
-        "sampler": sampler,
-        "steps": steps,
-        "evaluations": passes * steps,
-        "w": w,
-        "fd_digits": fd,
-        "score": 8.0,
-        "accuracy": 0.99,
-        "variance": 7.0,
-        "nearest": 0.25,
-        "rms_to_teacher": 0.0 if steps in (0, 256) else 0.1 / steps,
-        "seconds_per_image": 1e-3 * steps * passes,
-    }
+def cell(model: str, steps: int, w: float, fd: float, sampler: str = DDIM) -> Cell:
+    evaluations = (2 if model == "teacher" else 1) * steps
+    figures = Figures(
+        "fd_digits",
+        fd,
+        score=8.0,
+        accuracy=0.99,
+        variance=7.0,
+        nearest=0.25,
+        rms_to_teacher=0.0 if steps == 256 else 0.1 / steps,
+    )
+    return Cell(model, sampler, steps, w, evaluations, figures, 1e-3 * evaluations)
+
+
+def changed(made: Study, change: Callable[[Cell], Cell]) -> Study:
+    return replace(made, cells=Cells(change(cell) for cell in made.cells))
 
 
 def study(ws: tuple[float, ...] = (0.0, 1.0), stochastic: float | None = 2.5) -> Study:
-    rows = [row("held-out", 0, 0.0, 0.9)]
-    rows[0].update(sampler=None, steps=None, w=None, rms_to_teacher=None, seconds_per_image=None)
+    real = Figures("fd_digits", 0.9, score=8.0, accuracy=0.99, variance=7.0, nearest=0.25)
+    cells = [Cell("held-out", None, None, None, 0, real)]
     for w in ws:
-        rows += [row("teacher", 256, w, 1.0), row("teacher", 4, w, 2.0), row("teacher", 1, w, 9.0)]
-        rows += [row("stage-one", 32, w, 1.1), row("student-4", 4, w, 1.5)]
+        cells += [cell("teacher", n, w, fd) for n, fd in ((256, 1.0), (4, 2.0), (1, 9.0))]
+        cells += [cell("stage-one", 32, w, 1.1), cell("student-4", 4, w, 1.5)]
         if stochastic is not None:
-            rows.append(row("student-4", 4, w, stochastic, "stochastic"))
+            cells.append(cell("student-4", 4, w, stochastic, "stochastic"))
     images = torch.rand(5, 1, 8, 8) * 2 - 1
     return Study(
         title="a <study>",
         features="digits",
-        rows=rows,
+        cells=Cells(cells),
         sheets={w: [SheetRow("teacher & co", images), SheetRow("student-4", images)] for w in ws},
         knob=KnobCheck("student-4", list(ws), [[abs(a - b) + 0.1 for b in ws] for a in ws]),
         losses={"teacher": [(25, 0.5), (50, 0.4)], "student-4": []},
@@ -86,7 +86,7 @@ def test_the_json_has_a_row_a_cell_with_the_agreed_keys(tmp_path: Path) -> None:
     given = study()
     write_report(tmp_path, given)
     data = json.loads((tmp_path / "report.json").read_text())
-    assert data["rows"] == given.rows
+    assert data["rows"] == given.cells.rows
     assert all(set(r) == KEYS for r in data["rows"])
     assert data["knob"]["matrix"] == given.knob.matrix
     assert data["losses"]["teacher"] == [[25, 0.5], [50, 0.4]]
@@ -123,11 +123,14 @@ NASTY = "<img src=x onerror=alert(1)>"
 
 def test_names_are_text_wherever_they_stand(tmp_path: Path) -> None:
     """Of the student, of features, in facts, warnings, notes and reasons."""
-    made = study()
-    for r in made.rows:
-        if r["model"] == "student-4":
-            r["model"] = NASTY
-        r[f"fd_{NASTY}"] = r.pop("fd_digits")
+    made = changed(
+        study(),
+        lambda c: replace(
+            c,
+            model=NASTY if c.model == "student-4" else c.model,
+            figures=replace(c.figures, fd_name=f"fd_{NASTY}"),
+        ),
+    )
     assert made.knob is not None
     made = replace(
         made,
@@ -148,10 +151,10 @@ def test_names_are_text_wherever_they_stand(tmp_path: Path) -> None:
 
 
 def test_a_student_of_any_name_and_steps_is_the_one_of_the_headline() -> None:
-    made = study(stochastic=2.5)
-    for r in made.rows:
-        if r["model"] == "student-4":
-            r.update(model="mine", steps=3, evaluations=3)
+    def mine(c: Cell) -> Cell:
+        return replace(c, model="mine", steps=3, evaluations=3) if c.model == "student-4" else c
+
+    made = changed(study(stochastic=2.5), mine)
     page = render(replace(made, knob=KnobCheck("mine", [0.0, 1.0], [[0.1, 0.2], [0.2, 0.1]])))
     assert "<b>3 network evaluations</b>" in page
     assert "stochastic sampler at 3 steps was worse here" in page
@@ -160,12 +163,11 @@ def test_a_student_of_any_name_and_steps_is_the_one_of_the_headline() -> None:
 def test_a_page_of_nothing_but_reasons(tmp_path: Path) -> None:
     """No student, no figure, no loss, no image."""
     made = study()
-    kept = ("model", "sampler", "steps", "evaluations", "w")
-    rows = [{k: v if k in kept else None for k, v in r.items()} for r in made.rows]
+    nothing = Figures("fd_digits")
+    made = changed(made, lambda c: replace(c, figures=nothing, seconds_per_image=None))
     lost = "fd_digits (every row): The images are infinite or not a number."
     empty = replace(
         made,
-        rows=rows,
         sheets={w: [SheetRow("teacher", torch.zeros(0, 1, 8, 8))] for w in (0.0, 1.0)},
         knob=None,
         losses={"teacher": []},
@@ -175,15 +177,14 @@ def test_a_page_of_nothing_but_reasons(tmp_path: Path) -> None:
     assert "no deterministic few-step student" in page
     assert "<svg" not in page
     assert "None: no model was trained in this run" in page
-    assert page.count("<td>none</td>") > len(rows)
+    assert page.count("<td>none</td>") > len(made.cells)
     assert lost in page
     known = replace(empty, knob=KnobCheck("student-4", [0.0, 1.0], [[None, None], [None, 0.5]]))
     assert "so it is in 1 of 2 rows" in render(known)
 
 
 def test_the_json_is_json_whatever_a_figure_is(tmp_path: Path) -> None:
-    made = study()
-    made.rows[1]["fd_digits"] = math.nan
+    made = changed(study(), lambda c: replace(c, figures=replace(c.figures, fd=math.nan)))
     write_report(tmp_path, replace(made, losses={"teacher": [(1, math.inf)]}))
     data = json.loads((tmp_path / "report.json").read_text(), parse_constant=pytest.fail)
     assert data["rows"][1]["fd_digits"] is None

@@ -1,0 +1,179 @@
+"""A student while it is trained: its optimiser, its average, and what checkpoints hold of them."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from fewstep.errors import RangeError
+from fewstep.train.checkpoint import Checkpoint, check_moments
+from fewstep.train.config import TrainConfig
+from fewstep.train.processes import piece, shared_like, whole
+
+
+def what_is_trained(student: nn.Module, config: TrainConfig) -> str | None:
+    """Return what of a student is trained, where a part is frozen; None where it is not.
+
+    Raises RangeError for a student that is frozen whole, or in part and to be shared out.
+    """
+    trained = [p.numel() for p in student.parameters() if p.requires_grad]
+    if not trained:
+        raise RangeError(
+            f"{type(student).__name__}: every parameter is frozen; nothing can be trained. "
+            "Call requires_grad_(True) on those to be trained."
+        )
+    if all(p.requires_grad for p in student.parameters()):
+        return None
+    if config.shard:
+        raise RangeError(
+            "shard: this student's weights are frozen but for a few, and its teacher may hold "
+            "the same ones; sharing them out would copy them. Leave the setting out."
+        )
+    return f"{len(trained)} tensors of {sum(trained)} numbers"
+
+
+class Trained:
+    """A student, the optimiser of its parameters, and their average (EMA).
+
+    Attributes:
+        student: whole, as it was given.
+        module: the one whose parameters are trained; with `shard`, a copy that is shared out.
+        model: the same as it is called.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        found: Checkpoint | None,
+        folder: Path,
+    ) -> None:
+        """Move the student to the device and take up a checkpoint, where one was found.
+
+        folder: of the checkpoints. Raises CheckpointError where one does not fit the student.
+        """
+        self.student, self.config, self.accelerator = student.train(), config, accelerator
+        self._names = [name for name, p in student.named_parameters() if p.requires_grad]
+        self._frozen = {name for name, p in student.named_parameters() if not p.requires_grad}
+        if found is not None:
+            # Frozen weights are not in checkpoints; the run's key counts the others.
+            student.load_state_dict(found.weights, strict=not self._frozen)
+        self.module, self.model = self._prepare()
+        self.parameters: list[Tensor] = [p for p in self.module.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=accelerator.device.type in ("cpu", "cuda"),
+        )
+        self._ema = [p.detach().clone() for p in self.parameters]
+        if found is not None:
+            check_moments(found.optimizer["adamw"]["state"], self.parameters, folder)
+            self._restore(found)
+        # accelerate's wrapper looks for a package on the disk twice a step; only fp16 needs it.
+        self._stepper: Any = self._optimizer
+        if accelerator.scaler is not None:
+            self._stepper = accelerator.prepare(self._optimizer)
+
+    def _prepare(self) -> tuple[nn.Module, nn.Module]:
+        """Return the module whose parameters are trained, and the same as it is called."""
+        config = self.config
+        if config.checkpoint_activations:
+            checkpoint = getattr(self.student, "checkpoint_activations", None)
+            if checkpoint is None:
+                raise RangeError(
+                    f"checkpoint_activations: {type(self.student).__name__} has no method of that "
+                    "name; give it one, or leave the setting out."
+                )
+            checkpoint()
+        if config.shard:
+            trained = _sharded(self.student, self.accelerator)
+        else:
+            trained = self.student.to(self.accelerator.device)
+        called = trained
+        if config.compile:
+            called = cast(nn.Module, torch.compile(trained))
+        # A sharded module speaks to the other processes by itself.
+        return trained, called if config.shard else self.accelerator.prepare(called)
+
+    def step(self, lr: float, decay: float) -> Tensor:
+        """Take a step from the gradients, and average; return their norm before it was clipped."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.grad_clip)
+        self._stepper.step()
+        self._stepper.zero_grad()
+        mine, latest = [piece(e) for e in self._ema], [piece(p) for p in self.parameters]
+        torch._foreach_lerp_(mine, latest, 1.0 - decay)
+        return whole(torch.as_tensor(norm)).detach()
+
+    def checkpoint(self, update: int, readings: dict[str, Any]) -> Checkpoint:
+        """Return what a checkpoint holds, whole; every process must call this."""
+        weights, ema = self._unfrozen(self.weights()), self._unfrozen(self.ema_state())
+        adamw = self._optimizer.state_dict()
+        moments = {i: {k: whole(v) for k, v in s.items()} for i, s in adamw["state"].items()}
+        # Without the sums, the row of the log after a resume would average fewer updates.
+        optimizer = {"adamw": {**adamw, "state": moments}, "readings": readings}
+        if self.accelerator.scaler is not None:
+            optimizer["scaler"] = self.accelerator.scaler.state_dict()
+        return Checkpoint(update, weights, ema, optimizer)
+
+    def _restore(self, found: Checkpoint) -> None:
+        device = self.accelerator.device
+        named = zip(self._names, self.parameters, strict=True)
+        cut = [shared_like(found.ema[name].to(device), p) for name, p in named]
+        self._ema = [e.clone() for e in cut]
+        adamw = found.optimizer["adamw"]
+        moments = {
+            i: {k: shared_like(v.to(device), self.parameters[i]) for k, v in s.items()}
+            for i, s in adamw["state"].items()
+        }
+        self._optimizer.load_state_dict({**adamw, "state": moments})
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(found.optimizer["scaler"])
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the state dict of what is trained, whole."""
+        return {k: whole(v.detach()) for k, v in self.module.state_dict().items()}
+
+    def ema_state(self) -> dict[str, Tensor]:
+        """Return the state dict of the student with its averaged weights in place, whole.
+
+        Frozen weights are the student's own memory, not copies.
+        """
+        averaged = dict(zip(self._names, self._ema, strict=True))
+        return {
+            k: v.detach() if k in self._frozen else whole(averaged.get(k, v).detach()).clone()
+            for k, v in self.module.state_dict().items()
+        }
+
+    def _unfrozen(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {k: v for k, v in state.items() if k not in self._frozen}
+
+
+def _sharded(student: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Return a copy of the student that is sharded among the processes; the whole stays here.
+
+    Members of its module lists (a U-Net's blocks) are gathered one at a time.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    kind = accelerator.device.type
+    mesh = init_device_mesh(kind, (accelerator.num_processes,))
+    copied = copy.deepcopy(student).to(accelerator.device)
+    # The innermost first: a module leaves out what is sharded inside it already.
+    for module in reversed(list(copied.modules())):
+        if isinstance(module, nn.ModuleList):
+            for member in module:
+                if not isinstance(member, nn.ModuleList) and any(True for _ in member.parameters()):
+                    fully_shard(member, mesh=mesh)
+    fully_shard(copied, mesh=mesh)
+    return copied
