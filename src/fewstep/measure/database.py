@@ -8,7 +8,6 @@ that a file can hold many studies.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fewstep.atomic import json_sha256
 from fewstep.errors import FolderError
 
 # Everything that the figures of a cell depend on, as plain JSON values.
@@ -107,7 +107,7 @@ class Record:
 
 def key_of(inputs: Inputs) -> str:
     """Return the key of a cell: the sha256, in hex, of everything that it depends on."""
-    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    return json_sha256(inputs)
 
 
 def what_changed(before: Inputs | None, inputs: Inputs) -> str:
