@@ -99,7 +99,7 @@ def _write_own(model: Model, source: Path, partial: Path, card: Card) -> None:
     for file in sorted(source.glob("LICEN[SC]E*")):
         shutil.copyfile(file, partial / file.name)
     model.clock.scheduler().save_pretrained(partial / "scheduler")
-    text = model_card(card, model.clock, model.family.pipelines[0], source)
+    text = model_card(model, card, source)
     (partial / README).write_text(text, encoding="utf-8")
 
 
