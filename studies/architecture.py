@@ -37,7 +37,8 @@ def main(arguments: Sequence[str]) -> None:
 def layers() -> list[list[str]]:
     """Return the packages of every layer of the import contract, the highest first."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    (contract,) = (c for c in settings["tool"]["importlinter"]["contracts"] if "layers" in c)
+    contracts = settings["tool"]["importlinter"]["contracts"]
+    (contract,) = (c for c in contracts if c.get("containers") == ["fewstep"])
     rows = [row.split(" | ") for row in contract["layers"]]
     return [shown for row in rows if (shown := [name for name in row if name not in HIDDEN])]
 
