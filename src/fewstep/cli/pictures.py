@@ -216,13 +216,13 @@ class Sheet:
         """
         from fewstep.show.sheet import check_sheet, most_shown
 
-        check_images(count * rows, shape)
         factor, columns = sheet_scale(scale, shape), min(columns, count)
         shown = count
         if is_folder(out):
             shown = max(columns, most_shown(count, columns, shape, factor, rows))
         groups = -(-shown // columns)
         check_sheet(rows * groups * columns, columns, shape, factor)
+        check_images(count * rows, shape)
         return cls(out, factor, columns, shown)
 
     @property
