@@ -66,7 +66,7 @@ def side(setting: Setting, subject: Subject, student: nn.Module, folder: Path) -
     config = TrainConfig(
         updates=10**6, batch_size=subject.batch, log_every=10**6, precision=setting.precision
     )
-    problem = StepDistillation(Guided(subject.teacher, subject.null_cond), steps=4, w=W)
+    problem = StepDistillation(Guided(subject.teacher, subject.null_cond), steps=4, w_range=W)
 
     def batch(update: int, part: int, parts: int) -> tuple[Tensor, Tensor]:
         del update, part, parts

@@ -30,7 +30,7 @@ LOADED = ("digits", "cifar10-small")
 
 def bare_update(subject: Subject, forwards: Work) -> Work:
     """Return the bare update of a fresh student after the forwards of its teacher."""
-    problem = GuidanceDistillation(Guided(subject.teacher, subject.null_cond), w=W)
+    problem = GuidanceDistillation(Guided(subject.teacher, subject.null_cond), w_range=W)
     r = problem(subject.x, subject.cond, generator(subject.x.device, 0))
     student = subject.fresh()
     parameters = list(student.parameters())
@@ -66,7 +66,7 @@ def stage_one(setting: Setting, subject: Subject) -> tuple[GuidanceDistillation,
         with torch.no_grad():
             subject.call(subject.teacher, z, t, cond)
 
-    return GuidanceDistillation(Guided(subject.teacher, subject.null_cond), w=W), forwards
+    return GuidanceDistillation(Guided(subject.teacher, subject.null_cond), w_range=W), forwards
 
 
 def stage_two(setting: Setting, subject: Subject) -> tuple[StepDistillation, Work]:
@@ -81,7 +81,7 @@ def stage_two(setting: Setting, subject: Subject) -> tuple[StepDistillation, Wor
             for _ in range(2):
                 subject.call(teacher, z, t, subject.cond, features)
 
-    return StepDistillation(teacher, steps=4, w=W), forwards
+    return StepDistillation(teacher, steps=4, w_range=W), forwards
 
 
 Stage = Callable[[Setting, Subject], "tuple[Problem, Work]"]

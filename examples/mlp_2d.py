@@ -88,14 +88,14 @@ def main(updates: int = 1000) -> dict[str, float]:
 
     # 2. Stage one: one pass for every w.
     stage_one = fit(
-        network, fewstep.GuidanceDistillation(teacher, w=W), updates, runs / "stage-one"
+        network, fewstep.GuidanceDistillation(teacher, w_range=W), updates, runs / "stage-one"
     )
 
     # 3. Stage two: 8, 4, 2, 1 steps, each student the teacher of the next.
     students: dict[int, Spirals] = {}
     parent = stage_one
     for steps in (8, 4, 2, 1):
-        problem = fewstep.StepDistillation(parent, steps, substeps=2, w=W)
+        problem = fewstep.StepDistillation(parent, steps, substeps=2, w_range=W)
         check_stage(problem, x, cond)
         parent = students[steps] = fit(parent, problem, updates // 3, runs / f"student-{steps}")
 

@@ -59,10 +59,10 @@ def compare(
     ones: dict[States, Net] = {}
     for first, second in KINDS:
         if first not in ones:
-            stage_one = GuidanceDistillation(teacher, w=W, states=first)
+            stage_one = GuidanceDistillation(teacher, w_range=W, states=first)
             ones[first] = fit(Net(), stage_one, mixture, stage_one_updates, seed, lr=3e-3)
         student = ones[first]
         for steps, substeps in ((8, 4), (4, 2)):
-            stage = StepDistillation(student, steps, substeps=substeps, w=W, states=second)
+            stage = StepDistillation(student, steps, substeps=substeps, w_range=W, states=second)
             student = fit(student, stage, mixture, student_updates, seed + steps, lr=2e-3)
         yield first, second, [paired_rms(draw(student, w, 4), references[w]) / own[w] for w in WS]

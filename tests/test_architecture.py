@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import fewstep
 
 SOURCE = Path(fewstep.__file__).parent
@@ -64,3 +66,15 @@ def test_files_and_classes_are_small() -> None:
             if isinstance(node, ast.ClassDef) and (node.end_lineno or 0) - node.lineno >= 250:
                 large.append(f"{place}: {node.name}")
     assert large == []
+
+
+def test_old_names_of_stages_work_with_a_warning() -> None:
+    from fewstep.testing.exact import Gaussian
+
+    with pytest.warns(DeprecationWarning, match=r"fewstep\.Halve is now fewstep\.StepDistill"):
+        stage = fewstep.Halve(Gaussian(), 4, substeps=2, w=(0, 4))  # type: ignore[attr-defined]
+    assert isinstance(stage, fewstep.StepDistillation)
+    assert stage.w_range == (0, 4)
+    with pytest.warns(DeprecationWarning, match=r"fewstep\.Match is now"):
+        one = fewstep.Match(Gaussian(), w=(1, 2))  # type: ignore[attr-defined]
+    assert one == fewstep.GuidanceDistillation(one.teacher, w_range=(1, 2))

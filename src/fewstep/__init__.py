@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -83,6 +84,16 @@ __all__ = [
 ]
 
 
+def _renamed(name: str, *args: Any, **settings: Any) -> Any:
+    """Return what an old name made; its `w` is `w_range` now."""
+    new = _RENAMED[name]
+    text = f"fewstep.{name} is now fewstep.{new}, and its w is w_range"
+    warnings.warn(text, DeprecationWarning, stacklevel=2)
+    if "w" in settings:
+        settings["w_range"] = settings.pop("w")
+    return __getattr__(new)(*args, **settings)
+
+
 def __getattr__(name: str) -> Any:
     """Import the public name from the module where it lives."""
     if name in _HOMES:
@@ -90,7 +101,5 @@ def __getattr__(name: str) -> Any:
     if name == "testing":
         return importlib.import_module("fewstep.testing")
     if name in _RENAMED:
-        new = _RENAMED[name]
-        warnings.warn(f"fewstep.{name} is now fewstep.{new}", DeprecationWarning, stacklevel=2)
-        return __getattr__(new)
+        return partial(_renamed, name)
     raise AttributeError(f"module 'fewstep' has no attribute {name!r}")

@@ -23,10 +23,10 @@ def data() -> Mixture:
 
 
 def distil(teacher: Denoiser, mixture: Mixture, seed: int) -> dict[int, Net]:
-    student = fit(Net(), GuidanceDistillation(teacher, w=W), mixture, 1500, seed, lr=3e-3)
+    student = fit(Net(), GuidanceDistillation(teacher, w_range=W), mixture, 1500, seed, lr=3e-3)
     out = {}
     for steps, substeps in ((8, 4), (4, 2)):
-        stage = StepDistillation(student, steps, substeps=substeps, w=W)
+        stage = StepDistillation(student, steps, substeps=substeps, w_range=W)
         student = out[steps] = fit(student, stage, mixture, 500, seed + steps, lr=2e-3)
     return out
 

@@ -54,7 +54,7 @@ def test_the_exact_denoiser_is_the_best_answer_to_pretraining() -> None:
 
 def test_stage_one_asks_for_the_guided_velocity_at_each_examples_w() -> None:
     teacher = Counting(MIXTURE.guided())
-    problem = GuidanceDistillation(teacher, w=(0.5, 3.0))
+    problem = GuidanceDistillation(teacher, w_range=(0.5, 3.0))
     check_stage(problem, X[:8], COND[:8])
     teacher.evaluations = 0
     r = problem(X, COND, torch.Generator().manual_seed(0))
@@ -71,14 +71,16 @@ def test_stage_one_asks_for_the_guided_velocity_at_each_examples_w() -> None:
 
 
 def test_one_fixed_w() -> None:
-    r = GuidanceDistillation(MIXTURE.guided(), w=(2.0, 2.0))(X[:9], COND[:9], torch.Generator())
+    r = GuidanceDistillation(MIXTURE.guided(), w_range=(2.0, 2.0))(
+        X[:9], COND[:9], torch.Generator()
+    )
     assert r.w.tolist() == [2.0] * 9
 
 
 @pytest.mark.parametrize("w", [(4.0, 0.0), (0.0, math.inf), (math.nan, 1.0)])
 def test_a_range_that_is_none(w: tuple[float, float]) -> None:
-    with pytest.raises(RangeError, match="w = "):
-        GuidanceDistillation(MIXTURE.guided(), w=w)
+    with pytest.raises(RangeError, match="w_range = "):
+        GuidanceDistillation(MIXTURE.guided(), w_range=w)
 
 
 def test_the_papers_chain() -> None:
@@ -244,7 +246,7 @@ def test_a_pair_learns_both_passes_of_its_parent() -> None:
         == Stage("student-4", TEACHER, updates=100, steps=4, substeps=2).cost(8).teacher
     )
     with pytest.raises(RangeError, match=r"dropout = 2"):
-        StepDistillation(MIXTURE, 4, w=(0, 0), null_cond=MIXTURE.null_cond, dropout=2)
+        StepDistillation(MIXTURE, 4, w_range=(0, 0), null_cond=MIXTURE.null_cond, dropout=2)
 
 
 def test_a_plan_may_start_at_a_stage_one_from_elsewhere() -> None:
@@ -255,7 +257,7 @@ def test_a_plan_may_start_at_a_stage_one_from_elsewhere() -> None:
 def test_a_new_kind_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     new = Kind(
         "rectification",
-        lambda stage, teacher, w, _: StepDistillation(teacher, stage.steps or 1, w=w),
+        lambda stage, teacher, w, _: StepDistillation(teacher, stage.steps or 1, w_range=w),
         lambda stage: f"straight-{stage.steps}",
         settings=frozenset({"steps"}),
         calls=lambda _: 2,

@@ -124,7 +124,7 @@ SECOND: list[dict[str, object]] = [
 @pytest.mark.parametrize("told", STAGES + SECOND, ids=lambda t: "-".join(map(str, t.values())))
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_every_stage_passes_the_public_check(told: dict[str, object], dtype: torch.dtype) -> None:
-    stage = StepDistillation(MIXTURE.guided(), w=(0.0, 4.0), **told)  # type: ignore[arg-type]
+    stage = StepDistillation(MIXTURE.guided(), w_range=(0.0, 4.0), **told)  # type: ignore[arg-type]
     check_stage(stage, X.to(dtype), COND)
 
 
@@ -146,7 +146,7 @@ def test_the_error_of_a_target_falls_by_its_order(order: int, even: bool) -> Non
     def error(substeps: int) -> float:
         split = None if even else uneven
         stage = StepDistillation(
-            Gaussian(0.3, 0.4), 2, substeps, order=order, w=(0, 4), split=split
+            Gaussian(0.3, 0.4), 2, substeps, order=order, w_range=(0, 4), split=split
         )  # type: ignore[arg-type]
         move, z = stage.moves[0], states(math.pi / 2)
         v = stage.target(z, torch.zeros(len(z), dtype=torch.long), COND, COND.double())
@@ -160,7 +160,7 @@ def test_the_error_of_a_target_falls_by_its_order(order: int, even: bool) -> Non
 def test_two_sub_steps_of_order_two_are_the_midpoint_rule() -> None:
     """The second velocity, asked half way and turned back to the start, turns the whole stride."""
     teacher, z, h = Gaussian(0.3, 0.4), states(math.pi / 2), math.pi / 8
-    stage = StepDistillation(teacher, 2, order=2, w=(0, 4))
+    stage = StepDistillation(teacher, 2, order=2, w_range=(0, 4))
     ask = [
         torch.full((len(z),), phi, dtype=torch.float64) for phi in (math.pi / 2, 3 * math.pi / 8)
     ]
@@ -208,7 +208,7 @@ class ExactStudent:
 @pytest.mark.parametrize("told", STAGES, ids=lambda t: "-".join(map(str, t.values())))
 def test_the_loss_is_zero_when_the_student_is_the_exact_map(told: dict[str, object]) -> None:
     teacher = Gaussian(0.3, 0.4)
-    stage = StepDistillation(teacher, w=(0.0, 4.0), **told)  # type: ignore[arg-type]
+    stage = StepDistillation(teacher, w_range=(0.0, 4.0), **told)  # type: ignore[arg-type]
     student = ExactStudent(stage, teacher)
     r = stage(X, COND, torch.Generator().manual_seed(2))
     assert float(loss(student(r.z, r.phi, r.cond, r.w), r.v_target, r.phi)) < 1e-26
@@ -217,7 +217,7 @@ def test_the_loss_is_zero_when_the_student_is_the_exact_map(told: dict[str, obje
 
 
 def test_stochastic_moves_go_two_strides_and_the_last_one_goes_one() -> None:
-    stage = StepDistillation(Gaussian(), 4, stride=2, w=(0, 1))
+    stage = StepDistillation(Gaussian(), 4, stride=2, w_range=(0, 1))
     g = cosine(4)
     assert [(m.phi, m.to) for m in stage.moves] == [
         (g[0], g[2]),
@@ -229,7 +229,7 @@ def test_stochastic_moves_go_two_strides_and_the_last_one_goes_one() -> None:
 
 def test_encoders_go_from_each_angle_to_the_noisier_next() -> None:
     g = cosine(3)
-    stage = StepDistillation(Gaussian(), 3, direction="encode", w=(0, 1))
+    stage = StepDistillation(Gaussian(), 3, direction="encode", w_range=(0, 1))
     assert [(m.phi, m.to) for m in stage.moves] == [(g[3], g[2]), (g[2], g[1]), (g[1], g[0])]
 
 
@@ -241,13 +241,13 @@ def test_a_student_is_trained_on_just_the_moves_that_its_sampler_makes() -> None
         ("stochastic", 2, "decode"),
         ("encode", 1, "encode"),
     ):
-        stage = StepDistillation(Gaussian(), 6, stride=stride, direction=direction, w=(0, 1))  # type: ignore[arg-type]
+        stage = StepDistillation(Gaussian(), 6, stride=stride, direction=direction, w_range=(0, 1))  # type: ignore[arg-type]
         made = SAMPLERS[name].moves(cosine(6))
         assert [(m.phi, m.to) for m in stage.moves] == [(m.phi, m.to) for m in made]
 
 
 def test_every_move_and_all_of_w_are_drawn() -> None:
-    stage = StepDistillation(Gaussian(), 4, w=(1.0, 3.0))
+    stage = StepDistillation(Gaussian(), 4, w_range=(1.0, 3.0))
     x = torch.zeros(4000, 1)
     r = stage(x, torch.zeros(4000), torch.Generator().manual_seed(0))
     counts = [int((r.phi == float(torch.tensor(m.phi))).sum()) for m in stage.moves]
@@ -268,7 +268,7 @@ def test_the_teacher_is_asked_at_the_same_w_and_cond_and_as_often_as_said() -> N
             return torch.zeros_like(z)
 
     counting = Counting(Watched())
-    r = StepDistillation(counting, 4, substeps=3, w=(0, 4))(
+    r = StepDistillation(counting, 4, substeps=3, w_range=(0, 4))(
         X, COND, torch.Generator().manual_seed(0)
     )
     assert counting.evaluations == 2 * 3 * len(X)
@@ -286,7 +286,9 @@ def test_sub_steps_may_lie_where_one_says() -> None:
     def early(phi: float, to: float, parts: int) -> Grid:
         return tuple(phi + (to - phi) * (k / parts) ** 2 for k in range(parts + 1))
 
-    check_stage(StepDistillation(MIXTURE.guided(), 3, substeps=4, w=(0, 4), split=early), X, COND)
+    check_stage(
+        StepDistillation(MIXTURE.guided(), 3, substeps=4, w_range=(0, 4), split=early), X, COND
+    )
 
 
 class Told(Gaussian):
@@ -306,10 +308,10 @@ class Told(Gaussian):
             "order must be 1 for an encoder",
         ),
         ({"steps": 4, "direction": "up"}, RangeError, "direction must be 'decode'"),
-        ({"steps": 4, "w": (0, 5)}, RangeError, "wider than the teacher"),
-        ({"steps": 4, "w": (3, 1)}, RangeError, "low <= high"),
-        ({"steps": 4, "w": 3}, RangeError, "low <= high"),
-        ({"steps": 4, "w": (0, 1, 2)}, RangeError, "low <= high"),
+        ({"steps": 4, "w_range": (0, 5)}, RangeError, "wider than the teacher"),
+        ({"steps": 4, "w_range": (3, 1)}, RangeError, "low <= high"),
+        ({"steps": 4, "w_range": 3}, RangeError, "low <= high"),
+        ({"steps": 4, "w_range": (0, 1, 2)}, RangeError, "low <= high"),
         ({"steps": 4, "grid": (1.0, 0.0)}, GridError, "N \\+ 1"),
         ({"steps": 1, "grid": (0.0, 1.0)}, GridError, "fall"),
     ],
@@ -390,7 +392,7 @@ def test_huge_numbers_are_refused_at_once() -> None:
 
 
 def test_w_is_the_teachers_own_unless_said() -> None:
-    assert StepDistillation(Told(), 4).w == (0.0, 4.0)
+    assert StepDistillation(Told(), 4).w_range == (0.0, 4.0)
     with pytest.raises(RangeError, match="no range of its own"):
         StepDistillation(Gaussian(), 4)
 

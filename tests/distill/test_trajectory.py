@@ -60,7 +60,7 @@ def test_states_of_stage_two_lie_on_the_teachers_own_trajectory(
     direction: str, batch: int, counts: list[int], substeps: int
 ) -> None:
     stage = StepDistillation(
-        TEACHER_PAIR, 4, substeps, direction=direction, w=(0.0, 4.0), states="trajectory"
+        TEACHER_PAIR, 4, substeps, direction=direction, w_range=(0.0, 4.0), states="trajectory"
     )  # type: ignore[arg-type]
     r = stage(X[:batch], COND[:batch], seeded())
     assert stage.split is not None
@@ -79,7 +79,7 @@ def test_states_of_stage_two_lie_on_the_teachers_own_trajectory(
 
 
 def test_the_targets_of_stage_two_are_those_of_noised_data_at_the_same_states() -> None:
-    stage = StepDistillation(TEACHER_PAIR, 4, 3, w=(0.0, 4.0), states="trajectory")
+    stage = StepDistillation(TEACHER_PAIR, 4, 3, w_range=(0.0, 4.0), states="trajectory")
     r = stage(X, COND, seeded())
     index = torch.arange(4).repeat_interleave(6)
     noised = replace(stage, states="noised")
@@ -90,7 +90,7 @@ def test_the_targets_of_stage_two_are_those_of_noised_data_at_the_same_states() 
 
 def test_a_gaussians_trajectory_ends_where_its_closed_form_says() -> None:
     teacher = Gaussian(0.3, 0.4)
-    stage = StepDistillation(teacher, 8, 2, w=(0.0, 1.0), states="trajectory")
+    stage = StepDistillation(teacher, 8, 2, w_range=(0.0, 1.0), states="trajectory")
     x = torch.zeros(80, 3, dtype=torch.float64)
     r = stage(x, torch.zeros(80), seeded())
     last = stage.moves[-1]
@@ -99,7 +99,7 @@ def test_a_gaussians_trajectory_ends_where_its_closed_form_says() -> None:
 
 
 def test_a_stochastic_student_meets_the_states_of_its_sampler() -> None:
-    stage = StepDistillation(TEACHER_PAIR, 4, 4, stride=2, w=(0.0, 4.0), states="trajectory")
+    stage = StepDistillation(TEACHER_PAIR, 4, 4, stride=2, w_range=(0.0, 4.0), states="trajectory")
     r = stage(X, COND, seeded())
     met, draws = parts(r, [6] * 4), seeded()
     torch.rand(6, generator=draws, dtype=torch.float64)  # w
@@ -124,7 +124,7 @@ def test_every_stage_passes_the_public_check(
 ) -> None:
     n, k, stride, direction = told
     stage = StepDistillation(
-        TEACHER_PAIR, n, k, stride, direction, w=(0.0, 4.0), states="trajectory"
+        TEACHER_PAIR, n, k, stride, direction, w_range=(0.0, 4.0), states="trajectory"
     )  # type: ignore[arg-type]
     check_stage(stage, X.to(dtype), COND)
 
@@ -135,7 +135,7 @@ def test_stage_one_passes_the_public_check() -> None:
 
 
 def test_states_of_stage_one_lie_on_the_teachers_own_trajectory() -> None:
-    r = GuidanceDistillation(TEACHER_PAIR, w=(0.0, 4.0), states="trajectory", walk=5)(
+    r = GuidanceDistillation(TEACHER_PAIR, w_range=(0.0, 4.0), states="trajectory", walk=5)(
         X, COND, seeded()
     )
     met = parts(r, [5, 5, 5, 5, 4])
@@ -198,7 +198,7 @@ def test_decoding_needs_no_images(stride: int) -> None:
     """Prompts alone will do: what the images hold is not looked at."""
     none = torch.full_like(X, math.nan)
     for problem in (
-        StepDistillation(TEACHER_PAIR, 4, stride=stride, w=(0, 4), states="trajectory"),
+        StepDistillation(TEACHER_PAIR, 4, stride=stride, w_range=(0, 4), states="trajectory"),
         GuidanceDistillation(TEACHER_PAIR, states="trajectory"),
     ):
         a, b = problem(none, COND, seeded()), problem(X, COND, seeded())
@@ -227,7 +227,7 @@ def test_conditions_of_several_tensors_are_carried_along() -> None:
             return cond["text"].to(z)[:, :2]
 
     cond: Cond = {"text": torch.randn(24, 4), "size": torch.arange(24)}
-    r = StepDistillation(ByText(), 4, w=(0, 1), states="trajectory")(X, cond, seeded())
+    r = StepDistillation(ByText(), 4, w_range=(0, 1), states="trajectory")(X, cond, seeded())
     assert isinstance(r.cond, dict)
     assert r.cond["size"].tolist() == list(range(6)) * 4
 
@@ -244,12 +244,12 @@ class Late(Gaussian):
 
 def test_what_cannot_be_walked_is_said() -> None:
     with pytest.raises(RangeError, match="cannot hold a trajectory of 32 states"):
-        StepDistillation(TEACHER_PAIR, 32, w=(0, 4), states="trajectory")(X, COND, seeded())
+        StepDistillation(TEACHER_PAIR, 32, w_range=(0, 4), states="trajectory")(X, COND, seeded())
     with pytest.raises(RangeError, match="'noised' or 'trajectory'"):
-        StepDistillation(TEACHER_PAIR, 4, w=(0, 4), states="walked")  # type: ignore[arg-type]
+        StepDistillation(TEACHER_PAIR, 4, w_range=(0, 4), states="walked")  # type: ignore[arg-type]
     with pytest.raises(RangeError, match="'encode' with stride 2"):
         StepDistillation(
-            TEACHER_PAIR, 4, stride=2, direction="encode", w=(0, 4), states="trajectory"
+            TEACHER_PAIR, 4, stride=2, direction="encode", w_range=(0, 4), states="trajectory"
         )
     with pytest.raises(RangeError, match="walk = 1"):
         GuidanceDistillation(TEACHER_PAIR, states="trajectory", walk=1)

@@ -142,7 +142,7 @@ def test_a_range_of_w_gives_an_input_that_is_silent_at_first(folder: Path) -> No
     student(z, phi, COND, w).square().mean().backward()
     assert float(student.network.w_input.weight.grad.abs().max()) > 0
     live = live_student(folder)
-    assert len(check_denoiser(live, COND, w=(0, 4))) >= 9
+    assert len(check_denoiser(live, COND, w_range=(0, 4))) >= 9
     # The parent, and other copies, are told nothing.
     assert torch.equal(student(z, phi, COND, w), teacher.denoiser(z, phi, COND, zeros))
 

@@ -69,7 +69,7 @@ def test_every_stock_family_has_a_folder_here() -> None:
 
 def test_a_family_passes_the_public_check_and_comes_back(folder: Path, tmp_path: Path) -> None:
     student, cond = live(folder), conditions(folder)
-    assert len(check_denoiser(student, cond, w=W)) >= 9
+    assert len(check_denoiser(student, cond, w_range=W)) >= 9
     assert batch_size(repeat_null(student.null_cond, 3)) == 3
     save_model(student, tmp_path / "student")
     z, phi = question(folder)

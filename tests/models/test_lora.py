@@ -230,7 +230,7 @@ def test_a_merged_student_is_saved_as_it_then_is(sd: Path, tmp_path: Path) -> No
     assert torch.equal(answer(teacher, cond), expected)
     plain = with_w_input(teacher.denoiser, 256).state_dict()  # type: ignore[arg-type]
     assert load_file(tmp_path / "m" / UNET).keys() == plain.keys()
-    check_denoiser(loaded, cond, w=W)
+    check_denoiser(loaded, cond, w_range=W)
 
 
 @pytest.mark.parametrize("kind", ["sd", "xl"])
@@ -296,7 +296,7 @@ def test_an_adapter_apart_comes_back_bit_equal(
         "fewstep.json", "README.md", "scheduler/scheduler_config.json",
         "adapter/adapter_config.json", "adapter/adapter_model.safetensors",
     }  # fmt: skip
-    check_denoiser(loaded, cond, w=W)
+    check_denoiser(loaded, cond, w_range=W)
 
 
 def test_its_other_parts_are_the_bases(base: Path, tmp_path: Path) -> None:

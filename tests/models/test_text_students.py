@@ -164,7 +164,7 @@ def test_both_stages_train_on_them(
     ours = fewstep.sample(student.eval(), cond, w=2.0, steps=4)
     assert torch.equal(fewstep.sample(loaded, cond, w=2.0, steps=4), ours)
     assert card_of(loaded) == card
-    check_denoiser(loaded, cond, w=(0.0, 4.0))
+    check_denoiser(loaded, cond, w_range=(0.0, 4.0))
 
 
 @pytest.mark.parametrize("kind", ["sd", "xl"])

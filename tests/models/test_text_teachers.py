@@ -185,13 +185,13 @@ def test_what_a_teacher_says_of_itself(sd: Path) -> None:
 
 def test_stage_one_stays_within_the_table(sd: Path) -> None:
     loaded = teacher(sd)
-    assert fewstep.GuidanceDistillation(loaded, w=(2, 14)).phi == loaded.traits.phi_range
-    assert fewstep.GuidanceDistillation(loaded, w=(2, 14), phi=(0.1, 0.2)).phi == (0.1, 0.2)
+    assert fewstep.GuidanceDistillation(loaded, w_range=(2, 14)).phi == loaded.traits.phi_range
+    assert fewstep.GuidanceDistillation(loaded, w_range=(2, 14), phi=(0.1, 0.2)).phi == (0.1, 0.2)
 
 
 def test_stage_two_asks_its_teacher_on_the_teachers_grid(sd: Path) -> None:
     loaded = teacher(sd)
-    stage = fewstep.StepDistillation(loaded, steps=4, w=(2, 14))
+    stage = fewstep.StepDistillation(loaded, steps=4, w_range=(2, 14))
     assert stage.grid == loaded.traits.clock(4)
     asked = stage._table(torch.device("cpu"), torch.float64).phi.flatten().tolist()
     assert tuple(asked) == loaded.traits.clock(8)[:-1]
@@ -349,5 +349,5 @@ def test_cached_examples_are_those_of_the_encoders(sd: Path, tmp_path: Path) -> 
     x, cond = data.batch(torch.tensor([4, 1]))
     torch.testing.assert_close(x, encode_images(vae, pictures[[4, 1]] * 2 - 1))
     torch.testing.assert_close(cond, encode_prompts(sd, ["y", "two dogs"]))
-    stage = fewstep.StepDistillation(teacher(sd), steps=4, w=(2, 14))
+    stage = fewstep.StepDistillation(teacher(sd), steps=4, w_range=(2, 14))
     assert stage(x, cond, torch.Generator()).v_target.isfinite().all()

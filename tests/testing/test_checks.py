@@ -174,7 +174,7 @@ def test_a_halving_that_lands_elsewhere_is_found() -> None:
 
     x = MIXTURE.draw(COND, torch.Generator())
     with pytest.raises(CheckFailed, match="lands where"):
-        check_stage(Off(MIXTURE.guided(), 4, w=(0, 4)), x, COND)
+        check_stage(Off(MIXTURE.guided(), 4, w_range=(0, 4)), x, COND)
 
 
 def test_the_mixture_is_the_posterior_mean() -> None:

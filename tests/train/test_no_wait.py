@@ -88,11 +88,13 @@ def encode(of: Model) -> Problem:
 
 
 def pair(of: Model) -> Problem:
-    return StepDistillation(of, steps=4, w=(0.0, 0.0), null_cond=of.null_cond)
+    return StepDistillation(of, steps=4, w_range=(0.0, 0.0), null_cond=of.null_cond)
 
 
 def stochastic(of: Model) -> Problem:
-    return StepDistillation(Guided(of, of.null_cond), steps=4, stride=2, substeps=4, w=(0.0, 4.0))
+    return StepDistillation(
+        Guided(of, of.null_cond), steps=4, stride=2, substeps=4, w_range=(0.0, 4.0)
+    )
 
 
 def guidance_walked(of: Model) -> Problem:

@@ -54,9 +54,9 @@ def test_guidance_mixes_in_the_dtype_of_z() -> None:
 @pytest.mark.parametrize(
     "stage",
     [
-        lambda teacher: GuidanceDistillation(Guided(teacher, NULL), w=(0.0, 4.0)),
-        lambda teacher: StepDistillation(Guided(teacher, NULL), 4, w=(0.0, 4.0), order=2),
-        lambda teacher: StepDistillation(teacher, 4, w=(0.0, 4.0)),
+        lambda teacher: GuidanceDistillation(Guided(teacher, NULL), w_range=(0.0, 4.0)),
+        lambda teacher: StepDistillation(Guided(teacher, NULL), 4, w_range=(0.0, 4.0), order=2),
+        lambda teacher: StepDistillation(teacher, 4, w_range=(0.0, 4.0)),
     ],
 )
 def test_the_teacher_of_a_bf16_run_computes_in_bf16(

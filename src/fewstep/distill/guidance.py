@@ -26,7 +26,7 @@ class GuidanceDistillation:
 
     Attributes:
         teacher: `Guided`, or any denoiser that obeys w.
-        w: range of the guidance weight; (w, w) gives a student for one fixed w.
+        w_range: of the guidance weight; (w, w) gives a student for one fixed w.
         phi: range of the angle; by default the angles that the teacher was trained at.
         states: "noised" puts noise on the data; "trajectory" walks a few examples from pure noise
             by the teacher's own DDIM steps, and the images of a batch give their shape alone.
@@ -35,14 +35,14 @@ class GuidanceDistillation:
     """
 
     teacher: Denoiser
-    w: tuple[float, float] = (0.0, 4.0)
+    w_range: tuple[float, float] = (0.0, 4.0)
     phi: tuple[float, float] | None = None
     states: States = "noised"
     walk: int = WALK
 
     def __post_init__(self) -> None:
         """Raise RangeError for a range that is none, or states that cannot be walked to."""
-        check_interval("w", self.w)
+        check_interval("w_range", self.w_range)
         traits = traits_of(self.teacher)
         if traits.steps is not None:
             raise RangeError(
@@ -70,7 +70,7 @@ class GuidanceDistillation:
         if self.states == "trajectory":
             return self._walked(x, cond, generator)
         phi = uniform(self.phi, x, generator)
-        w = uniform(self.w, x, generator)
+        w = uniform(self.w_range, x, generator)
         z = add_noise(x, gaussian(x, generator), phi)
         with torch.no_grad():
             return Regression(z, phi, cond, w, self.teacher(z, phi, cond, w))
@@ -78,7 +78,7 @@ class GuidanceDistillation:
     def _walked(self, x: Tensor, cond: Cond, generator: torch.Generator) -> Regression:
         counts = visits(len(x), self.walk)
         x, cond = x[: counts[0]], conds.take(cond, slice(counts[0]))
-        w = uniform(self.w, x, generator)
+        w = uniform(self.w_range, x, generator)
         z = gaussian(x, generator)
         phi = self._angles(x, generator)
 
@@ -101,6 +101,8 @@ class GuidanceDistillation:
 
 guidance_distillation = Kind(
     "guidance-distillation",
-    lambda stage, teacher, w, _: GuidanceDistillation(teacher, w, states=stage.states or "noised"),
+    lambda stage, teacher, w_range, _: GuidanceDistillation(
+        teacher, w_range, states=stage.states or "noised"
+    ),
     lambda _: STAGE_ONE,
 )

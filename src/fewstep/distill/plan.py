@@ -125,23 +125,24 @@ class Stage(BaseModel):
         return KINDS[self.kind].sampler(self)
 
     def problem(
-        self, teacher: Denoiser, w: tuple[float, float], null_cond: Cond | None = None
+        self, teacher: Denoiser, w_range: tuple[float, float], null_cond: Cond | None = None
     ) -> Problem:
         """Return the stage's regression problem under the teacher's answers.
 
         null_cond: of a pair, whose teacher is one network, and of pretraining.
         """
-        return KINDS[self.kind].problem(self, teacher, w, null_cond)
+        return KINDS[self.kind].problem(self, teacher, w_range, null_cond)
 
-    def traits_after(self, parent: Traits, w: tuple[float, float] = (0.0, 0.0)) -> Traits:
+    def traits_after(self, parent: Traits, w_range: tuple[float, float] = (0.0, 0.0)) -> Traits:
         """Return the traits of the student of a model with these traits.
 
         Raises a FewstepError where the parent was not trained for what the stage asks.
         """
         planned: Any = SimpleNamespace(traits=parent, passes=1)  # all that a problem checks
-        self.problem(planned, w, torch.tensor([0]))
+        self.problem(planned, w_range, torch.tensor([0]))
         steps = None if self.steps is None else (self.steps,)
-        return replace(parent, steps=steps, sampler=self.sampler, w_range=None if self.pair else w)
+        known = None if self.pair else w_range
+        return replace(parent, steps=steps, sampler=self.sampler, w_range=known)
 
     def identity(self) -> dict[str, Any]:
         """Return what the student depends on, beside the settings of its training.

@@ -123,7 +123,7 @@ class StepDistillation:
         stride: grid steps that one student step goes: 1 for the deterministic sampler, 2 for the
             stochastic one (whose last move, from the last angle but one, goes a single step).
         direction: "decode" goes to clean; "encode" goes to noise.
-        w: range of the guidance weight; by default the teacher's own.
+        w_range: of the guidance weight; by default the teacher's own.
         grid: decreasing angles of the student, N + 1; by default the teacher's clock at N.
         split: where the sub-steps of a move lie; by default as the teacher's traits say.
         null_cond: a condition batch of 1 that stands in for the label with probability
@@ -141,7 +141,7 @@ class StepDistillation:
     substeps: int = 2
     stride: int = 1
     direction: Direction = "decode"
-    w: tuple[float, float] | None = None
+    w_range: tuple[float, float] | None = None
     grid: Grid | None = None
     split: Split | None = None
     null_cond: Cond | None = None
@@ -167,20 +167,18 @@ class StepDistillation:
         check_states(self.states)
         sampler_of(self.stride, self.direction)
         traits = traits_of(self.teacher)
-        w = self.w if self.w is not None else traits.w_range
-        if w is None:
+        w_range = self.w_range if self.w_range is not None else traits.w_range
+        if w_range is None:
+            raise RangeError("w_range must be given where the teacher has none. Pass (0, 4), say.")
+        low, high = check_interval("w_range", w_range)
+        if traits.w_range and not traits.w_range[0] <= low <= high <= traits.w_range[1]:
             raise RangeError(
-                "w is not given and the teacher has no range of its own. Pass w, such as (0, 4)."
-            )
-        w = check_interval("w", w)
-        if traits.w_range and not traits.w_range[0] <= w[0] <= w[1] <= traits.w_range[1]:
-            raise RangeError(
-                f"w = {w} is wider than the teacher's range {traits.w_range}. Narrow it."
+                f"w_range = {w_range} is wider than the teacher's, {traits.w_range}. Narrow it."
             )
         grid = check_grid(self.grid or traits.clock(self.steps))
         if len(grid) != self.steps + 1:
             raise GridError(f"a grid of {len(grid)} angles for {self.steps} steps; it needs N + 1.")
-        object.__setattr__(self, "w", w)
+        object.__setattr__(self, "w_range", (low, high))
         object.__setattr__(self, "grid", grid)
         object.__setattr__(self, "split", self.split or traits.split)
         self._check_teacher(traits)
@@ -241,24 +239,24 @@ class StepDistillation:
 
         Raises RangeError for a batch that cannot hold one trajectory, where states are of those.
         """
-        assert self.w is not None
+        assert self.w_range is not None
         if self.states == "trajectory":
             return self._walked(x, cond, generator)
         table = self._table(x.device, coefficient_dtype(x))
         rows = len(table.phi)
         index = torch.randint(rows, (len(x),), generator=generator, device=x.device)
-        w = uniform(self.w, x, generator)
+        w = uniform(self.w_range, x, generator)
         phi = table.phi[index, 0]
         z = add_noise(x, gaussian(x, generator), phi)
         cond = drop(cond, self.null_cond, self.dropout, x, generator, self._nulls)
         return Regression(z, phi, cond, w, self.target(z, index, cond, w))
 
     def _walked(self, x: Tensor, cond: Cond, generator: torch.Generator) -> Regression:
-        assert self.w is not None
+        assert self.w_range is not None
         moves = self.moves
         counts = visits(len(x), len(moves))
         x, cond = x[: counts[0]], conds.take(cond, slice(counts[0]))
-        w = uniform(self.w, x, generator)
+        w = uniform(self.w_range, x, generator)
         z = gaussian(x, generator)
         cond = drop(cond, self.null_cond, self.dropout, x, generator, self._nulls)
         starts = self._table(x.device, coefficient_dtype(x)).phi[:, :1].expand(-1, len(x))
@@ -294,14 +292,14 @@ class StepDistillation:
 
 
 def _problem(
-    stage: Stage, teacher: Denoiser, w: tuple[float, float], null_cond: Cond | None
+    stage: Stage, teacher: Denoiser, w_range: tuple[float, float], null_cond: Cond | None
 ) -> StepDistillation:
     if stage.steps is None:
         raise RecipeError("step distillation needs steps, got none. Add it, such as steps: 4.")
     same = stage.model_dump(include={"steps", "substeps", "order", "stride", "direction"})
-    w, null_cond = ((0.0, 0.0), null_cond) if stage.pair else (w, None)
+    w_range, null_cond = ((0.0, 0.0), null_cond) if stage.pair else (w_range, None)
     states = stage.states or "noised"
-    return StepDistillation(teacher, **same, w=w, null_cond=null_cond, states=states)
+    return StepDistillation(teacher, **same, w_range=w_range, null_cond=null_cond, states=states)
 
 
 def _default_name(stage: Stage) -> str:

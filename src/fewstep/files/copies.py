@@ -15,7 +15,7 @@ from fewstep.files.weights import STEMS, find_weights
 # Parts of stock pipelines that fewstep never runs: copied where they are there and safe to open.
 NEVER_RUN = ("safety_checker", "feature_extractor", "image_encoder")
 _SAFE = ("json", "txt", "model", "jinja")
-_WEIGHTS = "config.json"  # a part with one has weights; a tokenizer has tokenizer_config.json
+_CONFIG = "config.json"  # a part with one has weights; a tokenizer has tokenizer_config.json
 _LISTS = ("tokenizer.json", "vocab.json", "merges.txt")  # words, in which nothing is a path
 
 
@@ -97,7 +97,7 @@ def write_json(path: Path, data: Any) -> None:
 
 def _has_weights(path: Path) -> bool:
     names = [p.name for p in path.iterdir()]
-    return _WEIGHTS in names and any(n.startswith(STEMS) and ".safetensors" in n for n in names)
+    return _CONFIG in names and any(n.startswith(STEMS) and ".safetensors" in n for n in names)
 
 
 def _is_safe(path: Path) -> bool:

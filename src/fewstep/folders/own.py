@@ -19,7 +19,7 @@ from fewstep.models.card import CARD, Card, read_card
 from fewstep.models.clocks.own import OWN_CLOCK
 from fewstep.models.model import Model
 
-WEIGHTS = "model.safetensors"
+MODULE_FILE = "model.safetensors"
 CLASS = "network"  # in the card's `training`: the class of the module
 
 Factory: TypeAlias = Callable[[], nn.Module]
@@ -32,12 +32,12 @@ def write_own_model(model: Model, folder: Path) -> Card:
         # Clones, since safetensors refuses tensors that share memory.
         save_file(
             {k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()},
-            partial / WEIGHTS,
+            partial / MODULE_FILE,
             metadata={"format": "pt"},
         )
         training = {**model.card.training, CLASS: type(model.network).__name__}
         card = model.card.model_copy(
-            update={"weights_sha256": sha256(partial / WEIGHTS), "training": training}
+            update={"weights_sha256": sha256(partial / MODULE_FILE), "training": training}
         )
         write_json(partial / CARD, card.model_dump(mode="json"))
     model.card = card
@@ -52,7 +52,7 @@ def load_own_model(folder: Path, factory: Factory | None, device: str = "cpu") -
     Raises FolderError: no factory, weights that are not the module's or the card's, a damaged file;
     NonFiniteError: a weight that is NaN or infinite; RangeError: the factory gives no module.
     """
-    card, path = read_card(folder), folder / WEIGHTS
+    card, path = read_card(folder), folder / MODULE_FILE
     name = str(card.training.get(CLASS, "Net"))
     if factory is None:
         raise FolderError(

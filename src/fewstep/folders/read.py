@@ -31,8 +31,7 @@ from fewstep.models.clocks.betas import CONFIG, read_clock
 from fewstep.models.clocks.clock import Clock
 from fewstep.models.clocks.native import NATIVE_CLOCK
 from fewstep.models.families import FAMILIES, Family, family_named
-from fewstep.models.lora import ADAPTER, read_adapter
-from fewstep.models.lora import WEIGHTS as ADAPTER_WEIGHTS
+from fewstep.models.lora import ADAPTER, ADAPTER_FILE, read_adapter
 from fewstep.models.model import Model
 from fewstep.models.w_input import ADDED_WEIGHT, AT_OUTPUT, LIVE, restore_w_input
 
@@ -178,7 +177,7 @@ def _load_apart(folder: Path, device: str, negative_prompt: str | None) -> Model
     card = _own_card(folder, clock, negative_prompt)
     check_same_shape(card, model.card, folder / CARD)
     network = read_adapter(model.network, model.family, lora, folder / ADAPTER)
-    card = with_checked_hash(card, folder, file_sha256(folder / ADAPTER / ADAPTER_WEIGHTS))
+    card = with_checked_hash(card, folder, file_sha256(folder / ADAPTER / ADAPTER_FILE))
     adapted = Model(network.eval(), card, clock, base)
     check_w_input(card, adapted.w_dim, folder / CARD)
     return adapted

@@ -23,7 +23,7 @@ from fewstep.models.model import Model
 from fewstep.models.own import as_model
 from fewstep.models.w_input import ADDED, LIVE
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+NETWORK_FILE = "diffusion_pytorch_model.safetensors"
 
 
 def save_model(model: Denoiser | nn.Module, folder: Path | str) -> Card:
@@ -55,7 +55,9 @@ def save_model(model: Denoiser | nn.Module, folder: Path | str) -> Card:
         # One file, whatever its size: its hash is the model's name.
         network.save_pretrained(partial / part, safe_serialization=True, max_shard_size="1TB")
         _finish_config(partial / part / "config.json", model.card)
-        card = model.card.model_copy(update={"weights_sha256": sha256(partial / part / WEIGHTS)})
+        card = model.card.model_copy(
+            update={"weights_sha256": sha256(partial / part / NETWORK_FILE)}
+        )
         write = _write_native if model.family.native else _write_stock
         index = write(model, partial, card)
         write_json(partial / CARD, card.model_dump(mode="json"))

@@ -23,13 +23,12 @@ from fewstep.errors import FolderError, MissingError, RangeError, did_you_mean
 from fewstep.files.parts import reading
 from fewstep.models.card import Adapter
 from fewstep.models.families.family import Family
-from fewstep.models.w_input import WEIGHTS as W_WEIGHTS
-from fewstep.models.w_input import add_w_input, features_of
+from fewstep.models.w_input import W_PARAMETERS, add_w_input, features_of
 
 NAME = "default"  # peft's own, of a network's one adapter
 PREFIX = "base_model.model."  # of every key in a file of peft's
 ADAPTER = "adapter"  # part of a folder that is kept apart from its base
-WEIGHTS = "adapter_model.safetensors"
+ADAPTER_FILE = "adapter_model.safetensors"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
@@ -121,12 +120,12 @@ def write_adapter(network: Any, adapter: Adapter, folder: Path) -> Path:
     config = copy.deepcopy(network.peft_config[NAME])
     config.target_modules = sorted(config.target_modules)
     config.base_model_name_or_path = adapter.base
-    w_input = [name.split(".")[-2] for name in kept if name.removeprefix(PREFIX) in W_WEIGHTS]
+    w_input = [name.split(".")[-2] for name in kept if name.removeprefix(PREFIX) in W_PARAMETERS]
     config.modules_to_save = w_input or None
     config.inference_mode = True
     config.save_pretrained(str(folder))
-    save_file(kept, folder / WEIGHTS, metadata={"format": "pt"})
-    return folder / WEIGHTS
+    save_file(kept, folder / ADAPTER_FILE, metadata={"format": "pt"})
+    return folder / ADAPTER_FILE
 
 
 def read_adapter(network: Any, family: Family, adapter: Adapter, folder: Path) -> Any:
@@ -134,12 +133,12 @@ def read_adapter(network: Any, family: Family, adapter: Adapter, folder: Path) -
 
     Raises FolderError: the file is missing, damaged, or of another network.
     """
-    path = folder / WEIGHTS
+    path = folder / ADAPTER_FILE
     if not path.is_file():
         raise FolderError(f"{path} is missing; copy the whole folder again.")
     with reading(path):
         found = load_file(path)
-        w_weight = next((found[PREFIX + n] for n in W_WEIGHTS if PREFIX + n in found), None)
+        w_weight = next((found[PREFIX + n] for n in W_PARAMETERS if PREFIX + n in found), None)
         lora = Lora(rank=adapter.rank, alpha=adapter.alpha, targets=adapter.targets)
         dim = None if w_weight is None else w_weight.shape[1]
         out = adapted(network, family, lora, w_dim=dim, seed=0)
@@ -194,7 +193,7 @@ def _check_same(network: Any, lora: Lora) -> None:
 
 def _own(network: Any) -> list[str]:
     """Return the names of the parameters that a student does not share with its base."""
-    marks = (".lora_A.", ".lora_B.", *W_WEIGHTS)
+    marks = (".lora_A.", ".lora_B.", *W_PARAMETERS)
     return [n for n, _ in network.named_parameters() if any(mark in n for mark in marks)]
 
 

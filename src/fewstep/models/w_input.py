@@ -29,7 +29,7 @@ BAND = 1.0  # radians a unit of w
 SLOT = "time_embedding.cond_proj"  # the input of a U-Net
 ADDED = "w_input"  # the input that is added to other networks
 ADDED_WEIGHT = f"{ADDED}.weight"
-WEIGHTS = (f"{SLOT}.weight", ADDED_WEIGHT)  # the one new weight, by its name
+W_PARAMETERS = (f"{SLOT}.weight", ADDED_WEIGHT)  # the one new weight, by its name
 # In model_index.json, which stock pipelines cannot find: they would draw without the input.
 LIVE = "WithW"  # after the network's class, where an input was added to it
 AT_OUTPUT = "DiTWithW"  # of format 1, whose input was added to the output of the embedders
@@ -173,7 +173,7 @@ def fold(network: Any, family: Family, w: float, band: float | None) -> Any:
         raise RangeError("only a network with an input for w can be folded, and this has none.")
     slot = {"time_cond_proj_dim": None} if family.slot == "features" else {}
     stock = _rebuilt(network, slot)
-    stock.load_state_dict({k: t for k, t in network.state_dict().items() if k not in WEIGHTS})
+    stock.load_state_dict({k: t for k, t in network.state_dict().items() if k not in W_PARAMETERS})
     features = w_features(torch.tensor([w], device=network.device), projection.in_features, band)
     with torch.no_grad():
         at_output = getattr(network, "told_w", _Told()).at_output

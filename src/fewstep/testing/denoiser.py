@@ -21,7 +21,7 @@ def check_denoiser(
     *,
     null_cond: Cond | None = None,
     shape: tuple[int, ...] | None = None,
-    w: tuple[float, float] = (0.0, 4.0),
+    w_range: tuple[float, float] = (0.0, 4.0),
     tolerance: float = TOLERANCE,
 ) -> list[str]:
     """Put a denoiser through its laws; return those that hold.
@@ -32,7 +32,7 @@ def check_denoiser(
         null_cond: of a guided pair, a batch of 1: w = 0 must be the conditional pass, w = -1 the
             unconditional one, and v linear in w.
         shape: of one example, where the denoiser's traits do not say it.
-        w: range of w that it should be good for.
+        w_range: that it should be good for.
         tolerance: largest absolute difference that counts as equal.
 
     Raises:
@@ -49,7 +49,7 @@ def check_denoiser(
     if not found.note("its shape is known", shape is not None, "give shape=(3, 32, 32), say"):
         return found.finish()
     assert shape is not None
-    state = _state(denoiser, cond, shape, w)
+    state = _state(denoiser, cond, shape, w_range)
     before = tuple(t.clone() for t in (state[0], state[1], state[3]))
     v = found.attempt("it answers", lambda: _ask(denoiser, *state))
     if v is None:
@@ -76,13 +76,16 @@ def check_denoiser(
 State = tuple[Tensor, Tensor, Cond, Tensor]
 
 
-def _state(denoiser: Denoiser, cond: Cond, shape: tuple[int, ...], w: tuple[float, float]) -> State:
+def _state(
+    denoiser: Denoiser, cond: Cond, shape: tuple[int, ...], w_range: tuple[float, float]
+) -> State:
     traits, size = traits_of(denoiser), conds.batch_size(cond)
     device, dtype = traits.device or torch.device("cpu"), traits.dtype or torch.float32
     draws = generator("cpu", 0, "check_denoiser")
     z = torch.randn(size, *shape, generator=draws).to(device, dtype)
     phi = (0.05 + 1.4 * torch.rand(size, generator=draws)).to(device)
-    some_w = (w[0] + (w[1] - w[0]) * torch.rand(size, generator=draws)).to(device)
+    low, high = w_range
+    some_w = (low + (high - low) * torch.rand(size, generator=draws)).to(device)
     return z, phi, conds.to(cond, device), some_w
 
 

@@ -96,7 +96,7 @@ def _lands(found: Findings, stage: Any, x: Tensor, cond: Cond) -> None:
     """One rotation by the target lands where the teacher's own sub-steps land, from every move."""
     exact = coefficient_dtype(x)
     tolerance = 1e-12 if exact == torch.float64 else 1e-5
-    w = torch.full((len(x),), stage.w[1], dtype=exact, device=x.device)
+    w = torch.full((len(x),), stage.w_range[1], dtype=exact, device=x.device)
     draws = generator("cpu", 0, "lands")
     z = torch.randn(x.shape, generator=draws, dtype=x.dtype).to(x.device)
     worst = 0.0
