@@ -393,7 +393,7 @@ def test_huge_numbers_are_refused_at_once() -> None:
 
 def test_w_is_the_teachers_own_unless_said() -> None:
     assert StepDistillation(Told(), 4).w_range == (0.0, 4.0)
-    with pytest.raises(RangeError, match="no range of its own"):
+    with pytest.raises(RangeError, match="must be given where the teacher has none"):
         StepDistillation(Gaussian(), 4)
 
 
