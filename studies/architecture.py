@@ -16,7 +16,7 @@ from pathlib import Path
 import grimp
 import tomllib
 
-from fewstep.errors import RangeError
+from studies.common import StudyError, argument_parser
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "fewstep"
@@ -29,9 +29,12 @@ Graph = dict[str, set[str]]
 
 def main(arguments: Sequence[str]) -> None:
     """Write the picture to the file that is named."""
-    if len(arguments) != 1 or not arguments[0].endswith(".svg"):
-        raise RangeError("architecture takes one argument, the .svg file to write.")
-    Path(arguments[0]).write_text(picture(layers(), imports()), encoding="utf-8")
+    parser = argument_parser("architecture", __doc__)
+    parser.add_argument("out", type=Path, help="the .svg file to write")
+    out: Path = parser.parse_args(arguments).out
+    if out.suffix != ".svg":
+        raise StudyError(f"the picture must go into an .svg file, got {out}. Name another file.")
+    out.write_text(picture(layers(), imports()), encoding="utf-8")
 
 
 def layers() -> list[list[str]]:

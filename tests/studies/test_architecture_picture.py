@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from studies.common import StudyError
 
-from fewstep.errors import RangeError
 from studies import architecture
 
 PICTURE = architecture.ROOT / "docs" / "images" / "architecture.svg"
@@ -30,5 +30,5 @@ def test_lines_go_down_and_none_follows_from_others() -> None:
 
 
 def test_another_kind_of_file_is_refused() -> None:
-    with pytest.raises(RangeError, match=r"\.svg"):
+    with pytest.raises(StudyError, match=r"\.svg"):
         architecture.main(["picture.png"])

@@ -26,5 +26,5 @@ def test_moments_of_another_shape_are_refused_before_an_update(tmp_path: Path) -
     state = {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(4, 2)}}
     check_moments(state, [torch.zeros(4, 2)], tmp_path)
     for parameters in ([torch.zeros(2, 4)], []):
-        with pytest.raises(CheckpointError, match="state of the optimiser must fit"):
+        with pytest.raises(CheckpointError, match="optimiser's state must fit"):
             check_moments(state, parameters, tmp_path)
