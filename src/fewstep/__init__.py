@@ -53,7 +53,7 @@ _HOMES = {
     "transfer": "fewstep.edit",
 }
 
-# Names of before 0.2, which are not those of the literature.
+# Earlier names, which are not those of the literature.
 _RENAMED = {"Halve": "StepDistillation", "Match": "GuidanceDistillation"}
 
 __all__ = [

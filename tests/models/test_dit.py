@@ -128,7 +128,7 @@ def live_student(folder: Path) -> Model:
     """A student for a range of w, which matters though nothing has trained it."""
     student = student_of(guided(folder), FOUR, (0, 4), w_dim=32)
     draws = torch.Generator().manual_seed(0)
-    weight = student.network.w_input.weight
+    weight = student.network.w_projection.weight
     weight.data.copy_(torch.randn(weight.shape, generator=draws))
     return student.eval()
 
@@ -140,7 +140,7 @@ def test_a_range_of_w_gives_an_input_that_is_silent_at_first(folder: Path) -> No
     w, zeros = torch.tensor([0.0, 2.0, 4.0]), torch.zeros(3)
     assert torch.equal(student(z, phi, COND, w), teacher.denoiser(z, phi, COND, zeros))
     student(z, phi, COND, w).square().mean().backward()
-    assert float(student.network.w_input.weight.grad.abs().max()) > 0
+    assert float(student.network.w_projection.weight.grad.abs().max()) > 0
     live = live_student(folder)
     assert len(check_denoiser(live, COND, w_range=(0, 4))) >= 9
     # The parent, and other copies, are told nothing.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,13 +14,13 @@ from tests.models.pipelines import dit_folder, edit, pixart_folder, sd_folder, x
 from torch import Tensor
 
 import fewstep
-from fewstep.core.cond import Cond, batch_size, repeat_null
+from fewstep.core.cond import Cond, batch_size, repeat_null, take
 from fewstep.distill.plan import Stage
 from fewstep.errors import FolderError, RangeError
 from fewstep.folders import card_in, encode_prompts, load, load_vae, save_model
 from fewstep.models import FAMILIES, Lora, Model, decode_latents, fold_w, model_of, student_of
 from fewstep.models.families.own import OWN
-from fewstep.models.w_input import BAND, features_of, frequencies, projection_of
+from fewstep.models.w_input import BAND, features_of, frequencies, projection_of, w_features
 from fewstep.testing import check_denoiser
 
 W = (0.0, 4.0)
@@ -150,21 +150,22 @@ def test_what_cannot_be_folded_is_refused(folder: Path) -> None:
         fold_w(live(folder), 5.0)
 
 
-def test_the_w_input_of_format_1_is_read(tmp_path: Path) -> None:
-    """A DiT of format 1 added the projection to the output of its timestep embedders."""
-    stock = dit_folder(tmp_path / "dit", classes=20)
-    old = tmp_path / "old"
-    save_model(live(stock), old)
-    file = old / "transformer" / "diffusion_pytorch_model.safetensors"
+def of_format_1(stock: Path, folder: Path) -> tuple[Path, Tensor]:
+    """A DiT of format 1, and its weight: added to the output of its timestep embedders."""
+    save_model(live(stock), folder)
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(file)
+    del tensors["w_projection.weight"]
     weight = torch.randn(16, 32, generator=torch.Generator().manual_seed(0))
     save_file({**tensors, "w_input.weight": weight}, file, metadata={"format": "pt"})
-    index = json.loads((old / "model_index.json").read_text())
-    assert index["transformer"] == ["fewstep.models.w_input", "DiTTransformer2DModelWithW"]
-    edit(old / "fewstep.json", weights_sha256="")
-    with pytest.raises(FolderError, match="must be a matrix of 256 rows"):
-        load(old)
-    edit(old / "model_index.json", transformer=["fewstep.models.dit", "DiTWithW"])
+    edit(folder / "fewstep.json", weights_sha256="")
+    edit(folder / "model_index.json", transformer=["fewstep.models.dit", "DiTWithW"])
+    return folder, weight
+
+
+def test_the_w_input_of_format_1_is_read(tmp_path: Path) -> None:
+    stock = dit_folder(tmp_path / "dit", classes=20)
+    old, weight = of_format_1(stock, tmp_path / "old")
     student = model_of(load(old))
     z, phi = question(stock)
     cond, ws = conditions(stock), torch.full((3,), 2.0)
@@ -175,14 +176,100 @@ def test_the_w_input_of_format_1_is_read(tmp_path: Path) -> None:
         embedder.linear_1.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
         embedder.register_forward_hook(lambda _, given, out: seen.append(out))
         wanted = student(z, phi, cond, ws)
-        from fewstep.models.w_input import w_features
-
         added = w_features(ws, 32, student.card.w_band) @ weight.T
         torch.testing.assert_close(seen[1], before(seen[0]) + added)
         found = fold_w(student, 2.0)(z, phi, cond, torch.zeros(3))
     torch.testing.assert_close(found, wanted, atol=3e-6, rtol=1e-5)
 
 
+def test_the_w_input_of_format_1_stays_what_it_is_when_it_is_saved_again(tmp_path: Path) -> None:
+    stock = dit_folder(tmp_path / "dit", classes=20)
+    old, _ = of_format_1(stock, tmp_path / "old")
+    student = model_of(load(old))
+    save_model(student, tmp_path / "again")
+    child = student_of(student, Stage("child", "student", updates=1, steps=2), W)
+    save_model(child, tmp_path / "child")
+    z, phi = question(stock)
+    cond, ws = conditions(stock), torch.tensor([0.0, 2.0, 4.0])
+    with torch.no_grad():
+        wanted = student(z, phi, cond, ws)
+        for folder in ("again", "child"):
+            assert torch.equal(load(tmp_path / folder)(z, phi, cond, ws), wanted)
+
+
+def test_an_added_input_of_another_size_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "student"
+    save_model(live(dit_folder(tmp_path / "dit", classes=20)), folder)
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    save_file({**load_file(file), "w_projection.weight": torch.zeros(16, 32)}, file)
+    edit(folder / "fewstep.json", weights_sha256="")
+    with pytest.raises(FolderError, match="must be a matrix of 256 rows"):
+        load(folder)
+
+
+@pytest.mark.parametrize("kind", ["dit", "pixart-sigma"])
+def test_two_calls_before_one_backward_keep_their_own_w(tmp_path: Path, kind: str) -> None:
+    """With activations computed again as well: each call's w is computed with in its backward."""
+    stock = FOLDERS[kind](tmp_path / "stock")
+    cond, (z, phi) = conditions(stock), question(stock)
+    grads = []
+    for again in (False, True):
+        student = live(stock).train()
+        if again:
+            student.checkpoint_activations()
+        calls = [student(z, phi, cond, torch.full((3,), w)) for w in (0.5, 3.0)]
+        with torch.no_grad():
+            student(z[:1], phi[:1], take(cond, slice(1)), torch.ones(1))
+        sum(v.square().mean() for v in calls).backward()  # type: ignore[union-attr]
+        grads.append({n: p.grad for n, p in student.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys()
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grads[1][name], grad, atol=1e-6, rtol=1e-4)
+
+
+def test_a_call_of_the_network_alone_is_not_told_an_earlier_w(tmp_path: Path) -> None:
+    stock = dit_folder(tmp_path / "dit", classes=20)
+    student, teacher = live(stock), model_of(load(stock))
+    cond, (z, phi) = conditions(stock), question(stock)
+    ask = {"timestep": torch.tensor([3.0]), "class_labels": cond[:1], "return_dict": False}  # type: ignore[index]
+    with torch.no_grad():
+        student(z, phi, cond, torch.full((3,), 3.0))
+        assert torch.equal(student.network(z[:1], **ask)[0], teacher.network(z[:1], **ask)[0])
+
+
+def test_models_can_be_pickled_and_a_folded_one_names_its_parent(folder: Path) -> None:
+    student = live(folder)
+    again = pickle.loads(pickle.dumps(student))
+    z, phi = question(folder)
+    with torch.no_grad():
+        cond, ws = conditions(folder), torch.ones(3)
+        assert torch.equal(again(z, phi, cond, ws), student(z, phi, cond, ws))
+    folded = fold_w(student, 1.0)
+    assert [p.name for p in folded.card.parents[:2]] == ["student", folder.name]
+    assert folded.card.weights_sha256 == ""
+
+
+def test_making_students_leaves_the_callers_random_numbers_alone(folder: Path) -> None:
+    before = torch.random.get_rng_state()
+    fold_w(live(folder), 1.0)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 def test_a_module_of_your_own_is_a_family_too() -> None:
     assert FAMILIES["own"] is OWN
     assert not OWN.lora
+
+    class Mine(torch.nn.Module):
+        passes = 1
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.w_projection = torch.nn.Linear(1, 2)  # a name that fewstep gives as well
+
+        def forward(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
+            return z + self.w_projection(w[:, None])
+
+    student = student_of(Mine(), Stage("mine", "teacher", steps=2), W)
+    assert student.w_dim is None
+    with pytest.raises(RangeError, match="only a network with an input for w"):
+        fold_w(student, 1.0)

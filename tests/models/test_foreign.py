@@ -206,5 +206,5 @@ def test_an_unsaved_dit_student_is_a_parent(tmp_path: Path) -> None:
         p.data.zero_()
     with torch.no_grad():
         before = child(z, phi, cond, w)
-        child.network.w_input.weight.data.normal_()
+        child.network.w_projection.weight.data.normal_()
         assert not torch.equal(child(z, phi, cond, w), before)  # its hook is its own

@@ -66,7 +66,7 @@ class Stage(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = ""
-    parent: str
+    parent: str = Field(min_length=1)
     kind: str = ""
     steps: int | None = Field(None, ge=1, le=MAX_STEPS)
     substeps: int = Field(2, ge=1, le=MAX_STEPS)
@@ -180,6 +180,8 @@ class Plan:
         if all(stage.name != STAGE_ONE for stage in self.stages):
             made[STAGE_ONE] = Traits()  # brought from elsewhere
         for stage in self.stages:
+            if stage.kind == pretraining.name:
+                raise RecipeError(f"stage {stage.name!r}: a plan starts from a trained teacher.")
             if stage.name in made:
                 raise RecipeError(f"two stages are named {stage.name!r}. Name one differently.")
             if stage.parent not in made:

@@ -164,7 +164,8 @@ def load_part(kind: Any, path: Path, *, extra: Iterable[str] = (), **options: An
         options = {"torch_dtype": torch.float32, **options}
     else:
         options = {"dtype": torch.float32, **options}
-    with reading(path), quietly(), _shapes_named(path):
+    # Some networks draw weights before they read them; the caller's generator is left alone.
+    with torch.random.fork_rng(devices=[]), reading(path), quietly(), _shapes_named(path):
         module, report = kind.from_pretrained(
             path,
             use_safetensors=True,

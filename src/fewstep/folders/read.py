@@ -33,7 +33,7 @@ from fewstep.models.clocks.native import NATIVE_CLOCK
 from fewstep.models.families import FAMILIES, Family, family_named
 from fewstep.models.lora import ADAPTER, ADAPTER_FILE, read_adapter
 from fewstep.models.model import Model
-from fewstep.models.w_input import ADDED_WEIGHT, AT_OUTPUT, LIVE, restore_w_input
+from fewstep.models.w_input import ADDED, ADDED_AFTER, LIVE, restore_w_input
 
 _WORDS = ("tokenizer.json", "vocab.json", "spiece.model")  # one of them is in every tokenizer
 
@@ -136,7 +136,8 @@ def family_of(folder: Path) -> Family:
             f"of {known}, and of the image-to-image and inpainting ones."
         )
     there = components(index)
-    networks = (*found.networks, *(network + LIVE for network in found.networks), AT_OUTPUT)
+    names = (*found.networks, "DiT") if found.name == "dit" else found.networks  # of format 1
+    networks = (*names, *(name + LIVE for name in names))
     for part, right in {found.part: networks, **found.parts}.items():
         # Tokenizers were named ...Fast in older folders; they are the same.
         if there.get(part, "").removesuffix("Fast") not in right:
@@ -223,21 +224,21 @@ def _network(folder: Path, family: Family) -> Any:
     kind, path = getattr(diffusers, family.networks[0]), folder / family.part
     if family.slot is not None:
         return load_part(kind, path)
-    network = load_part(kind, path, extra=[ADDED_WEIGHT])
+    network = load_part(kind, path, extra=[f"{name}.weight" for name in (ADDED, ADDED_AFTER)])
     with reading(path):
-        weight = _saved_w_input(path)
-        if weight is not None:
-            check_finite(weight, f"{path}: {ADDED_WEIGHT}")
-            after = components(read_json(folder / INDEX)).get(family.part) == AT_OUTPUT
-            restore_w_input(network, family, weight, after=after)
+        for name in (ADDED, ADDED_AFTER):
+            weight = _saved(path, f"{name}.weight")
+            if weight is not None:
+                check_finite(weight, f"{path}: {name}.weight")
+                restore_w_input(network, family, name, weight)
     return network
 
 
-def _saved_w_input(path: Path) -> Tensor | None:
+def _saved(path: Path, name: str) -> Tensor | None:
     for file in find_weights(path).files:
         with safe_open(file, framework="pt") as opened:
-            if ADDED_WEIGHT in opened.keys():  # noqa: SIM118
-                weight: Tensor = opened.get_tensor(ADDED_WEIGHT)
+            if name in opened.keys():  # noqa: SIM118
+                weight: Tensor = opened.get_tensor(name)
                 return weight
     return None
 

@@ -21,7 +21,7 @@ from fewstep.models.card import CARD, OWN, Card
 from fewstep.models.lora import ADAPTER, has_adapter, merged, place_of, write_adapter
 from fewstep.models.model import Model
 from fewstep.models.own import as_model
-from fewstep.models.w_input import ADDED, LIVE
+from fewstep.models.w_input import LIVE, added_name
 
 NETWORK_FILE = "diffusion_pytorch_model.safetensors"
 
@@ -157,6 +157,6 @@ def _class_of(network: Any) -> list[str]:
     would draw without the input.
     """
     name = type(network).__name__
-    return (
-        ["fewstep.models.w_input", name + LIVE] if hasattr(network, ADDED) else ["diffusers", name]
-    )
+    if added_name(network) is None:
+        return ["diffusers", name]
+    return ["fewstep.models.w_input", name + LIVE]

@@ -41,12 +41,17 @@ __all__ = [
     "with_w_input",
 ]
 
-# What was here once: reading and writing folders, and names of before 0.2.
+# What was here once: reading and writing folders, and names that have changed since.
 _IN_FOLDERS = (
-    "card_in", "check_size", "encode_prompts", "image_shape", "load", "load_model", "load_vae",
-    "save_model", "to_images",
+    "Factory", "card_in", "check_size", "encode_prompts", "encoders_sha256", "image_shape",
+    "is_pipeline", "load", "load_model", "load_vae", "save_model", "to_images",
 )  # fmt: skip
-_RENAMED = {"Table": "BetaClock", "TableDenoiser": "BetaDenoiser", "UNetModel": "Model"}
+_RENAMED = {
+    "Table": "BetaClock",
+    "TableDenoiser": "BetaDenoiser",
+    "UNetModel": "Model",
+    "network_of": "model_of",
+}
 
 
 def __getattr__(name: str) -> Any:

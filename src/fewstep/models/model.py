@@ -98,7 +98,7 @@ class Model(nn.Module):
     @property
     def w_dim(self) -> int | None:
         """Number of features of w that the network takes, None where it takes none."""
-        return w_input.features_of(self.network)
+        return None if self.family.slot == "value" else w_input.features_of(self.network)
 
     def like(self, network: Any, card: Card) -> Model:
         """Return another model of this clock and folder."""
@@ -114,25 +114,23 @@ class Model(nn.Module):
                 "activation checkpointing must be off for a module of your own. Call "
                 "torch.utils.checkpoint inside the module instead."
             )
-        self.network.enable_gradient_checkpointing()
+        w_input.checkpoint_activations(self.network)
 
     def forward(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
         """Return v (B, C, H, W), converted from what the network predicts (math.md 1)."""
         asked, timestep = self.clock.place(phi)
-        out = self.family.call(self.network, z, timestep, cond, self._w(w, z))
+        features = self._features(w, z)
+        slot = {"value": w, "features": features, None: None}[self.family.slot]
+        added = features if self.family.slot is None else None
+        with w_input.adding(self.network, added):
+            out = self.family.call(self.network, z, timestep, cond, slot)
         return self.clock.velocity(out, z, asked)
 
-    def _w(self, w: Tensor, z: Tensor) -> Tensor | None:
-        """Return what the network is given of w (B,) as an argument, if anything."""
-        if self.family.slot == "value":
-            return w
+    def _features(self, w: Tensor, z: Tensor) -> Tensor | None:
+        """Return the features of w (B,) that the network takes, if any."""
         if self.w_dim is None:
             return None
-        features = w_input.w_features(w, self.w_dim, self.card.w_band).to(z.dtype)
-        if self.family.slot == "features":
-            return features
-        w_input.tell(self.network, features)
-        return None
+        return w_input.w_features(w, self.w_dim, self.card.w_band).to(z.dtype)
 
 
 def model_of(denoiser: Denoiser) -> Model:

@@ -67,7 +67,10 @@ def encode(
     encoders = [name for name in family.parts if name.startswith(ENCODER)]
     own = inspect.signature(pipe.encode_prompt).parameters
     most = own["max_sequence_length"].default if "max_sequence_length" in own else NO_LIMIT
-    plain = {"do_classifier_free_guidance": False} if "do_classifier_free_guidance" in own else {}
+    # As a stock pipeline calls it, without guidance. Captions are cleaned where bs4 and ftfy are
+    # installed, there and here.
+    asked = {"do_classifier_free_guidance": False, "clean_caption": True}
+    plain = {key: value for key, value in asked.items() if key in own}
     for encoder in encoders:
         _check_prompts(pipe, list(prompts), encoder, folder, most)
     batches = []

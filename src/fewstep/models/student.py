@@ -11,6 +11,7 @@ from torch import nn
 from fewstep.core.denoiser import Denoiser
 from fewstep.core.seed import derive
 from fewstep.distill.plan import Stage
+from fewstep.distill.pretrain import pretraining
 from fewstep.errors import RangeError
 from fewstep.files.weights import part_sha256
 from fewstep.models.card import Adapter, Card, lineage
@@ -60,6 +61,8 @@ def student_of(
         MissingError: LoRA without peft.
     """
     inner = as_model(parent)
+    if stage.kind == pretraining.name:
+        raise RangeError("a student is distilled, and pretraining is a teacher's. Change its kind.")
     known = inner.card.w_range
     if w_dim % 2 or not 4 <= w_dim <= MOST:
         raise RangeError(
@@ -71,7 +74,9 @@ def student_of(
             + (f" within the parent's range {known}." if known else ", low <= high, both finite.")
         )
     card = inner.card
-    if not card.weights_sha256 and inner.source is not None and not inner.family.native:
+    stock = card.is_teacher and inner.source is not None and not inner.family.native
+    if not card.weights_sha256 and stock:
+        assert inner.source is not None
         found = part_sha256(inner.source / inner.family.part)
         card = card.model_copy(update={"weights_sha256": found})
     told = card.model_copy(
@@ -135,8 +140,10 @@ def fold_w(model: Denoiser, w: float) -> Model:
     low, high = inner.card.w_range or (-math.inf, math.inf)
     if not low <= w <= high:
         raise RangeError(f"w must lie in [{low:g}, {high:g}], the range of the student, got {w:g}.")
+    if inner.w_dim is None:
+        raise RangeError("only a network with an input for w can be folded, and this has none.")
     network = fold(inner.network, inner.family, w, inner.card.w_band)
-    return inner.like(network, inner.card.model_copy(update={"w_range": (w, w)}))
+    return inner.like(network, _changed(inner.card, w_range=(w, w), parents=lineage(inner.card)))
 
 
 def merge_adapter(model: Denoiser) -> Model:
@@ -146,10 +153,17 @@ def merge_adapter(model: Denoiser) -> Model:
     Raises ShapeError where it does not come from a model folder.
     """
     inner = model_of(model)
+    if not has_adapter(inner.network):
+        return inner
     lora = inner.card.lora and inner.card.lora.model_copy(
         update={"merged": True, "base": None, "base_sha256": ""}
     )
-    return inner.like(merged(inner.network), inner.card.model_copy(update={"lora": lora}))
+    return inner.like(merged(inner.network), _changed(inner.card, lora=lora))
+
+
+def _changed(card: Card, **facts: Any) -> Card:
+    """Return the card of weights that were changed: without a hash and without figures."""
+    return card.model_copy(update={**facts, "weights_sha256": "", "figures": {}})
 
 
 def _adapter(parent: Model, lora: Lora) -> Adapter:

@@ -5,34 +5,38 @@ To any other an input is added: a projection of the features, zero at first, who
 to the input of the network's timestep embedders, as the slot of a U-Net does it.
 
 The features are those of stock diffusers pipelines: `[sin, cos]` of
-`1000 w exp(-k ln 10^4 / (half - 1))`. The fastest columns turn by 1,000 radians a unit of w: a
-hash, of which nothing can be learnt between two trained w's. fewstep feeds only the columns slower
-than `BAND` while it trains, so the others' weights stay exactly zero, the knob is smooth, and a
-stock pipeline, which feeds all of them, computes the same (decision 0003).
+`1000 w exp(-k ln 10^4 / (half - 1))`. The fastest columns turn by 1,000 radians per unit of w, so
+their values at two neighbouring w's have nothing to do with each other. fewstep feeds only the
+columns slower than `BAND` while it trains, so the others' weights stay exactly zero, the knob is
+smooth, and a stock pipeline, which feeds all of them, computes the same (decision 0003).
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from fewstep.errors import FolderError, RangeError
+from fewstep.errors import FolderError
 
 if TYPE_CHECKING:
     from fewstep.models.families.family import Family
 
 SCALE = 1000.0
-BAND = 1.0  # radians a unit of w
+BAND = 1.0  # radians per unit of w
 SLOT = "time_embedding.cond_proj"  # the input of a U-Net
-ADDED = "w_input"  # the input that is added to other networks
-ADDED_WEIGHT = f"{ADDED}.weight"
-W_PARAMETERS = (f"{SLOT}.weight", ADDED_WEIGHT)  # the one new weight, by its name
-# In model_index.json, which stock pipelines cannot find: they would draw without the input.
-LIVE = "WithW"  # after the network's class, where an input was added to it
-AT_OUTPUT = "DiTWithW"  # of format 1, whose input was added to the output of the embedders
+ADDED = "w_projection"  # the input that is added to other networks
+ADDED_AFTER = "w_input"  # of format 1, which added it to the output of the timestep embedders
+# The names that the one new weight may have.
+W_PARAMETERS = tuple(f"{name}.weight" for name in (SLOT, ADDED, ADDED_AFTER))
+# Ends the network's class in model_index.json, so that stock pipelines do not find it: they would
+# draw without the input.
+LIVE = "WithW"
 
 _Columns: TypeAlias = "tuple[Tensor, Tensor | None]"
 _kept: dict[tuple[int, float | None, torch.device], _Columns] = {}
@@ -74,36 +78,51 @@ def _columns(dim: int, band: float | None, device: torch.device) -> _Columns:
     return _kept[dim, band, device]
 
 
-class _Told:
-    """Hooks of the timestep embedders: add what the projection made of w.
+class _Addend:
+    """Hooks of the timestep embedders: add what the projection made of w in this call."""
 
-    It stays until the next call, so that activations can be computed again backward.
-    """
+    value: Tensor | None = None
 
-    def __init__(self, *, at_output: bool = False) -> None:
-        self.at_output = at_output
-        self.projected: Tensor | None = None
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Told:
-        """Return hooks that were told nothing: what they were told belongs to a graph."""
-        memo[id(self)] = copied = _Told(at_output=self.at_output)
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Addend:
+        """Return hooks without a value, which belongs to a graph."""
+        memo[id(self)] = copied = _Addend()
         return copied
 
     def before(self, embedder: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        if self.projected is None:
+        if self.value is None:
             return arguments
-        return (arguments[0] + self.projected, *arguments[1:])
+        return (arguments[0] + self.value, *arguments[1:])
 
     def after(self, embedder: nn.Module, arguments: Any, out: Tensor) -> Tensor:
-        return out if self.projected is None else out + self.projected
+        return out if self.value is None else out + self.value
+
+    def checkpoint(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Compute a part of the network again backward, with the value that it has now."""
+        value = self.value
+
+        def again(*inner: Any) -> Any:
+            before, self.value = self.value, value
+            try:
+                return function(*inner)
+            finally:
+                self.value = before
+
+        return checkpoint(again, *arguments, use_reentrant=False)
 
 
 def projection_of(network: Any) -> nn.Linear | None:
     """Return the layer that projects the features of w; None where the network has no input."""
-    added = getattr(network, ADDED, None)
-    slot = getattr(getattr(network, "time_embedding", None), "cond_proj", None)
-    found: nn.Linear | None = slot if added is None else added
-    return found
+    name = added_name(network)
+    if name is not None:
+        added: nn.Linear = getattr(network, name)
+        return added
+    slot: nn.Linear | None = getattr(getattr(network, "time_embedding", None), "cond_proj", None)
+    return slot
+
+
+def added_name(network: Any) -> str | None:
+    """Return the name of the input that was added to a network; None where there is none."""
+    return next((name for name in (ADDED, ADDED_AFTER) if hasattr(network, name)), None)
 
 
 def features_of(network: Any) -> int | None:
@@ -123,40 +142,63 @@ def add_w_input(network: Any, family: Family, dim: int) -> None:
         network.time_embedding.cond_proj = projection
         network.register_to_config(time_cond_proj_dim=dim)
         return
-    setattr(network, ADDED, projection)
-    network.told_w = _Told()
-    for embedder in embedders:
-        embedder.register_forward_pre_hook(network.told_w.before)
+    _attach(network, embedders, ADDED, projection)
 
 
-def restore_w_input(network: Any, family: Family, weight: Tensor, *, after: bool) -> None:
-    """Give a network without a slot the input of a saved student, of weight (D, dim).
+def restore_w_input(network: Any, family: Family, name: str, weight: Tensor) -> None:
+    """Give a network without a slot the input of a saved student.
 
-    after: add the projection to the output of the embedders, as folders of format 1 did, where D is
-    the size of that output. Raises FolderError where D is another number.
+    name: `ADDED`, or `ADDED_AFTER`, which is added to the output of the embedders. weight: (D, dim)
+    with D the size of what it is added to. Raises FolderError where D is another number.
     """
     embedders = family.embedders(network)
     first = embedders[0]
-    size = first.linear_2.out_features if after else first.linear_1.in_features
+    size = first.linear_1.in_features if name == ADDED else first.linear_2.out_features
     if weight.ndim != 2 or len(weight) != size:
         raise FolderError(
-            f"{ADDED}.weight must be a matrix of {size} rows, got the shape {list(weight.shape)}. "
+            f"{name}.weight must be a matrix of {size} rows, got the shape {list(weight.shape)}. "
             "Copy the whole folder again."
         )
-    if after:
-        setattr(network, ADDED, _zero_linear(weight.shape[1], first.linear_1, size))
-        network.told_w = _Told(at_output=True)
-        for embedder in embedders:
-            embedder.register_forward_hook(network.told_w.after)
-    else:
-        add_w_input(network, family, weight.shape[1])
+    projection = _zero_linear(weight.shape[1], first.linear_1, size)
     with torch.no_grad():
-        getattr(network, ADDED).weight.copy_(weight)
+        projection.weight.copy_(weight)
+    _attach(network, embedders, name, projection)
 
 
-def tell(network: Any, features: Tensor) -> None:
-    """Tell a network with an added input the features (B, dim) of its next call."""
-    network.told_w.projected = getattr(network, ADDED)(features)
+def _attach(network: Any, embedders: Sequence[Any], name: str, projection: nn.Linear) -> None:
+    setattr(network, name, projection)
+    network.w_addend = _Addend()
+    for embedder in embedders:
+        if name == ADDED:
+            embedder.register_forward_pre_hook(network.w_addend.before)
+        else:
+            embedder.register_forward_hook(network.w_addend.after)
+
+
+@contextlib.contextmanager
+def adding(network: Any, features: Tensor | None) -> Iterator[None]:
+    """Let a network with an added input add its projection of the features (B, dim) inside.
+
+    features: None adds nothing.
+    """
+    if features is None:
+        yield
+        return
+    projection = projection_of(network)
+    assert projection is not None
+    network.w_addend.value = projection(features)
+    try:
+        yield
+    finally:
+        network.w_addend.value = None
+
+
+def checkpoint_activations(network: Any) -> None:
+    """Let a network of diffusers compute activations again in the backward pass."""
+    if added_name(network) is None:
+        network.enable_gradient_checkpointing()
+    else:
+        network.enable_gradient_checkpointing(network.w_addend.checkpoint)
 
 
 def fold(network: Any, family: Family, w: float, band: float | None) -> Any:
@@ -164,23 +206,22 @@ def fold(network: Any, family: Family, w: float, band: float | None) -> Any:
 
     What w adds before the first layer of an embedder is a constant for one w, so it is a bias:
     `b += W1 P f(w)`. The copy is a stock network of the teacher's class, whose answers are those of
-    `network` at this w but for rounding. An adapter must have been merged.
+    `network` at this w but for rounding. The network has an input for w, and no adapter.
 
-    band: of the features, as the card says. Raises RangeError where there is no input for w.
+    band: of the features, as the card says.
     """
     projection = projection_of(network)
-    if projection is None:
-        raise RangeError("only a network with an input for w can be folded, and this has none.")
+    assert projection is not None
     slot = {"time_cond_proj_dim": None} if family.slot == "features" else {}
     stock = _rebuilt(network, slot)
     stock.load_state_dict({k: t for k, t in network.state_dict().items() if k not in W_PARAMETERS})
     features = w_features(torch.tensor([w], device=network.device), projection.in_features, band)
     with torch.no_grad():
-        at_output = getattr(network, "told_w", _Told()).at_output
+        after = added_name(network) == ADDED_AFTER
         constant = projection.weight.double() @ features[0].double()
         for embedder in family.embedders(stock):
             first, second = embedder.linear_1, embedder.linear_2
-            if at_output:
+            if after:
                 second.bias += constant.to(second.bias.dtype)
             else:
                 first.bias += (first.weight.double() @ constant).to(first.bias.dtype)
@@ -201,7 +242,9 @@ def with_slot(network: Any, dim: int) -> Any:
 
 def _rebuilt(network: Any, changes: dict[str, Any]) -> Any:
     config = {k: v for k, v in network.config.items() if not k.startswith("_")}
-    made = type(network).from_config({**config, **changes}).to(network.device)
+    with torch.random.fork_rng(devices=[]):  # it draws weights that are replaced
+        made = type(network).from_config({**config, **changes})
+    made.to(network.device)
     return made if made.dtype == network.dtype else made.to(network.dtype)
 
 

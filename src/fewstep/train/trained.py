@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from fewstep.errors import RangeError
+from fewstep.errors import CheckpointError, RangeError
 from fewstep.train.checkpoint import Checkpoint, check_moments
 from fewstep.train.config import TrainConfig
 from fewstep.train.processes import piece, shared_like, whole
@@ -63,7 +63,14 @@ class Trained:
         self._frozen = {name for name, p in student.named_parameters() if not p.requires_grad}
         if found is not None:
             # Frozen weights are not in checkpoints; the run's key counts the others.
-            student.load_state_dict(found.weights, strict=not self._frozen)
+            try:
+                student.load_state_dict(found.weights, strict=not self._frozen)
+            except RuntimeError as error:
+                raise CheckpointError(
+                    f"{folder}: the checkpoint must hold the weights of this network, and it does "
+                    f"not: {str(error).splitlines()[-1].strip()} Remove the folder to train from "
+                    "the start."
+                ) from None
         self.module, self.model = self._prepare()
         self.parameters: list[Tensor] = [p for p in self.module.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from fewstep.core.cond import Cond
 from fewstep.errors import ShapeError
 from fewstep.models.card import Card
 from fewstep.models.families.family import Family
-from fewstep.models.families.text import check_text, unet_config
+from fewstep.models.families.text import check_text, check_unet
 
 NAME = "stable-diffusion"
 
@@ -61,7 +62,7 @@ STABLE_DIFFUSION = Family(
     },
     call=_call,
     slot="features",
-    check_config=unet_config(NAME, {"addition_embed_type": None}),
+    check_config=partial(check_unet, name=NAME, wanted={"addition_embed_type": None}),
     conditions=_conditions,
     check_cond=_check_cond,
     condition=_condition,

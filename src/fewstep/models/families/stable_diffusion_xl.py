@@ -7,6 +7,7 @@ and left of the crop, target height and width, in pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fewstep.files.parts import read_json, size_of, vae_factor
 from fewstep.models.card import Card
 from fewstep.models.families.family import Family
 from fewstep.models.families.stable_diffusion import STABLE_DIFFUSION
-from fewstep.models.families.text import check_text, parts_of, unet_config
+from fewstep.models.families.text import check_text, check_unet, parts_of
 
 NAME = "stable-diffusion-xl"
 KEYS = ("text", "pooled", "time_ids")
@@ -88,7 +89,7 @@ STABLE_DIFFUSION_XL = Family(
     },
     call=_call,
     slot="features",
-    check_config=unet_config(NAME, {"addition_embed_type": "text_time"}),
+    check_config=partial(check_unet, name=NAME, wanted={"addition_embed_type": "text_time"}),
     conditions=_conditions,
     check_cond=_check_cond,
     condition=_condition,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,26 +32,21 @@ def check_text(text: Tensor, dim: int) -> None:
         )
 
 
-def unet_config(name: str, wanted: Mapping[str, Any]) -> Callable[[Mapping[str, Any], Path], None]:
-    """Return the `check_config` of a family of U-Nets.
-
-    wanted: settings that the network must have, so that the family tells it all that it needs.
-    """
+def check_unet(
+    config: Mapping[str, Any], path: Path, *, name: str, wanted: Mapping[str, Any]
+) -> None:
+    """Raise FolderError unless a U-Net has the wanted settings, so that `call` gives it all."""
     everywhere = {"class_embed_type": None, "encoder_hid_dim_type": None, "num_class_embeds": None}
-
-    def check_config(config: Mapping[str, Any], path: Path) -> None:
-        for key, right in {**everywhere, **wanted}.items():
-            if config.get(key) != right:
-                raise FolderError(
-                    f"{path}: {key}: {config.get(key)!r}; a {name} network has {right!r}. "
-                    "fewstep does not know what to tell this one."
-                )
-        channels = config.get("in_channels"), config.get("out_channels")
-        if channels[0] != channels[1]:
+    for key, right in {**everywhere, **wanted}.items():
+        if config.get(key) != right:
             raise FolderError(
-                f"{path}: in_channels: {channels[0]} and out_channels: {channels[1]}; they must be "
-                "as many. A network made for inpainting or pix2pix has more inputs; give the "
-                "text-to-image model."
+                f"{path}: {key}: {config.get(key)!r}; a {name} network has {right!r}. "
+                "fewstep does not know what to tell this one."
             )
-
-    return check_config
+    channels = config.get("in_channels"), config.get("out_channels")
+    if channels[0] != channels[1]:
+        raise FolderError(
+            f"{path}: in_channels: {channels[0]} and out_channels: {channels[1]}; they must be "
+            "as many. A network made for inpainting or pix2pix has more inputs; give the "
+            "text-to-image model."
+        )
