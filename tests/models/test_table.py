@@ -14,7 +14,8 @@ from tests.models.pipelines import BETAS
 from fewstep.core.angle import HALF_PI, rotate
 from fewstep.core.grid import check_grid
 from fewstep.errors import FolderError, GridError
-from fewstep.models.clocks.betas import PREDICTIONS, UNDERSTOOD, BetaClock, read_clock
+from fewstep.models.clocks.betas import PREDICTIONS, UNDERSTOOD, BetaClock
+from fewstep.models.clocks.read import read_clock
 
 
 def folder(path: Path, **config: Any) -> Path:
@@ -139,7 +140,7 @@ def test_eps_on_a_table_that_ends_in_almost_pure_noise_is_refused(tmp_path: Path
 @pytest.mark.parametrize(
     ("config", "match"),
     [
-        ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "'FlowMatchEulerDiscreteScheduler'"),
+        ({"_class_name": "FlowMatchLCMScheduler"}, "'FlowMatchLCMScheduler' is not understood"),
         ({"_class_name": "LCMScheduler"}, "'LCMScheduler' is not understood"),
         ({"_class_name": "DDIMSchedular"}, "Did you mean 'DDIMScheduler'"),
         ({"prediction_type": "flow_prediction"}, "prediction_type: 'flow_prediction'"),

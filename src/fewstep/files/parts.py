@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def components(index: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def size_of(config: dict[str, Any], path: Path) -> tuple[int, int]:
+def size_of(config: Mapping[str, Any], path: Path) -> tuple[int, int]:
     """Return (height, width) of a network's states, from the `sample_size` in its config.
 
     Raises FolderError unless it is one whole number above 0, or two.

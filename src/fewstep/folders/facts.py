@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import FolderError, GridError, ShapeError
-from fewstep.files.parts import is_count, size_of
 from fewstep.models.card import CARD, Card
 from fewstep.models.clocks.clock import Clock
 from fewstep.models.families import Family
@@ -28,17 +27,6 @@ def with_checked_hash(card: Card, folder: Path, found: str) -> Card:
     return card.model_copy(update={"weights_sha256": found})
 
 
-def network_shape(config: dict[str, Any], path: Path) -> tuple[int, int, int]:
-    """Return (C, H, W) of a network's states, from its config. Raises FolderError."""
-    channels: Any = config.get("in_channels")
-    if not is_count(channels):
-        raise FolderError(
-            f"{path}: in_channels must be a whole number above 0, got {channels!r}. The folder is "
-            "damaged: copy it again."
-        )
-    return (int(channels), *size_of(config, path))
-
-
 def check_network_facts(
     card: Card, family: Family, clock: Clock, config: dict[str, Any], card_path: Path, path: Path
 ) -> None:
@@ -46,7 +34,7 @@ def check_network_facts(
 
     config: of the network, read from `path`.
     """
-    shape = network_shape(config, path)
+    shape = family.shape(config, path)
     if card.shape != shape:
         raise FolderError(
             f"{card_path}: shape must be that of the network in {path}, {shape}, got {card.shape}. "
@@ -65,15 +53,15 @@ def check_network_facts(
             raise FolderError(f"{card_path}: {error}") from None
 
 
-def check_w_input(card: Card, w_dim: int | None, card_path: Path) -> None:
+def check_w_input(card: Card, takes_w: bool, card_path: Path) -> None:
     """Raise FolderError where a network takes w as an input and its card says otherwise."""
-    if w_dim is not None and card.w_range is None:
+    if takes_w and card.w_range is None:
         raise FolderError(
             f"{card_path}: stage {card.stage.kind!r} must be that of the weights, got a network "
             "with an input for w, which a student of one pass has. Copy the file again."
         )
     live = card.w_range is not None and card.w_range[0] != card.w_range[1]
-    if w_dim is None and live:
+    if live and not takes_w:
         raise FolderError(
             f"{card_path}: w_range must be null or one number, got {card.w_range} and a network "
             "without an input for w. Copy the file again."

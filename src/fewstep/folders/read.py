@@ -22,15 +22,14 @@ from fewstep.folders.facts import (
     check_network_facts,
     check_same_shape,
     check_w_input,
-    network_shape,
     with_checked_hash,
 )
 from fewstep.folders.own import Factory, load_own_model
 from fewstep.models.card import CARD, OWN, Card, read_card
-from fewstep.models.clocks.betas import CONFIG, read_clock
 from fewstep.models.clocks.clock import Clock
 from fewstep.models.clocks.native import NATIVE_CLOCK
-from fewstep.models.families import FAMILIES, Family, family_named
+from fewstep.models.clocks.read import CONFIG, read_clock
+from fewstep.models.families import FAMILIES, Family, family_named, stock_family
 from fewstep.models.lora import ADAPTER, ADAPTER_FILE, read_adapter
 from fewstep.models.model import Model
 from fewstep.models.w_input import ADDED, ADDED_AFTER, LIVE, restore_w_input
@@ -125,12 +124,11 @@ def family_of(folder: Path) -> Family:
     """
     if not is_pipeline(folder):
         return family_named(read_card(folder).family, folder / CARD)
-    index = read_json(folder / INDEX)
-    name = index.get("_class_name")
-    stock = [family for family in FAMILIES.values() if not family.native]
-    found = next((family for family in stock if name in family.pipelines), None)
+    index, found = read_json(folder / INDEX), stock_family(folder)
     if found is None:
-        known = ", ".join(family.pipelines[0] for family in stock)
+        name = index.get("_class_name")
+        stock = (f.pipelines[0] for f in FAMILIES.values() if f.pipelines and not f.native)
+        known = ", ".join(dict.fromkeys(stock))
         raise FolderError(
             f"{folder / INDEX}: _class_name: {name!r} is not understood; fewstep reads the folders "
             f"of {known}, and of the image-to-image and inpainting ones."
@@ -155,7 +153,7 @@ def _load_whole(folder: Path, device: str, negative_prompt: str | None) -> Model
     source = folder if family.parts else None
     model = Model(network.to(device).eval(), card, clock, source)
     if (folder / CARD).is_file():
-        check_w_input(card, model.w_dim, folder / CARD)
+        check_w_input(card, model.takes_w, folder / CARD)
     return model
 
 
@@ -180,7 +178,7 @@ def _load_apart(folder: Path, device: str, negative_prompt: str | None) -> Model
     network = read_adapter(model.network, model.family, lora, folder / ADAPTER)
     card = with_checked_hash(card, folder, file_sha256(folder / ADAPTER / ADAPTER_FILE))
     adapted = Model(network.eval(), card, clock, base)
-    check_w_input(card, adapted.w_dim, folder / CARD)
+    check_w_input(card, adapted.takes_w, folder / CARD)
     return adapted
 
 
@@ -270,12 +268,14 @@ def _card(folder: Path, family: Family, clock: Clock, config: dict[str, Any]) ->
             f"distilled already, and without {CARD} nobody knows for what. Give the model that it "
             f"was distilled from; where fewstep made the folder, copy {CARD} back into it."
         )
-    return Card(
-        fewstep=version("fewstep"),
-        family=family.name,
-        name=folder.resolve().name or "model",
-        clock=clock.name,
-        shape=network_shape(config, path),
-        prediction=clock.prediction,
-        **family.conditions(read_json(folder / INDEX), config),
+    return Card.model_validate(
+        {
+            "fewstep": version("fewstep"),
+            "family": family.name,
+            "name": folder.resolve().name or "model",
+            "clock": clock.name,
+            "shape": family.shape(config, path),
+            "prediction": clock.prediction,
+            **family.conditions(read_json(folder / INDEX), config),
+        }
     )

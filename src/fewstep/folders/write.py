@@ -109,7 +109,7 @@ def _write_stock(model: Model, partial: Path, card: Card) -> dict[str, Any]:
     """Write all of a stock pipeline's folder but network and card; return its `model_index.json`.
 
     The parts that are not trained are copied byte for byte from `model.source`, and so are its
-    licence files; the scheduler is DDIM, "trailing", ending at clean; README.md is written anew.
+    licence files; the scheduler is that of the model's clock; README.md is written anew.
     """
     import diffusers
 
@@ -124,7 +124,7 @@ def _write_stock(model: Model, partial: Path, card: Card) -> dict[str, Any]:
         **index,
         "_class_name": family.pipelines[0],
         "_diffusers_version": diffusers.__version__,
-        "scheduler": ["diffusers", "DDIMScheduler"],
+        "scheduler": _class_of(model.clock.scheduler()),
         family.part: _class_of(model.network),
     }
 
@@ -151,7 +151,7 @@ def _write_native(model: Model, partial: Path, card: Card) -> dict[str, Any]:
 
 
 def _class_of(network: Any) -> list[str]:
-    """Return library and class of the network, as `model_index.json` has them.
+    """Return library and class of a network or scheduler, as `model_index.json` has them.
 
     A network with an input that fewstep added has a class that stock pipelines do not find: they
     would draw without the input.

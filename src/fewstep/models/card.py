@@ -64,7 +64,8 @@ class Card(BaseModel):
         w_range: of a network told w; None for a teacher, which takes any.
         w_band: features of w faster than so many radians a unit were zero; None: none were.
         num_classes, class_names, null_class: of a class-conditional model; 0 classes elsewhere.
-        prediction: of a network on a table of betas: "epsilon", "v_prediction" or "sample".
+        prediction: of a network on a table of betas: "epsilon", "v_prediction" or "sample"; "flow"
+            of one on a clock of rectified flow; None of v.
         null_prompt: what the unconditional pass was told, where there are prompts: "", a fixed
             negative prompt, or None: zeros.
         lora: of a student that was made by training an adapter; None elsewhere.
@@ -214,6 +215,11 @@ def _rules(card: Card) -> Iterator[tuple[str, bool]]:
         f"clock and prediction must be {CLOCK!r} and null for the family {card.family!r}, got "
         f"{card.clock!r} and {card.prediction!r}",
         native and (card.clock, card.prediction) != (CLOCK, None),
+    )
+    yield (
+        f"prediction must be 'flow' on a clock of rectified flow and nowhere else, got "
+        f"{card.prediction!r} and the clock {card.clock!r}",
+        (card.prediction == "flow") != card.clock.startswith("flow-"),
     )
 
 

@@ -100,6 +100,11 @@ class Model(nn.Module):
         """Number of features of w that the network takes, None where it takes none."""
         return None if self.family.slot == "value" else w_input.features_of(self.network)
 
+    @property
+    def takes_w(self) -> bool:
+        """Whether w is an input of the network."""
+        return self.family.slot == "value" or self.w_dim is not None
+
     def like(self, network: Any, card: Card) -> Model:
         """Return another model of this clock and folder."""
         return Model(network, card, self.clock, self.source)
@@ -119,11 +124,12 @@ class Model(nn.Module):
     def forward(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
         """Return v (B, C, H, W), converted from what the network predicts (math.md 1)."""
         asked, timestep = self.clock.place(phi)
+        state = self.clock.state(z, asked)
         features = self._features(w, z)
         slot = {"value": w, "features": features, None: None}[self.family.slot]
         added = features if self.family.slot is None else None
         with w_input.adding(self.network, added):
-            out = self.family.call(self.network, z, timestep, cond, slot)
+            out = self.family.call(self.network, state, timestep, cond, slot)
         return self.clock.velocity(out, z, asked)
 
     def _features(self, w: Tensor, z: Tensor) -> Tensor | None:

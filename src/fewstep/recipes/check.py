@@ -19,8 +19,8 @@ from fewstep.measure.evaluate import Evaluation
 from fewstep.measure.own_features import kept_features
 from fewstep.measure.room import check_samples
 from fewstep.metrics.digits_features import FILE
-from fewstep.models.clocks.betas import BetaClock, read_clock
 from fewstep.models.clocks.native import TIMESTEPS
+from fewstep.models.clocks.read import StockClock, read_clock
 from fewstep.recipes.run import Run
 from fewstep.recipes.schema import EvaluateConfig
 
@@ -142,13 +142,13 @@ def _within(w: float, w_range: tuple[float, float] | None) -> bool:
     return w_range is None or w_range[0] <= w <= w_range[1]
 
 
-def timesteps_in(folder: Path) -> BetaClock | None:
+def timesteps_in(folder: Path) -> StockClock | None:
     """Return the timesteps of a model folder; None for the native clock."""
     folder = local(folder)
     return read_clock(folder) if is_pipeline(folder) else None
 
 
-def _timesteps_of_run(run: Run, teachers: Sequence[Path]) -> BetaClock | None:
+def _timesteps_of_run(run: Run, teachers: Sequence[Path]) -> StockClock | None:
     """Return the timesteps of the models that a run has or will make; None for the native clock."""
     folders = [Path(f) for f in teachers]
     folders += [run.folder(name) for name in (TEACHER, STAGE_ONE) if run.workspace.is_done(name)]
@@ -164,7 +164,7 @@ def _timesteps_of_run(run: Run, teachers: Sequence[Path]) -> BetaClock | None:
 
 
 def fit_steps(
-    settings: EvaluateConfig, timesteps: BetaClock | None
+    settings: EvaluateConfig, timesteps: StockClock | None
 ) -> tuple[EvaluateConfig, list[str]]:
     """Return the settings with numbers of steps that the clock has, and what was changed.
 

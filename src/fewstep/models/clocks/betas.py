@@ -7,7 +7,6 @@ on, so that its steps are our rotations (decision 0014).
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,12 +25,11 @@ from fewstep.core.angle import (
 from fewstep.core.denoiser import Traits
 from fewstep.core.grid import Grid, discrete
 from fewstep.errors import FolderError, did_you_mean
-from fewstep.files.parts import is_count, is_number, read_json, reading
+from fewstep.files.parts import is_count, is_number, reading
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler
 
-CONFIG = Path("scheduler") / "scheduler_config.json"
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 MAX_TIMESTEPS = 100_000
 SMALLEST_ALPHA = 1e-3  # below it, x from eps is rounding noise times 1,000
@@ -178,6 +176,10 @@ class BetaClock:
         low, high = points[below], points[below + 1]
         return inside, below + (inside - low) / (high - low)
 
+    def state(self, z: Tensor, phi: Tensor) -> Tensor:
+        """Return z."""
+        return z
+
     def velocity(self, out: Tensor, z: Tensor, phi: Tensor) -> Tensor:
         """Return v (B, *D) of what the network predicts, in the dtype of z; float32 or better."""
         if self.prediction == "v_prediction":
@@ -213,21 +215,11 @@ def _ddim(config: dict[str, Any]) -> DDIMScheduler:
     return scheduler
 
 
-def read_clock(folder: Path) -> BetaClock:
-    """Return the clock of a pipeline folder's scheduler.
+def beta_clock(config: dict[str, Any], path: Path) -> BetaClock:
+    """Return the clock of a stock scheduler's settings, defaults included; `path` for errors.
 
-    Raises FolderError: no such file, not JSON, or a scheduler, a table of betas or a prediction
-    that is not understood.
+    Raises FolderError: a scheduler, a table of betas or a prediction that is not understood.
     """
-    path = folder / CONFIG
-    told = read_json(path, infinities=True)
-    name = str(told.get("_class_name"))
-    if name not in UNDERSTOOD:
-        raise FolderError(
-            f"{path}: _class_name: {name!r} is not understood; fewstep knows networks trained on "
-            f"betas, that is {', '.join(UNDERSTOOD)}.{did_you_mean(name, UNDERSTOOD)}"
-        )
-    config = _with_defaults(name, told)
     for key, right in ELSEWHERE.items():
         if config.get(key, right) != right:
             raise FolderError(
@@ -278,12 +270,3 @@ def _check_numbers(config: dict[str, Any], source: str) -> None:
                 f"{source}: {key} must be a number between 0 and 1, got {str(config[key])[:40]!r}. "
                 "Write the one that the model was trained with."
             )
-
-
-def _with_defaults(name: str, told: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings, those not told being the defaults of that very scheduler."""
-    import diffusers
-
-    known = inspect.signature(getattr(diffusers, name).__init__).parameters
-    found = {k: p.default for k, p in known.items() if p.default is not inspect.Parameter.empty}
-    return {**found, **{k: v for k, v in told.items() if not k.startswith("_")}}

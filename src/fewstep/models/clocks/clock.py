@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from fewstep.core.denoiser import Traits
 from fewstep.core.grid import Grid
-
-if TYPE_CHECKING:
-    from diffusers import DDIMScheduler
 
 
 class Clock(Protocol):
@@ -23,7 +20,7 @@ class Clock(Protocol):
 
     @property
     def prediction(self) -> str | None:
-        """What the card says of it: "epsilon", "v_prediction" or "sample" (x); None: v alone."""
+        """What the card says of it: "epsilon", "v_prediction", "sample" (x) or "flow"; None: v."""
         ...
 
     @property
@@ -47,10 +44,14 @@ class Clock(Protocol):
         """Return (phi, timestep), (B,) each: where the network is asked."""
         ...
 
+    def state(self, z: Tensor, phi: Tensor) -> Tensor:
+        """Return what the network is given in place of z (B, *D), in its dtype."""
+        ...
+
     def velocity(self, out: Tensor, z: Tensor, phi: Tensor) -> Tensor:
         """Return v (B, *D) of what the network predicts at z (B, *D)."""
         ...
 
-    def scheduler(self) -> DDIMScheduler:
+    def scheduler(self) -> Any:
         """Return the stock scheduler whose N steps are those of the clock's grid."""
         ...

@@ -50,6 +50,10 @@ class NativeClock:
         """Return (phi, timestep), (B,) each."""
         return phi, timestep_from_phi(phi)
 
+    def state(self, z: Tensor, phi: Tensor) -> Tensor:
+        """Return z."""
+        return z
+
     def velocity(self, out: Tensor, z: Tensor, phi: Tensor) -> Tensor:
         """Return what the network predicts, v, in the dtype of z: autocast's answer is shorter."""
         return out.to(z.dtype)

@@ -13,8 +13,23 @@ from typing import Any, Literal
 from torch import Tensor
 
 from fewstep.core.cond import Cond
-from fewstep.errors import ShapeError
+from fewstep.errors import FolderError, ShapeError
+from fewstep.files.parts import is_count, size_of
 from fewstep.models.card import Card
+
+
+def network_shape(config: Mapping[str, Any], path: Path) -> tuple[int, int, int]:
+    """Return (C, H, W) of a network's states, from its `in_channels` and `sample_size`.
+
+    Raises FolderError.
+    """
+    channels: Any = config.get("in_channels")
+    if not is_count(channels):
+        raise FolderError(
+            f"{path}: in_channels must be a whole number above 0, got {channels!r}. The folder is "
+            "damaged: copy it again."
+        )
+    return (int(channels), *size_of(config, path))
 
 
 def _nothing_to_check(config: Mapping[str, Any], path: Path) -> None:
@@ -27,6 +42,10 @@ def _nothing_to_say(index: Mapping[str, Any], config: Mapping[str, Any]) -> dict
 
 def _no_zeros(cond: Cond) -> Cond:
     raise ShapeError("the unconditional pass of this family is told a prompt, and none is known.")
+
+
+def _only_one(config: Mapping[str, Any]) -> bool:
+    return True
 
 
 def _of_a_unet(network: Any) -> Sequence[Any]:
@@ -47,13 +66,22 @@ class Family:
         networks: classes of diffusers that the part may have; the first is loaded.
         pipelines: stock pipelines whose folders are of this family; the first opens a student.
         parts: name -> allowed classes of the other parts that a folder must have.
+        owns: (config.json of the network) -> whether it is of this family, where several families
+            have the same pipeline.
         native: trained by fewstep from scratch, on the native clock; else the clock is read from
             the folder's scheduler.
+        flow: of networks trained on rectified flow: "spaced" where the stock pipeline gives the
+            scheduler the sigmas 1, ..., 1/N itself, "own" where it leaves them to the scheduler.
+        tokens: (config.json of the network, its path) -> number of tokens of an image, from which
+            the stock pipeline computes the shift mu; None where it computes none.
+        shape: (config.json of the network, its path) -> (C, H, W) of its states. Raises
+            FolderError.
         call: (network, z (B, *D), timestep (B,), cond, w) -> what the network predicts (B, *D).
+            z is what the clock's `state` returns; the timestep is the clock's, 0 to 1000 as a rule.
             w is what `slot` says, None for a network without an input for it.
         slot: where the stock network takes w: "features" (B, dim), as `timestep_cond` of a U-Net;
-            "value" (B,), w itself; None: it has no such input, and one is added to its timestep
-            embedders.
+            "value" (B,), w itself, which `call` converts to what the network is given; None: it has
+            no such input, and one is added to its timestep embedders.
         embedders: network -> its `TimestepEmbedding`s, to whose input w is added.
         check_config: (config.json of the network, its path); raises FolderError where the network
             needs something that `call` does not give it.
@@ -78,7 +106,11 @@ class Family:
     networks: tuple[str, ...] = ("UNet2DConditionModel",)
     pipelines: tuple[str, ...] = ()
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    owns: Callable[[Mapping[str, Any]], bool] = _only_one
     native: bool = False
+    flow: Literal["spaced", "own"] | None = None
+    tokens: Callable[[Mapping[str, Any], Path], int] | None = None
+    shape: Callable[[Mapping[str, Any], Path], tuple[int, int, int]] = network_shape
     slot: Literal["features", "value"] | None = None
     embedders: Callable[[Any], Sequence[Any]] = _of_a_unet
     condition: Callable[[tuple[Any, ...], Path], Cond] | None = None

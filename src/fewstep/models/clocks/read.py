@@ -1,0 +1,60 @@
+"""The clock of a stock pipeline folder, read from its scheduler."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from fewstep.errors import FolderError, did_you_mean
+from fewstep.files.parts import INDEX, read_json
+from fewstep.models.clocks import betas, flow
+from fewstep.models.clocks.betas import BetaClock, beta_clock
+from fewstep.models.clocks.flow import FlowClock, flow_clock, is_flow
+from fewstep.models.families import stock_family
+
+CONFIG = Path("scheduler") / "scheduler_config.json"
+StockClock: TypeAlias = "BetaClock | FlowClock"
+UNDERSTOOD = tuple(dict.fromkeys((*betas.UNDERSTOOD, *flow.UNDERSTOOD)))
+
+
+def read_clock(folder: Path) -> StockClock:
+    """Return the clock of a pipeline folder's scheduler.
+
+    Raises FolderError: no such file, not JSON, or a scheduler or settings that are not understood.
+    """
+    path = folder / CONFIG
+    told = read_json(path, infinities=True)
+    name = str(told.get("_class_name"))
+    if name not in UNDERSTOOD:
+        raise FolderError(
+            f"{path}: _class_name: {name!r} is not understood; fewstep knows networks trained on "
+            "betas or on rectified flow, that is "
+            f"{', '.join(UNDERSTOOD)}.{did_you_mean(name, UNDERSTOOD)}"
+        )
+    config = _with_defaults(name, told)
+    family = stock_family(folder) if (folder / INDEX).is_file() else None
+    if is_flow(config) != (family is not None and family.flow is not None):
+        trained = "betas" if is_flow(config) else "rectified flow"
+        raise FolderError(
+            f"{path}: _class_name: {name!r} is not understood in a folder of this pipeline, whose "
+            f"networks are trained on {trained}; see {folder / INDEX}. Copy both files again."
+        )
+    if family is None or family.flow is None:
+        return beta_clock(config, path)
+    network = folder / family.part / "config.json"
+    tokens = family.tokens(read_json(network), network) if family.tokens else None
+    return flow_clock(config, tokens, family.flow == "spaced", path)
+
+
+def _with_defaults(name: str, told: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings, those not told being the defaults of that very scheduler."""
+    import diffusers
+
+    kind = getattr(diffusers, name, None)
+    if kind is None:
+        raise FolderError(f"{name} needs a newer diffusers: pip install -U diffusers")
+    known = inspect.signature(kind.__init__).parameters
+    found = {k: p.default for k, p in known.items() if p.default is not inspect.Parameter.empty}
+    settings = {k: v for k, v in told.items() if not k.startswith("_")}
+    return {**found, **settings, "_class_name": name}
