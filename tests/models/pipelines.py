@@ -17,9 +17,12 @@ from diffusers import (
     DiTTransformer2DModel,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     PixArtAlphaPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -73,15 +76,16 @@ def text_encoder(projection: bool = False) -> CLIPTextModel | CLIPTextModelWithP
     return model
 
 
-def vae() -> AutoencoderKL:
+def vae(channels: int = 4, **more: Any) -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=(8, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
+        latent_channels=channels,
         norm_num_groups=4,
         sample_size=16,
         scaling_factor=0.5,
+        **more,
     )
 
 
@@ -190,10 +194,10 @@ def t5_tokenizer() -> T5Tokenizer:
     return T5Tokenizer(vocab=[*special, *letters], extra_ids=0, model_max_length=512)
 
 
-def t5_encoder() -> T5EncoderModel:
+def t5_encoder(width: int = TEXT) -> T5EncoderModel:
     config = T5Config(
         vocab_size=30,
-        d_model=TEXT,
+        d_model=width,
         d_kv=8,
         d_ff=32,
         num_layers=2,
@@ -227,6 +231,43 @@ def pixart_folder(path: Path, *, alpha: bool = False, learned_sigma: bool = True
             vae=vae(),
             transformer=transformer,
             scheduler=DPMSolverMultistepScheduler(),
+        )
+    pipe.save_pretrained(path)
+    return path
+
+
+def sd3_folder(path: Path, *, t5: bool = True, **scheduler: Any) -> Path:
+    """A Stable Diffusion 3 folder, with its T5 or without."""
+    with torch.random.fork_rng():
+        torch.random.default_generator.manual_seed(4)
+        transformer = SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=16,
+            out_channels=16,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=2 * TEXT,
+            caption_projection_dim=16,
+            pooled_projection_dim=16,
+            pos_embed_max_size=8,
+            dual_attention_layers=(0,),
+            qk_norm="rms_norm",
+        )
+        for name, weight in transformer.named_parameters():
+            if "text_embedder" in name or "context_embedder" in name or "add_" in name:
+                weight.data.mul_(4)  # else prompts, and so guidance, would hardly matter
+        pipe = StableDiffusion3Pipeline(
+            transformer=transformer,
+            scheduler=FlowMatchEulerDiscreteScheduler(**{"shift": 3.0, **scheduler}),
+            vae=vae(16, shift_factor=0.06, use_quant_conv=False, use_post_quant_conv=False),
+            text_encoder=text_encoder(projection=True),
+            tokenizer=tokenizer(),
+            text_encoder_2=text_encoder(projection=True),
+            tokenizer_2=tokenizer(),
+            text_encoder_3=t5_encoder(2 * TEXT) if t5 else None,
+            tokenizer_3=t5_tokenizer() if t5 else None,
         )
     pipe.save_pretrained(path)
     return path

@@ -10,7 +10,14 @@ import pytest
 import torch
 from diffusers import DiTPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-from tests.models.pipelines import dit_folder, edit, pixart_folder, sd_folder, xl_folder
+from tests.models.pipelines import (
+    dit_folder,
+    edit,
+    pixart_folder,
+    sd3_folder,
+    sd_folder,
+    xl_folder,
+)
 from torch import Tensor
 
 import fewstep
@@ -31,6 +38,7 @@ FOLDERS: dict[str, Callable[[Path], Path]] = {
     "dit": lambda path: dit_folder(path, classes=20),
     "pixart-sigma": pixart_folder,
     "pixart-alpha": lambda path: pixart_folder(path, alpha=True),
+    "stable-diffusion-3": sd3_folder,
 }
 
 

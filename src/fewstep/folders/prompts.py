@@ -44,7 +44,7 @@ def encoders_sha256(folder: Path | str, *, prompts: bool = True) -> str:
     """
     digest = hashlib.sha256()
     folder = base_of(Path(folder))
-    for part in sorted(family_of(folder).parts if prompts else {"vae"}):
+    for part in sorted(family_of(folder).parts_in(folder) if prompts else {"vae"}):
         if not (folder / part).is_dir():
             raise FolderError(f"{folder / part} is missing; give a folder that has it.")
         for file, name in part_files(folder / part).items():

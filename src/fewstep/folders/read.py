@@ -136,7 +136,7 @@ def family_of(folder: Path) -> Family:
     there = components(index)
     names = (*found.networks, "DiT") if found.name == "dit" else found.networks  # of format 1
     networks = (*names, *(name + LIVE for name in names))
-    for part, right in {found.part: networks, **found.parts}.items():
+    for part, right in {found.part: networks, **found.parts_in(folder)}.items():
         # Tokenizers were named ...Fast in older folders; they are the same.
         if there.get(part, "").removesuffix("Fast") not in right:
             raise FolderError(
@@ -193,7 +193,7 @@ def _described(folder: Path, negative_prompt: str | None) -> tuple[Family, Clock
         raise RangeError(
             f"negative_prompt = {negative_prompt!r}; {folder} draws classes and takes no prompts."
         )
-    for part in (family.part, *family.parts):
+    for part in (family.part, *family.parts_in(folder)):
         _check_part(folder / part)
     if (folder / CARD).is_file():
         card = _own_card(folder, clock, negative_prompt)

@@ -66,6 +66,11 @@ def _check_scale(config: Any, path: Path) -> None:
             f"{path}: scaling_factor must be a finite number other than 0, got {scale!r}. Write "
             "the one that the model was trained with."
         )
+    if not is_number(config.get("shift_factor") or 0.0):
+        raise FolderError(
+            f"{path}: shift_factor must be null or a finite number, got "
+            f"{config.get('shift_factor')!r}. Write the one that the model was trained with."
+        )
     for key in ("latents_mean", "latents_std"):
         given = config.get(key)
         if given is not None and not (

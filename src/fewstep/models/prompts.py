@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ import torch
 from fewstep.core.cond import Cond
 from fewstep.core.finite import check_finite_cond
 from fewstep.errors import FewstepWarning, FolderError, MissingError
-from fewstep.files.parts import is_number, reading
+from fewstep.files.parts import is_number, read_json, reading
 from fewstep.files.weights import load_part, quietly
 from fewstep.models.families import Family
 
@@ -64,8 +65,9 @@ def encode(
     """
     assert family.condition is not None
     pipe = _opened(folder, family, device)
-    encoders = [name for name in family.parts if name.startswith(ENCODER)]
+    encoders = [name for name in family.parts_in(folder) if name.startswith(ENCODER)]
     own = inspect.signature(pipe.encode_prompt).parameters
+    needed = {k: None for k, p in own.items() if p.default is p.empty and k != "prompt"}
     most = own["max_sequence_length"].default if "max_sequence_length" in own else NO_LIMIT
     # As a stock pipeline calls it, without guidance. Captions are cleaned where bs4 and ftfy are
     # installed, there and here.
@@ -77,7 +79,8 @@ def encode(
     with torch.no_grad(), quietly():
         for first in range(0, len(prompts), batch_size):
             few = list(prompts[first : first + batch_size])
-            made = pipe.encode_prompt(prompt=few, device=device, num_images_per_prompt=1, **plain)
+            told = {**needed, "prompt": few, "device": device, "num_images_per_prompt": 1, **plain}
+            made = pipe.encode_prompt(**told)
             batches.append(family.condition(made, folder))
     where = ", ".join(str(folder / name) for name in encoders)
     return check_finite_cond(_joined(batches), f"the text embeddings of {where}")
@@ -111,23 +114,28 @@ def _pipeline(folder: Path, family: Family, device: str) -> Any:
     """Return the stock pipeline of the folder's text parts; its other parts are None."""
     import diffusers
 
-    parts = family.parts
+    parts = family.parts_in(folder)
     opened: dict[str, Any] = {}
     lengths: dict[str, dict[str, int]] = {}
-    for name in (name for name in parts if name.startswith(TOKENIZER)):
-        encoder = name.replace(TOKENIZER, ENCODER)
-        words = _tokenizer(folder / name, parts[name][0])
+    for encoder in (name for name in parts if name.startswith(ENCODER)):
+        name = encoder.replace(ENCODER, TOKENIZER)
+        words = _tokenizer(folder / name, family.parts[name][0])
         network = _encoder(folder / encoder, parts[encoder][0], device)
         words.model_max_length = _length(words, network, folder / name)
         opened |= {name: words, encoder: network}
-        lengths.setdefault(parts[name][0], {})[name] = words.model_max_length
+        lengths.setdefault(family.parts[name][0], {})[name] = words.model_max_length
     for same in lengths.values():
         _check_lengths(folder, same)
     kind = getattr(diffusers, family.pipelines[0])
     needed = inspect.signature(kind).parameters.items()
     others = {name: None for name, p in needed if p.default is p.empty and name not in opened}
     with quietly():
-        return kind(**opened, **others)
+        pipe = kind(**opened, **others)
+    if len(parts) < len(family.parts):
+        # In place of a missing encoder's embeddings it makes zeros of the size in this file.
+        config = read_json(folder / family.part / "config.json")
+        setattr(pipe, family.part, SimpleNamespace(config=SimpleNamespace(**config)))
+    return pipe
 
 
 def _check_lengths(folder: Path, lengths: dict[str, int]) -> None:

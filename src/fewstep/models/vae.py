@@ -19,11 +19,12 @@ OVERFLOW = (
 
 
 def _mean_and_scale(vae: AutoencoderKL, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (mean, scale): the autoencoder's own latents are z * scale + mean."""
     config = vae.config
     scale = torch.tensor(1.0 / config.scaling_factor, dtype=like.dtype, device=like.device)
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is None or std is None:
-        return torch.zeros_like(scale), scale
+        return torch.full_like(scale, config.get("shift_factor") or 0.0), scale
     columns = (torch.tensor(t, dtype=like.dtype, device=like.device) for t in (mean, std))
     m, s = (c.reshape(1, -1, 1, 1) for c in columns)
     return m, s * scale

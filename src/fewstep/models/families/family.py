@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fewstep.core.cond import Cond
 from fewstep.errors import FolderError, ShapeError
-from fewstep.files.parts import is_count, size_of
+from fewstep.files.parts import INDEX, components, is_count, read_json, size_of
 from fewstep.models.card import Card
 
 
@@ -66,6 +66,7 @@ class Family:
         networks: classes of diffusers that the part may have; the first is loaded.
         pipelines: stock pipelines whose folders are of this family; the first opens a student.
         parts: name -> allowed classes of the other parts that a folder must have.
+        optional: names of those parts that a folder may have as null.
         owns: (config.json of the network) -> whether it is of this family, where several families
             have the same pipeline.
         native: trained by fewstep from scratch, on the native clock; else the clock is read from
@@ -106,6 +107,7 @@ class Family:
     networks: tuple[str, ...] = ("UNet2DConditionModel",)
     pipelines: tuple[str, ...] = ()
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
     owns: Callable[[Mapping[str, Any]], bool] = _only_one
     native: bool = False
     flow: Literal["spaced", "own"] | None = None
@@ -122,3 +124,8 @@ class Family:
     def takes_prompts(self) -> bool:
         """Whether conditions are made of prompts; else they are class ids."""
         return self.condition is not None
+
+    def parts_in(self, folder: Path) -> dict[str, tuple[str, ...]]:
+        """Return the parts of a stock pipeline's folder, without optional ones that are null."""
+        there = components(read_json(folder / INDEX)) if self.optional else {}
+        return {k: kinds for k, kinds in self.parts.items() if k not in self.optional or k in there}

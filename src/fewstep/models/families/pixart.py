@@ -18,7 +18,7 @@ from fewstep.errors import FolderError, ShapeError
 from fewstep.models.card import Card
 from fewstep.models.families.dit import check_output_channels
 from fewstep.models.families.family import Family
-from fewstep.models.families.text import check_text, parts_of
+from fewstep.models.families.text import check_text, empty_prompt, parts_of
 
 KEYS = ("text", "mask")
 NOT_TOLD: dict[str, None] = {"resolution": None, "aspect_ratio": None}
@@ -67,10 +67,6 @@ def _condition(made: tuple[Any, ...], folder: Path) -> Cond:
     return {"text": text, "mask": mask}
 
 
-def _conditions(index: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    return {"null_prompt": ""}
-
-
 PIXART_SIGMA = Family(
     name="pixart-sigma",
     part="transformer",
@@ -85,7 +81,7 @@ PIXART_SIGMA = Family(
     call=_call,
     embedders=_embedders,
     check_config=_check_config,
-    conditions=_conditions,
+    conditions=empty_prompt,
     check_cond=_check_cond,
     condition=_condition,
 )

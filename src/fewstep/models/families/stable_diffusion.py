@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from fewstep.core.cond import Cond
 from fewstep.errors import ShapeError
 from fewstep.models.card import Card
 from fewstep.models.families.family import Family
-from fewstep.models.families.text import check_text, check_unet
+from fewstep.models.families.text import check_text, check_unet, empty_prompt
 
 NAME = "stable-diffusion"
 
@@ -44,10 +43,6 @@ def _zeros(cond: Cond) -> Cond:
     return torch.zeros_like(_text(cond))
 
 
-def _conditions(index: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    return {"null_prompt": ""}
-
-
 STABLE_DIFFUSION = Family(
     name=NAME,
     pipelines=(
@@ -63,7 +58,7 @@ STABLE_DIFFUSION = Family(
     call=_call,
     slot="features",
     check_config=partial(check_unet, name=NAME, wanted={"addition_embed_type": None}),
-    conditions=_conditions,
+    conditions=empty_prompt,
     check_cond=_check_cond,
     condition=_condition,
     zeros=_zeros,

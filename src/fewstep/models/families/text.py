@@ -1,4 +1,4 @@
-"""What families of text-to-image U-Nets have in common: embeddings of prompts, and their checks."""
+"""What families of text-to-image networks have in common: embeddings of prompts, and checks."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ def parts_of(cond: Cond, keys: Sequence[str]) -> dict[str, Tensor]:
             "fewstep.folders.encode_prompts(folder, prompts)."
         )
     return cond
+
+
+def empty_prompt(index: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the card says of conditions: the unconditional pass is given an empty prompt."""
+    return {"null_prompt": ""}
 
 
 def check_text(text: Tensor, dim: int) -> None:
