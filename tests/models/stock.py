@@ -2,8 +2,9 @@
 
     python stock.py jobs.pt results.pt
 
-A job is a dict: folder, pipeline (a class of diffusers) and call (its arguments; `seed` becomes a
-generator). A result is a dict: images, latents, and the batch sizes of the network's calls.
+A job is a dict: folder, pipeline (a class of diffusers), call (its arguments; `seed` becomes a
+generator), and without (names of parts that the folder does not have). A result is a dict: images,
+latents, and the batch sizes of the network's calls.
 """
 
 from __future__ import annotations
@@ -21,17 +22,23 @@ torch.set_num_threads(1)
 
 
 @functools.cache
-def opened(folder: str, pipeline: str) -> Any:
-    pipe = getattr(diffusers, pipeline).from_pretrained(folder)
+def opened(folder: str, pipeline: str, without: tuple[str, ...]) -> Any:
+    pipe = getattr(diffusers, pipeline).from_pretrained(folder, **dict.fromkeys(without))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def run(folder: str, pipeline: str, call: dict[str, Any]) -> dict[str, Any]:
-    pipe = opened(folder, pipeline)
+def run(
+    folder: str, pipeline: str, call: dict[str, Any], without: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    pipe = opened(folder, pipeline, without)
     batches: list[int] = []
     network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
-    hook = network.register_forward_pre_hook(lambda _, args: batches.append(len(args[0])))
+
+    def count(_: Any, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        batches.append(len(args[0] if args else named["hidden_states"]))
+
+    hook = network.register_forward_pre_hook(count, with_kwargs=True)
     seed = call.pop("seed", 0)
     last: dict[str, torch.Tensor] = {}
 

@@ -172,7 +172,7 @@ def _load_apart(folder: Path, device: str, negative_prompt: str | None) -> Model
             f"{found[:16]}. Bring the base back that it was trained over, or write its place into "
             f"lora.base of {folder / CARD}."
         )
-    clock = read_clock(folder)
+    clock = read_clock(folder, base)
     card = _own_card(folder, clock, negative_prompt)
     check_same_shape(card, model.card, folder / CARD)
     network = read_adapter(model.network, model.family, lora, folder / ADAPTER)

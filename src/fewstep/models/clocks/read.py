@@ -18,8 +18,10 @@ StockClock: TypeAlias = "BetaClock | FlowClock"
 UNDERSTOOD = tuple(dict.fromkeys((*betas.UNDERSTOOD, *flow.UNDERSTOOD)))
 
 
-def read_clock(folder: Path) -> StockClock:
+def read_clock(folder: Path, base: Path | None = None) -> StockClock:
     """Return the clock of a pipeline folder's scheduler.
+
+    base: the folder with index and network, where they are not in the same one.
 
     Raises FolderError: no such file, not JSON, or a scheduler or settings that are not understood.
     """
@@ -33,16 +35,17 @@ def read_clock(folder: Path) -> StockClock:
             f"{', '.join(UNDERSTOOD)}.{did_you_mean(name, UNDERSTOOD)}"
         )
     config = _with_defaults(name, told)
-    family = stock_family(folder) if (folder / INDEX).is_file() else None
+    base = base or folder
+    family = stock_family(base) if (base / INDEX).is_file() else None
     if is_flow(config) != (family is not None and family.flow is not None):
         trained = "betas" if is_flow(config) else "rectified flow"
         raise FolderError(
             f"{path}: _class_name: {name!r} is not understood in a folder of this pipeline, whose "
-            f"networks are trained on {trained}; see {folder / INDEX}. Copy both files again."
+            f"networks are trained on {trained}; see {base / INDEX}. Copy both files again."
         )
     if family is None or family.flow is None:
         return beta_clock(config, path)
-    network = folder / family.part / "config.json"
+    network = base / family.part / "config.json"
     tokens = family.tokens(read_json(network), network) if family.tokens else None
     return flow_clock(config, tokens, family.flow == "spaced", path)
 

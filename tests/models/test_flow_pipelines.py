@@ -1,0 +1,205 @@
+"""Families of rectified flow against their own stock pipelines: teachers, students, adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from tests.models.pipelines import draw_apart, sd3_folder
+from tests.models.test_families import live
+from torch import Tensor
+
+import fewstep
+from fewstep.core.angle import phi_from_flow
+from fewstep.core.denoiser import Guided
+from fewstep.core.samplers import get_sampler, run
+from fewstep.core.seed import Noise
+from fewstep.distill.plan import Stage
+from fewstep.folders import encode_prompts, load, load_model, load_vae, save_model
+from fewstep.models import Lora, decode_latents, encode_images, fold_w, model_of, student_of
+from fewstep.testing import check_denoiser
+
+PROMPTS = ["a cat", "two dogs", "rain"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A family: its folder, its stock pipeline, and what its calls need besides the usual."""
+
+    make: Callable[[Path], Path]
+    pipeline: str
+    call: dict[str, Any] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+    prompts: list[str] = field(default_factory=lambda: PROMPTS)
+
+
+SD3 = "StableDiffusion3Pipeline"
+CASES = {
+    "sd3": Case(sd3_folder, SD3),
+    "sd3 without t5": Case(
+        lambda path: sd3_folder(path, t5=False), SD3, without=("text_encoder_3", "tokenizer_3")
+    ),
+    "sd3 by resolution": Case(
+        lambda path: sd3_folder(path, use_dynamic_shifting=True, base_shift=0.7), SD3
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return CASES[request.param]
+
+
+@pytest.fixture(scope="module")
+def folder(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return case.make(tmp_path_factory.mktemp("stock") / "model")
+
+
+def noise_like(model: Any, count: int) -> Tensor:
+    shape = model_of(model).card.shape
+    return Noise(0, range(count)).draw(shape, torch.float32, torch.device("cpu"))
+
+
+def opened(case: Case, folder: Path) -> Any:
+    kind = getattr(diffusers, case.pipeline)
+    pipe = kind.from_pretrained(folder, **dict.fromkeys(case.without))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def check_close(ours: Tensor, theirs: Tensor) -> None:
+    size = max(1.0, float(theirs.abs().max()))
+    assert float((ours - theirs).abs().max()) < 1e-4 * size
+
+
+@pytest.mark.parametrize("w", [3.5, 0.0])
+def test_the_guided_teacher_draws_what_its_pipeline_draws(
+    case: Case, folder: Path, tmp_path: Path, w: float
+) -> None:
+    """20 steps: of the untouched folder given sigmas, and of a teacher saved again as it is."""
+    teacher = load(folder)
+    noise = noise_like(teacher, len(case.prompts))
+    cond = encode_prompts(folder, case.prompts)
+    ours = fewstep.sample(teacher, cond, w=w, steps=20, z=noise)
+    call = {"latents": noise, "guidance_scale": 1 + w, "output_type": "latent", **case.call}
+    sigmas = list(np.linspace(1.0, 1 / 20, 20))
+    theirs = opened(case, folder)(case.prompts, num_inference_steps=20, sigmas=sigmas, **call)
+    check_close(ours, theirs.images)
+    save_model(load_model(folder), tmp_path / "again")
+    again = opened(case, tmp_path / "again")(case.prompts, num_inference_steps=20, **call)
+    check_close(ours, again.images)
+    moved = fewstep.sample(teacher, cond, w=w + 1, steps=20, z=noise)
+    assert float((moved - ours).abs().max()) > 1e-2  # prompts, and so guidance, matter
+
+
+def test_the_grid_that_its_own_scheduler_walks_gives_its_images(case: Case, folder: Path) -> None:
+    teacher, pipe = load(folder), opened(case, folder)
+    noise = noise_like(teacher, len(case.prompts))
+    seen: list[Tensor] = []
+
+    def look(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        seen.append(pipe.scheduler.sigmas)
+        return {}
+
+    theirs = pipe(
+        case.prompts, num_inference_steps=4, guidance_scale=4.5, latents=noise,
+        output_type="latent", callback_on_step_end=look, **case.call,
+    ).images  # fmt: skip
+    grid = tuple(phi_from_flow(seen[0].double()).tolist())
+    cond, w = encode_prompts(folder, case.prompts), torch.full((len(noise),), 3.5)
+    ours = run(get_sampler("deterministic"), teacher, noise, cond, w, grid)
+    check_close(ours, theirs)
+
+
+def test_a_negative_prompt_is_the_unconditional_pass(case: Case, folder: Path) -> None:
+    teacher = load(folder, negative_prompt="blurry")
+    noise = noise_like(teacher, 1)
+    ours = fewstep.sample(teacher, encode_prompts(folder, ["a cat"]), w=3.0, steps=2, z=noise)
+    theirs = opened(case, folder)(
+        "a cat", negative_prompt="blurry", num_inference_steps=2, sigmas=[1.0, 0.5],
+        guidance_scale=4.0, latents=noise, output_type="latent", **case.call,
+    ).images  # fmt: skip
+    check_close(ours, theirs)
+
+
+def test_it_keeps_the_laws_of_a_denoiser(case: Case, folder: Path) -> None:
+    teacher, cond = load(folder), encode_prompts(folder, case.prompts)
+    assert isinstance(teacher, Guided)
+    assert len(check_denoiser(teacher, cond, null_cond=teacher.null_cond)) == 13
+
+
+def test_folded_students_draw_in_the_stock_pipeline(
+    case: Case, folder: Path, tmp_path: Path
+) -> None:
+    """N network evaluations at batch B, where fewstep cannot be imported; a LoRA's are merged."""
+    student = live(folder)
+    cond, noise = encode_prompts(folder, case.prompts), noise_like(student, len(case.prompts))
+    jobs, ours = {}, {}
+    for steps in (1, 2, 4, 8):
+        card = student.card.model_copy(update={"steps": steps})
+        few = student.like(student.network, card)
+        save_model(fold_w(few, 2.5), tmp_path / f"{steps}")
+        ours[steps] = fewstep.sample(few, cond, w=2.5, z=noise)
+        jobs[str(steps)] = {
+            "folder": str(tmp_path / f"{steps}"),
+            "pipeline": case.pipeline,
+            "without": case.without,
+            "call": {
+                "prompt": case.prompts,
+                "num_inference_steps": steps,
+                "guidance_scale": 1.0,
+                "latents": noise,
+                **case.call,
+            },
+        }
+    drawn = draw_apart(jobs, tmp_path)
+    for steps, latents in ours.items():
+        job = drawn[str(steps)]
+        assert job["batches"] == [len(case.prompts)] * steps
+        check_close(latents, job["latents"])
+        pixels = (decode_latents(load_vae(folder), latents) / 2 + 0.5).clamp(0, 1)
+        check_close(pixels, job["images"])
+
+
+def test_a_lora_student_comes_back(case: Case, folder: Path, tmp_path: Path) -> None:
+    student = live(folder, Lora(rank=2, alpha=4))
+    for name, weight in student.network.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
+    cond, noise = encode_prompts(folder, case.prompts), noise_like(student, len(case.prompts))
+    before = fewstep.sample(student, cond, w=2.0, z=noise)
+    save_model(student, tmp_path / "merged")
+    again = load(tmp_path / "merged")
+    check_close(fewstep.sample(again, cond, w=2.0, z=noise), before)
+    save_model(fold_w(again, 2.0), tmp_path / "folded")
+    theirs = opened(case, tmp_path / "folded")(
+        case.prompts, num_inference_steps=4, guidance_scale=1.0, latents=noise,
+        output_type="latent", **case.call,
+    ).images  # fmt: skip
+    check_close(before, theirs)
+    apart = student_of(
+        load(folder), Stage("apart", "teacher", 1, steps=4), (0.0, 4.0), w_dim=32,
+        lora=Lora(rank=2, keep_apart=True),
+    )  # fmt: skip
+    save_model(apart, tmp_path / "apart")
+    drawn = fewstep.sample(load(tmp_path / "apart"), cond, w=2.0, z=noise)
+    check_close(drawn, fewstep.sample(apart, cond, w=2.0, z=noise))
+
+
+def test_latents_are_shifted_and_scaled_as_the_pipeline_does(case: Case, folder: Path) -> None:
+    vae = load_vae(folder)
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    with torch.no_grad():
+        made = vae.encode(x)
+        own = made.latent if hasattr(made, "latent") else made.latent_dist.mode()
+    shift = vae.config.get("shift_factor") or 0.0
+    z = encode_images(vae, x)
+    torch.testing.assert_close(z, (own - shift) * vae.config.scaling_factor)
+    with torch.no_grad():
+        torch.testing.assert_close(decode_latents(vae, z), vae.decode(own).sample)
