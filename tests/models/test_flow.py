@@ -17,7 +17,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_tim
 from fewstep.core.angle import HALF_PI, add_noise, rotate, v_from_x_eps
 from fewstep.errors import FolderError, GridError
 from fewstep.models.clocks.flow import FlowClock, flow_clock
-from fewstep.models.clocks.read import read_clock
+from fewstep.models.scheduler import read_clock
 
 SHIFTS = [1.0, 3.0, math.exp(1.15), 0.5]
 

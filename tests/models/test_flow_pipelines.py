@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from tests.models.pipelines import draw_apart, sd3_folder
-from tests.models.test_families import live
+from tests.models.test_families import W, live
 from torch import Tensor
 
 import fewstep
@@ -142,8 +142,7 @@ def test_folded_students_draw_in_the_stock_pipeline(
     cond, noise = encode_prompts(folder, case.prompts), noise_like(student, len(case.prompts))
     jobs, ours = {}, {}
     for steps in (1, 2, 4, 8):
-        card = student.card.model_copy(update={"steps": steps})
-        few = student.like(student.network, card)
+        few = student_of(student, Stage(parent="teacher", steps=steps), W).eval()
         save_model(fold_w(few, 2.5), tmp_path / f"{steps}")
         ours[steps] = fewstep.sample(few, cond, w=2.5, z=noise)
         jobs[str(steps)] = {
@@ -184,7 +183,7 @@ def test_a_lora_student_comes_back(case: Case, folder: Path, tmp_path: Path) -> 
     ).images  # fmt: skip
     check_close(before, theirs)
     apart = student_of(
-        load(folder), Stage("apart", "teacher", 1, steps=4), (0.0, 4.0), w_dim=32,
+        load(folder), Stage("apart", "teacher", steps=4), W, w_dim=32,
         lora=Lora(rank=2, keep_apart=True),
     )  # fmt: skip
     save_model(apart, tmp_path / "apart")

@@ -15,7 +15,7 @@ from fewstep.core.angle import HALF_PI, rotate
 from fewstep.core.grid import check_grid
 from fewstep.errors import FolderError, GridError
 from fewstep.models.clocks.betas import PREDICTIONS, UNDERSTOOD, BetaClock
-from fewstep.models.clocks.read import read_clock
+from fewstep.models.scheduler import read_clock
 
 
 def folder(path: Path, **config: Any) -> Path:

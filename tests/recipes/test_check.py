@@ -12,7 +12,7 @@ from tests.recipes.making import features_folder, image_folder, student, teacher
 
 from fewstep.errors import FewstepError, FolderError, RecipeError
 from fewstep.folders import save_model
-from fewstep.models.clocks.read import read_clock
+from fewstep.models.scheduler import read_clock
 from fewstep.recipes.check import check_report, fit_steps, nearest_divisor
 from fewstep.recipes.config import check_recipe
 from fewstep.recipes.run import Run

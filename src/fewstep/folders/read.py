@@ -28,10 +28,10 @@ from fewstep.folders.own import Factory, load_own_model
 from fewstep.models.card import CARD, OWN, Card, read_card
 from fewstep.models.clocks.clock import Clock
 from fewstep.models.clocks.native import NATIVE_CLOCK
-from fewstep.models.clocks.read import CONFIG, read_clock
 from fewstep.models.families import FAMILIES, Family, family_named, stock_family
 from fewstep.models.lora import ADAPTER, ADAPTER_FILE, read_adapter
 from fewstep.models.model import Model
+from fewstep.models.scheduler import CONFIG, read_clock
 from fewstep.models.w_input import ADDED, ADDED_AFTER, LIVE, restore_w_input
 
 _WORDS = ("tokenizer.json", "vocab.json", "spiece.model")  # one of them is in every tokenizer

@@ -66,17 +66,20 @@ def model_card(model: Model, card: Card, source: Path) -> str:
         plain=escaped,
         code=_code,
         number=lambda number: f"{number:g}",
-        **_facts(model, card),
+        **_facts(model, card, source),
     )
     return str(text)
 
 
-def _facts(model: Model, card: Card) -> dict[str, Any]:
+def _facts(model: Model, card: Card, source: Path) -> dict[str, Any]:
     """Return what the template says of the model, by its names there."""
     knob, low_high = _knob(model, card), card.w_range or (0.0, 0.0)
     guided = GUIDANCE if not card.num_classes else 3.0
     w = guided if card.w_range is None else _middle(card.w_range)
+    there = model.family.parts_in(source)
     return {
+        # Stock pipelines open a folder without an optional part only where they are told so.
+        "absent": [part for part in model.family.parts if part not in there],
         "apart": card.lora is not None and not card.lora.merged,
         "base": card.parents[-1].name if card.parents else card.name,
         "image_to_image": len(model.family.pipelines) > 1,

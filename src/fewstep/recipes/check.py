@@ -20,7 +20,7 @@ from fewstep.measure.own_features import kept_features
 from fewstep.measure.room import check_samples
 from fewstep.metrics.digits_features import FILE
 from fewstep.models.clocks.native import TIMESTEPS
-from fewstep.models.clocks.read import StockClock, read_clock
+from fewstep.models.scheduler import StockClock, read_clock
 from fewstep.recipes.run import Run
 from fewstep.recipes.schema import EvaluateConfig
 

@@ -22,7 +22,7 @@ from fewstep.measure.evaluate import Evaluation
 from fewstep.measure.identity import identity_of
 from fewstep.models import Card, card_of
 from fewstep.models.clocks.native import TIMESTEPS
-from fewstep.models.clocks.read import StockClock
+from fewstep.models.scheduler import StockClock
 from fewstep.models.solvers import SOLVERS
 from fewstep.recipes.check import check_steps, nearest_divisor, timesteps_in
 from fewstep.show.figures import remarks_on, terminal_page, write_figures
@@ -186,7 +186,9 @@ class Comparison:
         return steps
 
 
-def _check_steps(steps: int, sampler: str | None, timesteps: StockClock | None, option: str) -> None:
+def _check_steps(
+    steps: int, sampler: str | None, timesteps: StockClock | None, option: str
+) -> None:
     total = TIMESTEPS if timesteps is None else len(timesteps)
     if sampler in SOLVERS:
         if not 1 <= steps <= total:

@@ -24,7 +24,7 @@ from fewstep.errors import (
 )
 from fewstep.folders import card_in, is_pipeline
 from fewstep.models import Card, build_unet
-from fewstep.models.clocks.read import read_clock
+from fewstep.models.scheduler import read_clock
 from fewstep.recipes.config import Recipe
 from fewstep.recipes.depends import updates_of
 from fewstep.recipes.memory import COPIES, check_room
