@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from diffusers import (
+    AutoencoderDC,
     AutoencoderKL,
     DDIMScheduler,
     DiTPipeline,
@@ -21,6 +22,8 @@ from diffusers import (
     PixArtAlphaPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
+    SanaPipeline,
+    SanaTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -32,6 +35,9 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
+    GemmaTokenizer,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -268,6 +274,65 @@ def sd3_folder(path: Path, *, t5: bool = True, **scheduler: Any) -> Path:
             tokenizer_2=tokenizer(),
             text_encoder_3=t5_encoder(2 * TEXT) if t5 else None,
             tokenizer_3=t5_tokenizer() if t5 else None,
+        )
+    pipe.save_pretrained(path)
+    return path
+
+
+def gemma_tokenizer() -> GemmaTokenizer:
+    """A tokenizer of single letters."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "\u2581"]
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    return GemmaTokenizer(vocab={word: k for k, word in enumerate([*special, *letters])})
+
+
+def sana_folder(path: Path, **transformer: Any) -> Path:
+    """A Sana folder; its scheduler is that of published folders."""
+    with torch.random.fork_rng():
+        torch.random.default_generator.manual_seed(5)
+        network = SanaTransformer2DModel(
+            in_channels=4,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_layers=2,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=8,
+            cross_attention_dim=16,
+            caption_channels=TEXT,
+            sample_size=8,
+            **{"out_channels": 4, **transformer},
+        )
+        for name, weight in network.named_parameters():
+            if "attn2.to_" in name or "caption_projection" in name:
+                weight.data.mul_(3)  # else prompts, and so guidance, would hardly matter
+        encoder = Gemma2Model(
+            Gemma2Config(
+                vocab_size=32,
+                hidden_size=TEXT,
+                intermediate_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                head_dim=8,
+                initializer_range=0.5,
+            )
+        )
+        sizes = {"block_out_channels": (8, 8, 16), "layers_per_block": (1, 1, 1)}
+        both = {f"{side}_{k}": v for k, v in sizes.items() for side in ("encoder", "decoder")}
+        pipe = SanaPipeline(
+            tokenizer=gemma_tokenizer(),
+            text_encoder=encoder,
+            vae=AutoencoderDC(
+                latent_channels=4,
+                encoder_qkv_multiscales=((), (), ()),
+                decoder_qkv_multiscales=((), (), ()),
+                scaling_factor=0.41407,
+                **both,
+            ),
+            transformer=network,
+            scheduler=DPMSolverMultistepScheduler(
+                prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+            ),
         )
     pipe.save_pretrained(path)
     return path

@@ -14,6 +14,7 @@ from tests.models.pipelines import (
     dit_folder,
     edit,
     pixart_folder,
+    sana_folder,
     sd3_folder,
     sd_folder,
     xl_folder,
@@ -39,6 +40,7 @@ FOLDERS: dict[str, Callable[[Path], Path]] = {
     "pixart-sigma": pixart_folder,
     "pixart-alpha": lambda path: pixart_folder(path, alpha=True),
     "stable-diffusion-3": sd3_folder,
+    "sana": sana_folder,
 }
 
 

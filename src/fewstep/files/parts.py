@@ -104,7 +104,9 @@ def size_of(config: Mapping[str, Any], path: Path) -> tuple[int, int]:
 def vae_factor(folder: Path) -> int:
     """Return how many pixels high and wide one latent is, from `vae/config.json`."""
     path = folder / "vae" / "config.json"
-    levels = read_json(path).get("block_out_channels")
+    config = read_json(path)
+    # The second of a deep-compression autoencoder, whose encoder and decoder differ.
+    levels = config.get("block_out_channels", config.get("encoder_block_out_channels"))
     if not isinstance(levels, list) or not 1 <= len(levels) <= 10:
         raise FolderError(
             f"{path}: block_out_channels must be a list of 1 to 10 numbers, got {levels!r}. The "

@@ -20,6 +20,8 @@ from fewstep.models.vae import decode_latents
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
+AUTOENCODERS = ("AutoencoderKL", "AutoencoderDC")  # that can be loaded; the first by default
+
 
 def to_images(model: Denoiser, states: Tensor) -> Tensor:
     """Return the images (B, C, H, W) of a model's clean states (B, *D).
@@ -50,10 +52,13 @@ def load_vae(folder: Path | str, device: str = "cpu") -> AutoencoderKL:
 
     Raises FolderError.
     """
-    from diffusers import AutoencoderKL
+    import diffusers
 
     path = base_of(local(folder)) / "vae"
-    vae: AutoencoderKL = load_part(AutoencoderKL, path)
+    name = read_json(path / "config.json").get("_class_name")
+    vae: AutoencoderKL = load_part(
+        getattr(diffusers, name if name in AUTOENCODERS else AUTOENCODERS[0]), path
+    )
     _check_scale(vae.config, path / "config.json")
     return vae.to(device).eval()
 

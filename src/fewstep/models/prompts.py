@@ -47,6 +47,7 @@ def encode(
     *,
     device: str = "cpu",
     batch_size: int = 64,
+    unconditional: bool = False,
 ) -> Cond:
     """Return the condition batch of the prompts, in float32; see `encoders_kept`.
 
@@ -57,6 +58,7 @@ def encode(
         prompts: at least one. Longer ones than the pipeline reads are cut, with a warning.
         device: of the encoders and of the condition batch.
         batch_size: prompts per call of `encode_prompt`.
+        unconditional: whether they are for the unconditional pass, as negative prompts are.
 
     Raises:
         FolderError: a part that is missing, pickled, damaged, or does not fit the others.
@@ -67,7 +69,10 @@ def encode(
     pipe = _opened(folder, family, device)
     encoders = [name for name in family.parts_in(folder) if name.startswith(ENCODER)]
     own = inspect.signature(pipe.encode_prompt).parameters
+    called = inspect.signature(type(pipe).__call__).parameters
+    defaults = () if unconditional else family.prompt_defaults
     needed = {k: None for k, p in own.items() if p.default is p.empty and k != "prompt"}
+    needed |= {name: called[name].default for name in defaults}
     most = own["max_sequence_length"].default if "max_sequence_length" in own else NO_LIMIT
     # As a stock pipeline calls it, without guidance. Captions are cleaned where bs4 and ftfy are
     # installed, there and here.
@@ -91,7 +96,7 @@ def null_condition(family: Family, folder: Path, prompt: str | None) -> Cond:
 
     prompt: what that pass is told; None: zeros in place of the text.
     """
-    cond = encode(family, folder, [prompt or ""])
+    cond = encode(family, folder, [prompt or ""], unconditional=True)
     return cond if prompt is not None else family.zeros(cond)
 
 

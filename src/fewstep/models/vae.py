@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -45,7 +45,13 @@ def encode_images(vae: AutoencoderKL, x: Tensor, batch_size: int = 8) -> Tensor:
     """Return the latents (B, C, h, w) of images x (B, 3, H, W) in [-1, 1]: the posterior's mode."""
     mean, scale = _mean_and_scale(vae, x)
     with torch.no_grad():
-        parts = [
-            (vae.encode(part).latent_dist.mode() - mean) / scale for part in x.split(batch_size)
-        ]
+        parts = [(_latents(vae.encode(part)) - mean) / scale for part in x.split(batch_size)]
     return check_finite(torch.cat(parts), "the latents that the autoencoder encoded", OVERFLOW)
+
+
+def _latents(encoded: Any) -> Tensor:
+    """Return the mode of a posterior, or the latents of an autoencoder that is not variational."""
+    latents: Tensor = (
+        encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
+    )
+    return latents

@@ -11,6 +11,7 @@ from fewstep.models.families.family import Family
 from fewstep.models.families.latent_class import LATENT_CLASS
 from fewstep.models.families.own import OWN
 from fewstep.models.families.pixart import PIXART_ALPHA, PIXART_SIGMA
+from fewstep.models.families.sana import SANA
 from fewstep.models.families.sd3 import STABLE_DIFFUSION_3
 from fewstep.models.families.stable_diffusion import STABLE_DIFFUSION
 from fewstep.models.families.stable_diffusion_xl import STABLE_DIFFUSION_XL
@@ -29,6 +30,7 @@ FAMILIES: dict[str, Family] = {
         PIXART_SIGMA,
         PIXART_ALPHA,
         STABLE_DIFFUSION_3,
+        SANA,
         OWN,
     )
 }

@@ -89,6 +89,8 @@ class Family:
         conditions: (model_index.json, config.json) -> what the card says of conditions.
         check_cond: (network, card, cond); raises a FewstepError for a condition that `call` cannot
             use.
+        prompt_defaults: names of arguments of that `encode_prompt` for which the pipeline has a
+            default of its own when it is called; not for the unconditional pass.
         condition: (what the first pipeline's `encode_prompt` returns for B prompts without
             guidance, folder) -> condition batch of B; None where conditions are class ids.
         zeros: condition -> the same with zeros in place of the text: what the unconditional pass is
@@ -116,6 +118,7 @@ class Family:
     slot: Literal["features", "value"] | None = None
     embedders: Callable[[Any], Sequence[Any]] = _of_a_unet
     condition: Callable[[tuple[Any, ...], Path], Cond] | None = None
+    prompt_defaults: tuple[str, ...] = ()
     zeros: Callable[[Cond], Cond] = _no_zeros
     prepare: Callable[[Any], None] = _as_it_is
     lora: bool = True

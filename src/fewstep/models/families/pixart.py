@@ -14,11 +14,11 @@ from typing import Any
 from torch import Tensor
 
 from fewstep.core.cond import Cond
-from fewstep.errors import FolderError, ShapeError
+from fewstep.errors import FolderError
 from fewstep.models.card import Card
 from fewstep.models.families.dit import check_output_channels
 from fewstep.models.families.family import Family
-from fewstep.models.families.text import check_text, empty_prompt, parts_of
+from fewstep.models.families.text import check_mask, check_text, empty_prompt, parts_of
 
 KEYS = ("text", "mask")
 NOT_TOLD: dict[str, None] = {"resolution": None, "aspect_ratio": None}
@@ -44,11 +44,7 @@ def _embedders(network: Any) -> list[Any]:
 def _check_cond(network: Any, card: Card, cond: Cond) -> None:
     parts, config = parts_of(cond, KEYS), network.config
     check_text(parts["text"], config.caption_channels or config.cross_attention_dim)
-    if parts["mask"].shape != parts["text"].shape[:2]:
-        raise ShapeError(
-            f"a mask of shape {tuple(parts['mask'].shape)} for text of shape "
-            f"{tuple(parts['text'].shape)}; it must be (B, L)."
-        )
+    check_mask(parts["mask"], parts["text"])
 
 
 def _check_config(config: Mapping[str, Any], path: Path) -> None:

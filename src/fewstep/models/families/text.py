@@ -55,3 +55,12 @@ def check_unet(
             "as many. A network made for inpainting or pix2pix has more inputs; give the "
             "text-to-image model."
         )
+
+
+def check_mask(mask: Tensor, text: Tensor) -> None:
+    """Raise ShapeError unless the mask (B, L) has the batch and tokens of text (B, L, D)."""
+    if mask.shape != text.shape[:2]:
+        raise ShapeError(
+            f"a mask of shape {tuple(mask.shape)} for text of shape {tuple(text.shape)}; it must "
+            "be (B, L)."
+        )

@@ -1,0 +1,81 @@
+"""Sana: a flow-matching transformer of the latents of a deep-compression autoencoder, with Gemma 2.
+
+cond: a dict of text (B, L, D) and mask (B, L), 1 where a token is no padding. Prompts are encoded
+behind the instruction that the stock pipeline writes before them by default; the unconditional
+pass has none. The stock pipeline's `guidance_scale` is 1 + w. The network has no slot for w:
+Sana Sprint has one, and a pipeline and a scheduler of its own, which are not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fewstep.core.cond import Cond
+from fewstep.errors import FolderError
+from fewstep.models.card import Card
+from fewstep.models.families.dit import check_output_channels
+from fewstep.models.families.family import Family
+from fewstep.models.families.text import check_mask, check_text, empty_prompt, parts_of
+
+KEYS = ("text", "mask")
+
+
+def _call(network: Any, z: Tensor, timestep: Tensor, cond: Cond, w: Tensor | None) -> Tensor:
+    parts = parts_of(cond, KEYS)
+    out: Tensor = network(
+        z,
+        encoder_hidden_states=parts["text"].to(z.dtype),
+        encoder_attention_mask=parts["mask"],
+        timestep=timestep * network.config.timestep_scale,
+        return_dict=False,
+    )[0]
+    return out[:, : z.shape[1]]
+
+
+def _embedders(network: Any) -> list[Any]:
+    return [network.time_embed.emb.timestep_embedder]
+
+
+def _check_cond(network: Any, card: Card, cond: Cond) -> None:
+    parts = parts_of(cond, KEYS)
+    check_text(parts["text"], network.config.caption_channels)
+    check_mask(parts["mask"], parts["text"])
+
+
+def _check_config(config: Mapping[str, Any], path: Path) -> None:
+    check_output_channels(config, path)
+    if config.get("guidance_embeds"):
+        raise FolderError(
+            f"{path}: guidance_embeds must be false in a folder of SanaPipeline, which does not "
+            f"feed it, got {config['guidance_embeds']!r}. Give a Sana that is no Sprint."
+        )
+
+
+def _condition(made: tuple[Any, ...], folder: Path) -> Cond:
+    text, mask, *_ = made
+    return {"text": text, "mask": mask}
+
+
+SANA = Family(
+    name="sana",
+    part="transformer",
+    networks=("SanaTransformer2DModel",),
+    pipelines=("SanaPipeline",),
+    parts={
+        "vae": ("AutoencoderDC",),
+        "text_encoder": ("Gemma2Model",),
+        "tokenizer": ("GemmaTokenizer",),
+    },
+    flow="own",
+    call=_call,
+    embedders=_embedders,
+    check_config=_check_config,
+    conditions=empty_prompt,
+    check_cond=_check_cond,
+    condition=_condition,
+    prompt_defaults=("complex_human_instruction",),
+)
