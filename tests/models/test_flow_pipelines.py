@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from tests.models.pipelines import draw_apart, sana_folder, sd3_folder
+from tests.models.pipelines import draw_apart, edit, sana_folder, sd3_folder
 from tests.models.test_families import W, live
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from fewstep.core.denoiser import Guided
 from fewstep.core.samplers import get_sampler, run
 from fewstep.core.seed import Noise
 from fewstep.distill.plan import Stage
+from fewstep.errors import FolderError, ShapeError
 from fewstep.folders import encode_prompts, load, load_model, load_vae, save_model
 from fewstep.models import Lora, decode_latents, encode_images, fold_w, model_of, student_of
 from fewstep.testing import check_denoiser
@@ -211,3 +213,83 @@ def test_latents_are_shifted_and_scaled_as_the_pipeline_does(case: Case, folder:
     torch.testing.assert_close(z, (own - shift) * vae.config.scaling_factor)
     with torch.no_grad():
         torch.testing.assert_close(decode_latents(vae, z), vae.decode(own).sample)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "match"),
+    [
+        ("transformer", {"out_channels": 8}, "in_channels and out_channels must be as many"),
+        ("transformer", {"patch_size": 0}, "patch_size must be a whole number above 0, got 0"),
+        ("vae", {"shift_factor": "x"}, "shift_factor must be null or a finite number, got 'x'"),
+        ("scheduler", {"_class_name": "DDIMScheduler"}, "are trained on rectified flow"),
+        ("scheduler", {"stochastic_sampling": True}, "stochastic_sampling: True"),
+    ],
+)
+def test_a_stable_diffusion_3_of_another_kind_is_refused(
+    tmp_path: Path, part: str, changes: dict[str, Any], match: str
+) -> None:
+    folder = sd3_folder(tmp_path / "sd3")
+    name = "scheduler_config.json" if part == "scheduler" else "config.json"
+    edit(folder / part / name, **changes)
+    with pytest.raises(FolderError, match=match):
+        load_vae(folder) if part == "vae" else load(folder)
+
+
+def test_parts_that_are_not_optional_are_missed(tmp_path: Path) -> None:
+    edit(sd3_folder(tmp_path / "a") / "model_index.json", text_encoder_2=[None, None])
+    with pytest.raises(FolderError, match="text_encoder_2: None; a stable-diffusion-3 folder has"):
+        load(tmp_path / "a")
+    shutil.rmtree(sd3_folder(tmp_path / "b") / "text_encoder_3")
+    with pytest.raises(FolderError, match="text_encoder_3"):
+        load(tmp_path / "b")
+
+
+def test_a_tokenizer_that_stayed_without_its_encoder_is_no_harm(tmp_path: Path) -> None:
+    edit(sd3_folder(tmp_path / "sd3") / "model_index.json", text_encoder_3=[None, None])
+    cond = encode_prompts(tmp_path / "sd3", ["a cat"])
+    assert isinstance(cond, dict)
+    assert not cond["text"][:, -256:].any()
+
+
+@pytest.mark.parametrize(
+    ("cond", "match"),
+    [
+        (torch.zeros(1, 3, 32), "a dict of text, pooled, not a tensor"),
+        ({"text": torch.zeros(1, 3, 31), "pooled": torch.zeros(1, 16)}, r"\(B, L, 32\)"),
+        ({"text": torch.zeros(1, 3, 32), "pooled": torch.zeros(1, 15)}, r"pooled .* \(B, 16\)"),
+    ],
+)
+def test_conditions_of_another_kind_are_refused(tmp_path: Path, cond: Any, match: str) -> None:
+    teacher = load(sd3_folder(tmp_path / "sd3"))
+    with pytest.raises(ShapeError, match=match):
+        fewstep.sample(teacher, cond, steps=1)
+
+
+def test_a_sana_that_is_a_sprint_is_refused(tmp_path: Path) -> None:
+    edit(sana_folder(tmp_path / "sana") / "transformer" / "config.json", guidance_embeds=True)
+    with pytest.raises(FolderError, match="guidance_embeds must be false"):
+        load(tmp_path / "sana")
+
+
+def test_the_readme_says_how_the_folder_is_opened(tmp_path: Path) -> None:
+    folder = sd3_folder(tmp_path / "sd3", t5=False)
+    save_model(fold_w(live(folder), 2.5), tmp_path / "folded")
+    text = (tmp_path / "folded" / "README.md").read_text()
+    assert 'from_pretrained("path/to/student", text_encoder_3=None, tokenizer_3=None)' in text
+    assert "`guidance_scale` must be 1" in text
+    assert "num_inference_steps=4, guidance_scale=1\n" in text
+    assert '"clock": "flow-1000-3.0000"' in (tmp_path / "folded" / "fewstep.json").read_text()
+    one = student_of(load(folder), Stage("one", "teacher"), (1.0, 1.0))
+    save_model(one, tmp_path / "one")
+    text = (tmp_path / "one" / "README.md").read_text()
+    assert "`num_inference_steps` may be any number.\n" in text
+
+
+def test_a_card_must_be_of_its_scheduler(tmp_path: Path) -> None:
+    save_model(fold_w(live(sd3_folder(tmp_path / "sd3")), 2.5), tmp_path / "folded")
+    edit(tmp_path / "folded" / "scheduler" / "scheduler_config.json", shift=2.0)
+    with pytest.raises(FolderError, match=r"is of flow-1000-2.0000, flow; .* says flow-1000-3"):
+        load(tmp_path / "folded")
+    edit(tmp_path / "folded" / "fewstep.json", prediction="epsilon")
+    with pytest.raises(FolderError, match="prediction must be 'flow' on a clock of rectified flow"):
+        load(tmp_path / "folded")

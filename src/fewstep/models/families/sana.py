@@ -2,7 +2,7 @@
 
 cond: a dict of text (B, L, D) and mask (B, L), 1 where a token is no padding. Prompts are encoded
 behind the instruction that the stock pipeline writes before them by default; the unconditional
-pass has none. The stock pipeline's `guidance_scale` is 1 + w. The network has no slot for w:
+pass has none. The guidance scale of the stock pipeline is 1 + w. The network has no slot for w:
 Sana Sprint has one, and a pipeline and a scheduler of its own, which are not read.
 """
 

@@ -1,8 +1,8 @@
 """Stable Diffusion 3 and 3.5: a flow-matching transformer of latents; two CLIP encoders and T5.
 
 cond: a dict of text (B, L, D), both CLIP encoders' tokens and then T5's, and pooled (B, P). In a
-folder without T5 its tokens are zeros, as in the stock pipeline. The stock pipeline's
-`guidance_scale` is 1 + w. The network has no slot for w.
+folder without T5 its tokens are zeros, as in the stock pipeline. The guidance scale of the stock
+pipeline is 1 + w. The network has no slot for w.
 """
 
 from __future__ import annotations
