@@ -131,10 +131,10 @@ def _pipeline(folder: Path, family: Family, device: str) -> Any:
         lengths.setdefault(family.parts[name][0], {})[name] = words.model_max_length
     for same in lengths.values():
         _check_lengths(folder, same)
-    kind = getattr(diffusers, family.pipelines[0])
-    needed = inspect.signature(kind).parameters.items()
-    others = {name: None for name, p in needed if p.default is p.empty and name not in opened}
     with quietly():
+        kind = getattr(diffusers, family.pipelines[0])
+        needed = inspect.signature(kind).parameters.items()
+        others = {name: None for name, p in needed if p.default is p.empty and name not in opened}
         pipe = kind(**opened, **others)
     if len(parts) < len(family.parts):
         # In place of a missing encoder's embeddings it makes zeros of the size in this file.
