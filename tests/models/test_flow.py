@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
@@ -15,7 +17,7 @@ from diffusers import FlowMapEulerDiscreteScheduler, FlowMatchEulerDiscreteSched
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 
 from fewstep.core.angle import HALF_PI, add_noise, rotate, v_from_x_eps
-from fewstep.errors import FolderError, GridError
+from fewstep.errors import FolderError, GridError, MissingError
 from fewstep.models.clocks.flow import FlowClock, flow_clock
 from fewstep.models.scheduler import read_clock
 
@@ -26,7 +28,9 @@ def settings(name: str = "FlowMatchEulerDiscreteScheduler", **more: Any) -> dict
     return {**dict(getattr(diffusers, name)(**more).config), "_class_name": name}
 
 
-def clock(tokens: int | None = None, name: str = "FlowMatchEulerDiscreteScheduler", **more: Any):  # type: ignore[no-untyped-def]
+def clock(
+    tokens: int | None = None, name: str = "FlowMatchEulerDiscreteScheduler", **more: Any
+) -> FlowClock:
     return flow_clock(settings(name, **more), tokens, spaced=True, path=Path("here.json"))
 
 
@@ -187,4 +191,15 @@ def test_a_flow_scheduler_in_another_pipelines_folder_is_refused(tmp_path: Path)
     FlowMapEulerDiscreteScheduler().save_pretrained(tmp_path / "scheduler")
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "PixArtSigmaPipeline"}))
     with pytest.raises(FolderError, match="whose networks are trained on betas"):
+        read_clock(tmp_path)
+
+
+def test_a_diffusers_that_is_too_old_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FlowMapEulerDiscreteScheduler().save_pretrained(tmp_path / "scheduler")
+    monkeypatch.setitem(sys.modules, "diffusers", SimpleNamespace())
+    with pytest.raises(MissingError, match="FlowMapEulerDiscreteScheduler needs a newer diffusers"):
+        FlowClock(3.0).scheduler()
+    with pytest.raises(MissingError, match="FlowMapEulerDiscreteScheduler needs a newer diffusers"):
         read_clock(tmp_path)

@@ -6,7 +6,7 @@ import inspect
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from fewstep.errors import FolderError, did_you_mean
+from fewstep.errors import FolderError, MissingError, did_you_mean
 from fewstep.files.parts import INDEX, read_json
 from fewstep.models.clocks import betas, flow
 from fewstep.models.clocks.betas import BetaClock, beta_clock
@@ -23,7 +23,8 @@ def read_clock(folder: Path, base: Path | None = None) -> StockClock:
 
     base: the folder with index and network, where they are not in the same one.
 
-    Raises FolderError: no such file, not JSON, or a scheduler or settings that are not understood.
+    Raises FolderError: no such file, not JSON, or a scheduler or settings that are not understood;
+    MissingError: a scheduler that this diffusers is too old to have.
     """
     path = folder / CONFIG
     told = read_json(path, infinities=True)
@@ -56,7 +57,7 @@ def _with_defaults(name: str, told: dict[str, Any]) -> dict[str, Any]:
 
     kind = getattr(diffusers, name, None)
     if kind is None:
-        raise FolderError(f"{name} needs a newer diffusers: pip install -U diffusers")
+        raise MissingError(f"{name} needs a newer diffusers: pip install -U diffusers")
     known = inspect.signature(kind.__init__).parameters
     found = {k: p.default for k, p in known.items() if p.default is not inspect.Parameter.empty}
     settings = {k: v for k, v in told.items() if not k.startswith("_")}

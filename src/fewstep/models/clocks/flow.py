@@ -38,10 +38,10 @@ ELSEWHERE = {
     "use_exponential_sigmas": False,
     "use_beta_sigmas": False,
     "use_lu_lambdas": False,
-    "use_dynamic_shifting": False,
     "thresholding": False,
 }
 SHIFTS = ("exponential", "linear")
+MU = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
 
 
 class FlowClock:
@@ -155,10 +155,9 @@ def flow_clock(
 
     Raises FolderError: settings that are not understood.
     """
-    dynamic = config.get("use_dynamic_shifting") is True and tokens is not None
-    for key, right in ELSEWHERE.items():
-        allowed = (True, False) if key == "use_dynamic_shifting" and dynamic else (right,)
-        if config.get(key, right) not in allowed:
+    dynamic = tokens is not None and config.get("use_dynamic_shifting") is True
+    for key, right in {**ELSEWHERE, "use_dynamic_shifting": dynamic}.items():
+        if config.get(key, right) != right:
             raise FolderError(
                 f"{path}: {key}: {config[key]!r} is not understood; it must be {right!r} for the "
                 "steps to be those of a shifted flow."
@@ -175,8 +174,7 @@ def flow_clock(
             f"{path}: num_train_timesteps must be a whole number from 2 to {MAX_TIMESTEPS}, got "
             f"{str(total)[:40]!r}. Write the one that the model was trained with."
         )
-    if dynamic:
-        assert tokens is not None
+    if tokens is not None and dynamic:
         shift = _dynamic_shift(config, tokens, path)
     if not (is_number(shift) and shift > 0):
         raise FolderError(
@@ -191,27 +189,20 @@ def _dynamic_shift(config: Mapping[str, Any], tokens: int, path: Path) -> float:
 
     Source: `calculate_shift` of diffusers' pipelines, and `time_shift` of their scheduler.
     """
-    least, most, low, high = (
-        config.get(key)
-        for key in ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
-    )
-    if not all(is_number(x) for x in (least, most, low, high)) or least == most:
+    given = [config.get(key) for key in MU]
+    if not all(map(is_number, given)) or given[0] == given[1]:
         raise FolderError(
-            f"{path}: base_image_seq_len, max_image_seq_len, base_shift and max_shift must be "
-            f"numbers, the first two of them different, got {least!r}, {most!r}, {low!r} and "
-            f"{high!r}. Write those that the model was trained with."
+            f"{path}: {', '.join(MU)} must be numbers, the first two of them different, got "
+            f"{str(given)[:80]}. Write those that the model was trained with."
         )
+    least, most, low, high = (float(x) for x in given if x is not None)
     kind = config.get("time_shift_type")
     if kind not in SHIFTS:
         raise FolderError(
             f"{path}: time_shift_type: {str(kind)[:40]!r} is not understood; it must be one of "
             f"{', '.join(SHIFTS)}."
         )
-    assert least is not None
-    assert most is not None
-    assert low is not None
-    assert high is not None
     mu = low + (high - low) * (tokens - least) / (most - least)
     if kind == "linear":
-        return float(mu)
+        return mu
     return math.exp(mu) if mu < 100 else math.inf
