@@ -185,5 +185,5 @@ def inside(denoiser: Denoiser) -> Denoiser:
 
 
 def cheapest(denoiser: Denoiser, w: Tensor) -> Denoiser:
-    """Return `denoiser`, or in place of a guided pair that w (B,) leaves unguided, half of it."""
+    """Return `denoiser`; of a guided pair at w = 0 everywhere, the conditional denoiser alone."""
     return denoiser.at(w) if isinstance(denoiser, Guided) else denoiser

@@ -54,7 +54,7 @@ class GuidanceDistillation:
         if check_states(self.states) == "noised":
             return
         if self.walk < 2:
-            raise RangeError(f"walk = {self.walk}; it must be at least 2. Use {WALK}, say.")
+            raise RangeError(f"walk = {self.walk}; it must be at least 2. Use {WALK}.")
         if phi[1] < traits.phi_range[1]:
             raise RangeError(
                 f"phi ends at {phi[1]:g} and the teacher's trajectories start at "

@@ -147,7 +147,8 @@ class Stage(BaseModel):
     def identity(self) -> dict[str, Any]:
         """Return what the student depends on, beside the settings of its training.
 
-        What was the only choice once is not named: a run that was begun then goes on.
+        A setting that has its first value is left out, so that a run which was begun before there
+        was a choice goes on.
         """
         states, kind = (None, "noised"), (DEFAULT_KINDS[self.steps is not None],)
         once = {"states": states, "kind": kind, "order": (1,), "dropout": (None,)}
@@ -226,7 +227,7 @@ def chain(
     """
     ratio, rest = divmod(first, max(last, 1))
     if last < 1 or rest or ratio < 1 or ratio & (ratio - 1):
-        raise RecipeError(f"a chain from {first} to {last} steps does not halve. Use 16 to 1, say.")
+        raise RecipeError(f"a chain from {first} to {last} steps does not halve. Use 16 to 1.")
     stages = [] if stage_one is None else [Stage(STAGE_ONE, TEACHER, updates=stage_one)]
     parent, steps = (TEACHER if stage_one is None else STAGE_ONE), first
     while steps >= last:

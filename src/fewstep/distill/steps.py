@@ -169,7 +169,7 @@ class StepDistillation:
         traits = traits_of(self.teacher)
         w_range = self.w_range if self.w_range is not None else traits.w_range
         if w_range is None:
-            raise RangeError("w_range must be given where the teacher has none. Pass (0, 4), say.")
+            raise RangeError("w_range must be given where the teacher has none. Pass (0, 4).")
         low, high = check_interval("w_range", w_range)
         if traits.w_range and not traits.w_range[0] <= low <= high <= traits.w_range[1]:
             raise RangeError(

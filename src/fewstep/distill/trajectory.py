@@ -1,7 +1,8 @@
 """States that a teacher visits by itself, in place of noised data (math.md sections 4 and 5).
 
-A batch of B states is a few whole trajectories: every evaluation that moves one on is also the
-target at the state where it was asked, so that B states cost what B noised ones cost.
+A batch of B states holds a few whole trajectories. Each evaluation of the teacher serves twice: it
+is the target at its state, and it makes the step to the next one. So B states of trajectories cost
+as much as B noised examples.
 """
 
 from __future__ import annotations

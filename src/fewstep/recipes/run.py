@@ -15,7 +15,8 @@ from pathlib import Path
 from fewstep.atomic import translate_os_errors
 from fewstep.core.denoiser import Denoiser, Guided
 from fewstep.core.seed import derive
-from fewstep.data import Prompts
+from fewstep.data import Dataset, Prompts
+from fewstep.data.latents import Latents
 from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan, Stage
 from fewstep.distill.problem import Problem
 from fewstep.errors import FolderError, in_units
@@ -69,6 +70,16 @@ class Run:
     def data(self) -> TrainingData:
         """What the models are trained on."""
         return TrainingData(self.workspace, self.device, self.tell, self.progress)
+
+    @property
+    def images(self) -> Dataset | Prompts:
+        """The training images, or prompts alone."""
+        return self.data.images
+
+    @property
+    def latents(self) -> Latents:
+        """The latents of the images. Raises RecipeError where the recipe has none."""
+        return self.data.latents
 
     @property
     def plan(self) -> Plan:
