@@ -28,7 +28,7 @@ from fewstep.recipes.begun import check_folder
 from fewstep.recipes.config import RECIPE, Recipe, load_recipe, save_recipe
 from fewstep.recipes.memory import Memory
 from fewstep.recipes.preflight import no_parent
-from fewstep.recipes.run_checks import check_images, check_run, check_training
+from fewstep.recipes.run_checks import check_images, check_parent, check_run, check_training
 from fewstep.recipes.teachers import check_kind, check_same, fresh_teacher, load_parent, name_of
 from fewstep.recipes.training_data import TrainingData
 from fewstep.recipes.workspace import Workspace
@@ -285,15 +285,8 @@ class Run:
         return self.workspace.card(model.card.name)
 
     def _finished(self, name: str, stage: Stage | None) -> Card:
-        card = self.workspace.card(name)
-        if stage is not None and self.workspace.is_done(stage.parent):
-            parent = self.workspace.card(stage.parent)
-            if card.parents and card.parents[0].sha256 != parent.weights_sha256:
-                raise FolderError(
-                    f"{self.folder(name)} must be made from {self.folder(stage.parent)}, and it "
-                    f"was made from another {stage.parent}. Remove {self.folder(name)} to make it "
-                    "again, or use --out OTHER."
-                )
+        if stage is not None:
+            check_parent(self.workspace, name, stage)
         check_images(self.data, [name])
         self.tell(f"{name}: already made")
-        return card
+        return self.workspace.card(name)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from fewstep.distill.plan import TEACHER
-from fewstep.errors import DataError
+from fewstep.distill.plan import TEACHER, Stage
+from fewstep.errors import DataError, FolderError
 from fewstep.folders import card_in
 from fewstep.recipes.begun import check_folder
 from fewstep.recipes.preflight import (
@@ -20,6 +20,7 @@ from fewstep.recipes.preflight import (
 )
 from fewstep.recipes.teachers import name_of
 from fewstep.recipes.training_data import TrainingData
+from fewstep.recipes.workspace import Workspace
 
 
 def check_run(
@@ -103,3 +104,16 @@ def check_images(data: TrainingData, names: Collection[str]) -> None:
                 f"(hash {str(then)[:8]} -> {now[:8]}). Restore them, or use --teacher "
                 f"{workspace.folder(TEACHER)} --out OTHER to continue with the new ones."
             )
+
+
+def check_parent(workspace: Workspace, name: str, stage: Stage) -> None:
+    """Raise FolderError where a finished student was made from another parent than the run's."""
+    if not workspace.is_done(stage.parent):
+        return
+    card, parent = workspace.card(name), workspace.card(stage.parent)
+    if card.parents and card.parents[0].sha256 != parent.weights_sha256:
+        folder = workspace.folder(name)
+        raise FolderError(
+            f"{folder} must be made from {workspace.folder(stage.parent)}, and it was made from "
+            f"another {stage.parent}. Remove {folder} to make it again, or use --out OTHER."
+        )
