@@ -40,7 +40,7 @@ from fewstep.data.tables import (
     open_table,
     rows_of,
 )
-from fewstep.errors import DataError, RangeError
+from fewstep.errors import DataError, RangeError, in_units
 from fewstep.pixels import from_bytes
 
 WINDOW = 8  # blocks among whose images an order is drawn
@@ -299,7 +299,7 @@ def _blocks_of(file: Path, first: int) -> Iterator[Block]:
         meta = metadata.row_group(group)
         if meta.total_byte_size > LARGEST:
             raise DataError(
-                f"{file}, row group {group} has {meta.total_byte_size >> 20} MiB; a block must fit "
+                f"{file}, row group {group} has {in_units(meta.total_byte_size)}; a block must fit "
                 "in memory many times over. Write it with smaller row groups: row_group_size=1000."
             )
         if meta.num_rows:

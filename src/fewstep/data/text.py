@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from fewstep.errors import DataError
+from fewstep.errors import DataError, in_units
 
 LARGEST = 1 << 28  # bytes
 _MARKS = (  # UTF-32 first: its mark begins with that of UTF-16
@@ -32,7 +32,7 @@ def read_text(path: Path | str, largest: int = LARGEST) -> str:
             raise DataError(f"{path} cannot be read as text: {reason}.")
         if os.path.getsize(path) > largest:
             raise DataError(
-                f"{path} cannot be read as text: it is larger than {largest >> 20} MiB."
+                f"{path} cannot be read as text: it is larger than {in_units(largest)}."
             )
         data = path.read_bytes()
     except (OSError, ValueError) as error:

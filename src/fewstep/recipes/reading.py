@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from fewstep.errors import RecipeError
+from fewstep.errors import RecipeError, in_units
 
 LARGEST = 1 << 20  # bytes; a recipe is a page or two
 LONGEST = 200  # characters of a key
@@ -42,7 +42,7 @@ def read_text(path: Path) -> str:
         raise RecipeError(f"{path} cannot be read: {reason}. Pass another recipe.") from None
     if len(data) > LARGEST:
         raise RecipeError(
-            f"a recipe must be smaller than {LARGEST >> 20} MiB, and {path} is larger. Pass a "
+            f"a recipe must be smaller than {in_units(LARGEST)}, and {path} is larger. Pass a "
             "YAML file of settings."
         )
     wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
