@@ -73,10 +73,11 @@ def encode(
     defaults = () if unconditional else family.prompt_defaults
     needed = {k: None for k, p in own.items() if p.default is p.empty and k != "prompt"}
     needed |= {name: called[name].default for name in defaults}
-    most = own["max_sequence_length"].default if "max_sequence_length" in own else NO_LIMIT
+    limit = "max_sequence_length"
+    most = called[limit].default if limit in called else NO_LIMIT
     # As a stock pipeline calls it, without guidance. Captions are cleaned where bs4 and ftfy are
     # installed, there and here.
-    asked = {"do_classifier_free_guidance": False, "clean_caption": True}
+    asked = {"do_classifier_free_guidance": False, "clean_caption": True, limit: most}
     plain = {key: value for key, value in asked.items() if key in own}
     for encoder in encoders:
         _check_prompts(pipe, list(prompts), encoder, folder, most)
@@ -178,7 +179,7 @@ def _check_prompts(pipe: Any, prompts: list[str], encoder: str, folder: Path, mo
     words = getattr(pipe, tokenizer)
     with reading(folder / tokenizer):
         ids = words(prompts, verbose=False).input_ids
-    known = int(getattr(pipe, encoder).config.vocab_size)
+    known = int(getattr(pipe, encoder).get_input_embeddings().num_embeddings)
     last = max(words.pad_token_id or 0, *(max(row, default=0) for row in ids))
     if last >= known:
         raise FolderError(
