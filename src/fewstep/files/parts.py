@@ -105,6 +105,9 @@ def vae_factor(folder: Path) -> int:
     """Return how many pixels high and wide one latent is, from `vae/config.json`."""
     path = folder / "vae" / "config.json"
     config = read_json(path)
+    halvings = config.get("temperal_downsample")  # of an autoencoder of videos
+    if isinstance(halvings, list):
+        return int(2 ** len(halvings))
     # The second of a deep-compression autoencoder, whose encoder and decoder differ.
     levels = config.get("block_out_channels", config.get("encoder_block_out_channels"))
     if not isinstance(levels, list) or not 1 <= len(levels) <= 10:

@@ -20,7 +20,8 @@ from fewstep.models.vae import decode_latents
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-AUTOENCODERS = ("AutoencoderKL", "AutoencoderDC")  # that can be loaded; the first by default
+# Those that can be loaded; the first by default.
+AUTOENCODERS = ("AutoencoderKL", "AutoencoderDC", "AutoencoderKLQwenImage")
 
 
 def to_images(model: Denoiser, states: Tensor) -> Tensor:
@@ -65,7 +66,7 @@ def load_vae(folder: Path | str, device: str = "cpu") -> AutoencoderKL:
 
 def _check_scale(config: Any, path: Path) -> None:
     """Raise FolderError unless latents can be scaled to the network's and back."""
-    scale = config.scaling_factor
+    scale = config.get("scaling_factor", 1.0)
     if not is_number(scale) or scale == 0:
         raise FolderError(
             f"{path}: scaling_factor must be a finite number other than 0, got {scale!r}. Write "
@@ -76,14 +77,15 @@ def _check_scale(config: Any, path: Path) -> None:
             f"{path}: shift_factor must be null or a finite number, got "
             f"{config.get('shift_factor')!r}. Write the one that the model was trained with."
         )
+    channels = config.get("latent_channels", config.get("z_dim"))
     for key in ("latents_mean", "latents_std"):
         given = config.get(key)
         if given is not None and not (
             isinstance(given, list | tuple)
-            and len(given) == config.latent_channels
+            and len(given) == channels
             and all(is_number(x) and (x > 0 or key != "latents_std") for x in given)
         ):
             raise FolderError(
-                f"{path}: {key} must be null or {config.latent_channels} finite numbers, got "
+                f"{path}: {key} must be null or {channels} finite numbers, got "
                 f"{given!r}. Write those that the model was trained with."
             )

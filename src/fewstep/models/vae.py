@@ -21,7 +21,8 @@ OVERFLOW = (
 def _mean_and_scale(vae: AutoencoderKL, like: Tensor) -> tuple[Tensor, Tensor]:
     """Return (mean, scale): the autoencoder's own latents are z * scale + mean."""
     config = vae.config
-    scale = torch.tensor(1.0 / config.scaling_factor, dtype=like.dtype, device=like.device)
+    factor = config.get("scaling_factor", 1.0)
+    scale = torch.tensor(1.0 / factor, dtype=like.dtype, device=like.device)
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is None or std is None:
         return torch.full_like(scale, config.get("shift_factor") or 0.0), scale
@@ -30,14 +31,31 @@ def _mean_and_scale(vae: AutoencoderKL, like: Tensor) -> tuple[Tensor, Tensor]:
     return m, s * scale
 
 
+def _has_frames(vae: Any) -> bool:
+    """Whether an autoencoder is one of videos (B, C, F, H, W), an image being one frame."""
+    return hasattr(vae, "temperal_downsample")
+
+
+def _decode(vae: Any, z: Tensor) -> Tensor:
+    images: Tensor = vae.decode(z[:, :, None] if _has_frames(vae) else z, return_dict=False)[0]
+    return images[:, :, 0] if _has_frames(vae) else images
+
+
+def _encode(vae: Any, x: Tensor) -> Tensor:
+    """Return the mode of a posterior, or the latents of an autoencoder that is not variational."""
+    encoded = vae.encode(x[:, :, None] if _has_frames(vae) else x)
+    latents: Tensor = (
+        encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
+    )
+    return latents[:, :, 0] if _has_frames(vae) else latents
+
+
 def decode_latents(vae: AutoencoderKL, z: Tensor, batch_size: int = 8) -> Tensor:
     """Return images (B, 3, H, W), about [-1, 1], of the clean latents z (B, C, h, w)."""
     check_finite(z, "the latents to decode", "The network that made them gave them: check it.")
     mean, scale = _mean_and_scale(vae, z)
     with torch.no_grad():
-        parts = [
-            vae.decode(part * scale + mean, return_dict=False)[0] for part in z.split(batch_size)
-        ]
+        parts = [_decode(vae, part * scale + mean) for part in z.split(batch_size)]
     return check_finite(torch.cat(parts), "the images that the autoencoder decoded", OVERFLOW)
 
 
@@ -45,13 +63,5 @@ def encode_images(vae: AutoencoderKL, x: Tensor, batch_size: int = 8) -> Tensor:
     """Return the latents (B, C, h, w) of images x (B, 3, H, W) in [-1, 1]: the posterior's mode."""
     mean, scale = _mean_and_scale(vae, x)
     with torch.no_grad():
-        parts = [(_latents(vae.encode(part)) - mean) / scale for part in x.split(batch_size)]
+        parts = [(_encode(vae, part) - mean) / scale for part in x.split(batch_size)]
     return check_finite(torch.cat(parts), "the latents that the autoencoder encoded", OVERFLOW)
-
-
-def _latents(encoded: Any) -> Tensor:
-    """Return the mode of a posterior, or the latents of an autoencoder that is not variational."""
-    latents: Tensor = (
-        encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
-    )
-    return latents
