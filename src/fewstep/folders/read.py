@@ -104,7 +104,9 @@ def load(
     """
     model = load_model(folder, device, negative_prompt=negative_prompt, factory=factory)
     two = model.card.is_teacher or model.card.pair
-    return Guided(model, model.null_cond) if two and model.card.family != OWN else model
+    if not two or model.card.family == OWN:
+        return model
+    return Guided(model, model.null_cond)
 
 
 def is_pipeline(folder: Path) -> bool:
@@ -200,6 +202,11 @@ def _described(folder: Path, negative_prompt: str | None) -> tuple[Family, Clock
         check_network_facts(card, family, clock, config, folder / CARD, path)
     else:
         card = _card(folder, family, clock, config)
+        if negative_prompt is not None and not card.is_teacher:
+            raise RangeError(
+                f"negative_prompt must be left out for {folder}, whose guidance is in its weights, "
+                f"got {negative_prompt!r}."
+            )
         if negative_prompt is not None:
             card = card.model_copy(update={"null_prompt": negative_prompt})
     return family, clock, card

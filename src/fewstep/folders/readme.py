@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from fewstep.files.parts import vae_factor
 from fewstep.models.card import Card
 from fewstep.models.model import Model
 
@@ -86,10 +87,12 @@ def _facts(model: Model, card: Card, source: Path) -> dict[str, Any]:
         "knob": knob,
         "low": low_high[0],
         "high": low_high[1],
+        "guidance": "true_cfg_scale" if model.family.true_cfg else "guidance_scale",
         "made": _made(model, card),
         "null": _null(card),
         "pipeline": model.family.pipelines[0],
         "place": json.dumps(f"path/to/{card.name}".replace("`", "'"), ensure_ascii=False),
+        "size": _size(model, source),
         "scale": 1 if knob == "fixed" else 1 + w,
         "signal": math.cos(float(model.clock.phis[-1])),
         "some_steps": card.steps or (50 if card.w_range is None else 8),
@@ -97,6 +100,14 @@ def _facts(model: Model, card: Card, source: Path) -> dict[str, Any]:
         "timesteps": len(model.clock),
         "w": w,
     }
+
+
+def _size(model: Model, source: Path) -> str:
+    """Return arguments of the stock pipeline for the model's size, where it knows no size of it."""
+    if model.family.flow != "spaced":
+        return ""
+    height, width = (vae_factor(source) * n for n in model.card.shape[1:])
+    return f", height={height}, width={width}"
 
 
 def _knob(model: Model, card: Card) -> str:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fewstep.errors import FolderError
+from fewstep.files.weights import quietly
 
 if TYPE_CHECKING:
     from fewstep.models.families.family import Family
@@ -242,7 +243,8 @@ def with_slot(network: Any, dim: int) -> Any:
 
 def _rebuilt(network: Any, changes: dict[str, Any]) -> Any:
     config = {k: v for k, v in network.config.items() if not k.startswith("_")}
-    with torch.random.fork_rng(devices=[]):  # it draws weights that are replaced
+    # It draws weights that are replaced, and warns of settings that it does not know (the size).
+    with torch.random.fork_rng(devices=[]), quietly():
         made = type(network).from_config({**config, **changes})
     made.to(network.device)
     return made if made.dtype == network.dtype else made.to(network.dtype)

@@ -8,6 +8,7 @@ from fewstep.errors import FolderError
 from fewstep.files.parts import INDEX, read_json
 from fewstep.models.families.dit import DIT
 from fewstep.models.families.family import Family
+from fewstep.models.families.flux import FLUX, FLUX_GUIDED
 from fewstep.models.families.latent_class import LATENT_CLASS
 from fewstep.models.families.own import OWN
 from fewstep.models.families.pixart import PIXART_ALPHA, PIXART_SIGMA
@@ -31,6 +32,8 @@ FAMILIES: dict[str, Family] = {
         PIXART_ALPHA,
         STABLE_DIFFUSION_3,
         SANA,
+        FLUX,
+        FLUX_GUIDED,
         OWN,
     )
 }

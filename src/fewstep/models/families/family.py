@@ -86,6 +86,8 @@ class Family:
         embedders: network -> its `TimestepEmbedding`s, to whose input w is added.
         check_config: (config.json of the network, its path); raises FolderError where the network
             needs something that `call` does not give it.
+        true_cfg: whether the stock pipeline guides by two passes where it is given
+            `true_cfg_scale` and a `negative_prompt`.
         conditions: (model_index.json, config.json) -> what the card says of conditions.
         check_cond: (network, card, cond); raises a FewstepError for a condition that `call` cannot
             use.
@@ -117,6 +119,7 @@ class Family:
     shape: Callable[[Mapping[str, Any], Path], tuple[int, int, int]] = network_shape
     slot: Literal["features", "value"] | None = None
     embedders: Callable[[Any], Sequence[Any]] = _of_a_unet
+    true_cfg: bool = False
     condition: Callable[[tuple[Any, ...], Path], Cond] | None = None
     prompt_defaults: tuple[str, ...] = ()
     zeros: Callable[[Cond], Cond] = _no_zeros
