@@ -1,4 +1,4 @@
-"""Flux against their stock pipelines."""
+"""Flux and Chroma against their stock pipelines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from tests.models.packed import CHANNELS, PIXELS, SIDE, flux_folder
+from tests.models.packed import CHANNELS, PIXELS, SIDE, chroma_folder, flux_folder
 from tests.models.pipelines import TEXT, draw_apart, edit
 from tests.models.test_families import live
 from torch import Tensor
@@ -60,6 +60,7 @@ def guided_flux(path: Path) -> Path:
 KINDS = {
     "flux": Kind(flux_folder, "FluxPipeline", real),
     "flux-guided": Kind(guided_flux, "FluxPipeline", scale),
+    "chroma": Kind(chroma_folder, "ChromaPipeline", scale, scale(0.0)),
 }
 FOLDED = [name for name in KINDS if FAMILIES[name].slot is None]
 
@@ -220,6 +221,7 @@ def test_a_readme_draws_as_the_stock_pipeline_must(
     calls = {
         "flux": "true_cfg_scale=1, height=16, width=16",
         "flux-guided": "guidance_scale=3, height=16, width=16",
+        "chroma": "guidance_scale=1, height=16, width=16",
     }
     for name, wanted in calls.items():
         student = student_for(name, folders[name], 4)
@@ -232,6 +234,8 @@ def test_a_readme_draws_as_the_stock_pipeline_must(
 
 
 def test_what_stock_code_would_compute_differently_is_refused(folders: dict[str, Path]) -> None:
+    with pytest.raises(RangeError, match="must be off for ChromaTransformer2DModel"):
+        model_of(load(folders["chroma"])).checkpoint_activations()
     model_of(load(folders["flux"])).checkpoint_activations()
     with pytest.raises(RangeError, match="takes w itself"):
         fold_w(load(folders["flux-guided"]), 2.0)
@@ -259,6 +263,7 @@ def test_sizes_other_than_the_default_are_named_in_the_config(
         ("flux", {"out_channels": 32}, "for filling in or for control"),
         ("flux", {"patch_size": 2}, "patch_size must be 1"),
         ("flux", {"in_channels": 66}, "that 4 divides"),
+        ("chroma", {"out_channels": 32}, "for filling in or for control"),
     ],
 )
 def test_networks_of_another_kind_are_refused(
@@ -271,12 +276,13 @@ def test_networks_of_another_kind_are_refused(
 
 
 def test_conditions_that_do_not_fit_are_refused(folders: dict[str, Path]) -> None:
-    flux = model_of(load(folders["flux"]))
+    flux, chroma = (model_of(load(folders[name])) for name in ("flux", "chroma"))
     text = torch.zeros(1, 5, TEXT)
     wrong: list[tuple[Model, Cond, str]] = [
         (flux, text, "dict of text, pooled, not a tensor"),
         (flux, {"text": text, "pooled": torch.zeros(1, 3)}, "pooled text of shape"),
         (flux, {"text": text[..., :3], "pooled": torch.zeros(1, TEXT)}, "text embeddings of"),
+        (chroma, {"text": text, "mask": torch.ones(1, 4)}, "a mask of shape"),
     ]
     for model, cond, match in wrong:
         with pytest.raises(ShapeError, match=match):

@@ -112,12 +112,18 @@ class Model(nn.Module):
     def checkpoint_activations(self) -> None:
         """From now on compute activations again in the backward pass, to save memory.
 
-        Raises RangeError for a module of the user's own.
+        Raises RangeError for a module of the user's own, and for networks that diffusers would
+        compute in another way then.
         """
         if not hasattr(self.network, "enable_gradient_checkpointing"):
             raise RangeError(
                 "activation checkpointing must be off for a module of your own. Call "
                 "torch.utils.checkpoint inside the module instead."
+            )
+        if not getattr(self.network, "_supports_gradient_checkpointing", True):
+            raise RangeError(
+                f"activation checkpointing must be off for {type(self.network).__name__}, which "
+                "does not support it in this diffusers. Train fewer examples per step."
             )
         w_input.checkpoint_activations(self.network)
 

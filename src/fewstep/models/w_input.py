@@ -92,7 +92,10 @@ class _Addend:
     def before(self, embedder: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if self.value is None:
             return arguments
-        return (arguments[0] + self.value, *arguments[1:])
+        given, value = arguments[0], self.value
+        if given.ndim == 3:  # tokens between batch and features
+            value = value[:, None]
+        return (given + value, *arguments[1:])
 
     def after(self, embedder: nn.Module, arguments: Any, out: Tensor) -> Tensor:
         return out if self.value is None else out + self.value
@@ -132,13 +135,18 @@ def features_of(network: Any) -> int | None:
     return None if projection is None else projection.in_features
 
 
+def _first(embedder: Any) -> Any:
+    """Return the layer that takes an embedder's input; Chroma has an approximator in its place."""
+    return embedder.in_proj if hasattr(embedder, "in_proj") else embedder.linear_1
+
+
 def add_w_input(network: Any, family: Family, dim: int) -> None:
     """Give a network that has none an input for w, whose weight is zero: it changes nothing yet.
 
     dim: number of features of w.
     """
     embedders = family.embedders(network)
-    projection = _zero_linear(dim, embedders[0].linear_1)
+    projection = _zero_linear(dim, _first(embedders[0]))
     if family.slot == "features":
         network.time_embedding.cond_proj = projection
         network.register_to_config(time_cond_proj_dim=dim)
@@ -154,13 +162,13 @@ def restore_w_input(network: Any, family: Family, name: str, weight: Tensor) -> 
     """
     embedders = family.embedders(network)
     first = embedders[0]
-    size = first.linear_1.in_features if name == ADDED else first.linear_2.out_features
+    size = _first(first).in_features if name == ADDED else first.linear_2.out_features
     if weight.ndim != 2 or len(weight) != size:
         raise FolderError(
             f"{name}.weight must be a matrix of {size} rows, got the shape {list(weight.shape)}. "
             "Copy the whole folder again."
         )
-    projection = _zero_linear(weight.shape[1], first.linear_1, size)
+    projection = _zero_linear(weight.shape[1], _first(first), size)
     with torch.no_grad():
         projection.weight.copy_(weight)
     _attach(network, embedders, name, projection)
@@ -221,10 +229,11 @@ def fold(network: Any, family: Family, w: float, band: float | None) -> Any:
         after = added_name(network) == ADDED_AFTER
         constant = projection.weight.double() @ features[0].double()
         for embedder in family.embedders(stock):
-            first, second = embedder.linear_1, embedder.linear_2
             if after:
+                second = embedder.linear_2
                 second.bias += constant.to(second.bias.dtype)
             else:
+                first = _first(embedder)
                 first.bias += (first.weight.double() @ constant).to(first.bias.dtype)
     return stock.train(network.training)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fewstep.errors import FolderError
 from fewstep.files.parts import INDEX, read_json
+from fewstep.models.families.chroma import CHROMA
 from fewstep.models.families.dit import DIT
 from fewstep.models.families.family import Family
 from fewstep.models.families.flux import FLUX, FLUX_GUIDED
@@ -34,6 +35,7 @@ FAMILIES: dict[str, Family] = {
         SANA,
         FLUX,
         FLUX_GUIDED,
+        CHROMA,
         OWN,
     )
 }
