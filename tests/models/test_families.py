@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import DiTPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-from tests.models.packed import chroma_folder, flux_folder
+from tests.models.packed import chroma_folder, flux_folder, qwen_folder
 from tests.models.pipelines import (
     dit_folder,
     edit,
@@ -45,6 +45,7 @@ FOLDERS: dict[str, Callable[[Path], Path]] = {
     "flux": flux_folder,
     "flux-guided": lambda path: flux_folder(path, guidance=True),
     "chroma": chroma_folder,
+    "qwen-image": qwen_folder,
 }
 
 

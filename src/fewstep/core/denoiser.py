@@ -121,12 +121,15 @@ class Guided:
         null_cond: "draw anything", a condition batch of 1.
         interval: (phi_lo, phi_hi); w counts as 0 outside it (Kynkaanniemi et al. 2024).
         threshold: applied to x after mixing, never before: (B, *D) -> (B, *D), say a clamp.
+        rescale: applied to the mixture before that, where w > 0: (v mixed, v of the condition, z,
+            phi) -> v.
     """
 
     denoiser: Denoiser
     null_cond: Cond
     interval: tuple[float, float] | None = None
     threshold: Callable[[Tensor], Tensor] | None = None
+    rescale: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
     _nulls: Copies = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -152,8 +155,7 @@ class Guided:
 
         Looks at the values of w, so it is for the edge of a loop, not for its inside.
         """
-        alone = self.threshold is None and not bool(w.any())
-        return self.denoiser if alone else self
+        return self if self.threshold is not None or bool(w.any()) else self.denoiser
 
     def __call__(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
         """Return the guided v (B, *D). Source: math.md 3."""
@@ -168,15 +170,13 @@ class Guided:
             inside = (phi >= self.interval[0]) & (phi <= self.interval[1])
             w = torch.where(inside, w, torch.zeros_like(w))
         v = guide(v_cond, v_uncond, w)
-        return v if self.threshold is None else self._thresholded(z, v, phi, self.threshold)
-
-    @staticmethod
-    def _thresholded(
-        z: Tensor, v: Tensor, phi: Tensor, threshold: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        # As a correction to v, so that an x which the threshold leaves alone leaves v alone.
-        x = x_from_v(z, v, phi)
-        return v + (x - threshold(x)) / expand(torch.sin(phi), z).clamp_min(1e-4)
+        if self.rescale is not None:
+            v = torch.where(expand(w, z) > 0, self.rescale(v, v_cond, z, phi), v)
+        if self.threshold is not None:
+            # As a correction to v, so that an x which the threshold leaves alone leaves v alone.
+            x = x_from_v(z, v, phi)
+            v = v + (x - self.threshold(x)) / expand(torch.sin(phi), z).clamp_min(1e-4)
+        return v
 
 
 def inside(denoiser: Denoiser) -> Denoiser:

@@ -106,7 +106,7 @@ def load(
     two = model.card.is_teacher or model.card.pair
     if not two or model.card.family == OWN:
         return model
-    return Guided(model, model.null_cond)
+    return Guided(model, model.null_cond, rescale=model.family.rescale)
 
 
 def is_pipeline(folder: Path) -> bool:

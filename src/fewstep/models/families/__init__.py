@@ -13,6 +13,7 @@ from fewstep.models.families.flux import FLUX, FLUX_GUIDED
 from fewstep.models.families.latent_class import LATENT_CLASS
 from fewstep.models.families.own import OWN
 from fewstep.models.families.pixart import PIXART_ALPHA, PIXART_SIGMA
+from fewstep.models.families.qwen_image import QWEN_IMAGE
 from fewstep.models.families.sana import SANA
 from fewstep.models.families.sd3 import STABLE_DIFFUSION_3
 from fewstep.models.families.stable_diffusion import STABLE_DIFFUSION
@@ -36,6 +37,7 @@ FAMILIES: dict[str, Family] = {
         FLUX,
         FLUX_GUIDED,
         CHROMA,
+        QWEN_IMAGE,
         OWN,
     )
 }

@@ -88,6 +88,8 @@ class Family:
             needs something that `call` does not give it.
         true_cfg: whether the stock pipeline guides by two passes where it is given
             `true_cfg_scale` and a `negative_prompt`.
+        rescale: of guidance by two passes, where the stock pipeline does more than mix the two
+            predictions: as in `fewstep.Guided`.
         conditions: (model_index.json, config.json) -> what the card says of conditions.
         check_cond: (network, card, cond); raises a FewstepError for a condition that `call` cannot
             use.
@@ -120,6 +122,7 @@ class Family:
     slot: Literal["features", "value"] | None = None
     embedders: Callable[[Any], Sequence[Any]] = _of_a_unet
     true_cfg: bool = False
+    rescale: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
     condition: Callable[[tuple[Any, ...], Path], Cond] | None = None
     prompt_defaults: tuple[str, ...] = ()
     zeros: Callable[[Cond], Cond] = _no_zeros
