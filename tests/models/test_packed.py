@@ -16,6 +16,7 @@ from tests.models.test_families import live
 from torch import Tensor
 
 import fewstep
+from fewstep.core.angle import expand, flow_from_phi
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Guided
 from fewstep.distill.plan import Stage
@@ -122,6 +123,26 @@ def test_it_keeps_the_laws_of_a_denoiser(folders: dict[str, Path], name: str) ->
         assert len(check_denoiser(loaded, cond, null_cond=loaded.null_cond)) == 13
     else:
         assert len(check_denoiser(loaded, cond)) >= 9
+
+
+def test_patches_keep_their_length_where_qwen_image_is_guided(folders: dict[str, Path]) -> None:
+    loaded, cond = load(folders["qwen-image"]), encode_prompts(folders["qwen-image"], PROMPTS)
+    assert isinstance(loaded, Guided)
+    (z, phi), zero = question(), torch.zeros(3)
+    with torch.no_grad():
+        v_cond = loaded(z, phi, cond, zero)
+        v_null = loaded(z, phi, cond, zero - 1)
+        guided = loaded(z, phi, cond, zero + 2)
+        plain = Guided(loaded.denoiser, loaded.null_cond)
+        assert torch.equal(v_cond, plain(z, phi, cond, zero))
+        assert torch.equal(v_null, plain(z, phi, cond, zero - 1))
+    s = flow_from_phi(phi)
+    still = expand(1 - 2 * s, z) * z  # v = k u + (1 - 2 s) z
+    lengths = [
+        pack(v - still).norm(dim=-1) for v in (guided, v_cond, plain(z, phi, cond, zero + 2))
+    ]
+    torch.testing.assert_close(lengths[0], lengths[1])
+    assert float((lengths[2] - lengths[1]).abs().max()) > 1e-3
 
 
 def student_for(name: str, folder: Path, steps: int, lora: Lora | None = None) -> Model:
