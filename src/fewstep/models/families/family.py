@@ -83,14 +83,16 @@ class Family:
         slot: where the stock network takes w: "features" (B, dim), as `timestep_cond` of a U-Net;
             "value" (B,), w itself, which `call` converts to what the network is given; None: it has
             no such input, and one is added to its timestep embedders.
-        embedders: network -> its `TimestepEmbedding`s, to whose input w is added.
+        embedders: network -> its `TimestepEmbedding`s, or what it has in their place, to whose
+            input w is added.
         check_config: (config.json of the network, its path); raises FolderError where the network
             needs something that `call` does not give it.
         true_cfg: whether the stock pipeline guides by two passes where it is given
             `true_cfg_scale` and a `negative_prompt`.
         rescale: of guidance by two passes, where the stock pipeline does more than mix the two
             predictions: as in `fewstep.Guided`.
-        conditions: (model_index.json, config.json) -> what the card says of conditions.
+        conditions: (model_index.json, config.json) -> what the card of a stock folder says of
+            conditions, and of guidance that is in the weights already.
         check_cond: (network, card, cond); raises a FewstepError for a condition that `call` cannot
             use.
         prompt_defaults: names of arguments of that `encode_prompt` for which the pipeline has a
