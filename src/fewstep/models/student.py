@@ -140,6 +140,11 @@ def fold_w(model: Denoiser, w: float) -> Model:
     low, high = inner.card.w_range or (-math.inf, math.inf)
     if not low <= w <= high:
         raise RangeError(f"w must lie in [{low:g}, {high:g}], the range of the student, got {w:g}.")
+    if inner.family.slot == "value" and not inner.family.native:
+        raise RangeError(
+            "only an input for features of w can be folded; this network takes w itself, from its "
+            "stock pipeline too. Save the student as it is."
+        )
     if inner.w_dim is None:
         raise RangeError("only a network with an input for w can be folded, and this has none.")
     network = fold(inner.network, inner.family, w, inner.card.w_band)
