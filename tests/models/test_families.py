@@ -263,6 +263,8 @@ def test_models_can_be_pickled_and_a_folded_one_names_its_parent(folder: Path) -
     with torch.no_grad():
         cond, ws = conditions(folder), torch.ones(3)
         assert torch.equal(again(z, phi, cond, ws), student(z, phi, cond, ws))
+    if student.family.slot == "value":
+        return
     folded = fold_w(student, 1.0)
     assert [p.name for p in folded.card.parents[:2]] == ["student", folder.name]
     assert folded.card.weights_sha256 == ""
@@ -270,7 +272,9 @@ def test_models_can_be_pickled_and_a_folded_one_names_its_parent(folder: Path) -
 
 def test_making_students_leaves_the_callers_random_numbers_alone(folder: Path) -> None:
     before = torch.random.get_rng_state()
-    fold_w(live(folder), 1.0)
+    student = live(folder)
+    if student.family.slot != "value":
+        fold_w(student, 1.0)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 

@@ -93,12 +93,20 @@ def _conditions_guided(index: Mapping[str, Any], config: Mapping[str, Any]) -> d
     return {"null_prompt": "", "stage": DISTILLED, "w_range": GUIDED_RANGE}
 
 
+def _has_slot(config: Mapping[str, Any]) -> bool:
+    return bool(config.get("guidance_embeds"))
+
+
+def _has_no_slot(config: Mapping[str, Any]) -> bool:
+    return not _has_slot(config)
+
+
 FLUX = Family(
     name="flux",
     part="transformer",
     networks=("FluxTransformer2DModel",),
     pipelines=("FluxPipeline",),
-    owns=lambda config: not config.get("guidance_embeds"),
+    owns=_has_no_slot,
     flow="spaced",
     tokens=packed_tokens,
     shape=packed_shape,
@@ -120,7 +128,7 @@ FLUX = Family(
 FLUX_GUIDED = replace(
     FLUX,
     name="flux-guided",
-    owns=lambda config: bool(config.get("guidance_embeds")),
+    owns=_has_slot,
     slot="value",
     true_cfg=False,
     conditions=_conditions_guided,
