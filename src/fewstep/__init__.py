@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fewstep.edit import decode, encode, img2img, inpaint, interpolate, transfer
     from fewstep.errors import FewstepError
     from fewstep.folders import load, save_model
+    from fewstep.folders.export import export
     from fewstep.models import Model
     from fewstep.models.pipeline import ClassConditionalPipeline
     from fewstep.train import TrainConfig
@@ -44,6 +45,7 @@ _HOMES = {
     "decode": "fewstep.edit",
     "direct": "fewstep.distill.plan",
     "encode": "fewstep.edit",
+    "export": "fewstep.folders.export",
     "img2img": "fewstep.edit",
     "inpaint": "fewstep.edit",
     "interpolate": "fewstep.edit",
@@ -74,6 +76,7 @@ __all__ = [
     "decode",
     "direct",
     "encode",
+    "export",
     "img2img",
     "inpaint",
     "interpolate",

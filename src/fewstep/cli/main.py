@@ -22,6 +22,7 @@ from fewstep.cli import (
     distill,
     encode,
     evaluate,
+    export,
     features,
     img2img,
     inpaint,
@@ -92,6 +93,7 @@ COMMANDS = (
     roundtrip,
     report,
     show,
+    export,
 )
 for module in COMMANDS:
     name = module.command.__name__.removesuffix("_command")

@@ -244,6 +244,9 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
                 z, t, None, class_labels=labels, timestep_cond=features, return_dict=False
             )[0]
             return v
+        if self.config.w_range is not None:
+            fixed: Tensor = self.unet(z, t, None, class_labels=labels, return_dict=False)[0]
+            return fixed
         null = torch.full_like(labels, self.unet.config.num_class_embeds - 1)
         both = self.unet(
             torch.cat([z, z]), t, None, class_labels=torch.cat([labels, null]), return_dict=False

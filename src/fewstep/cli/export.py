@@ -1,0 +1,45 @@
+"""`fewstep export`: a student in the format of other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fewstep.cli.options import say
+from fewstep.cli.out import check_out
+
+
+def export_command(
+    model: Annotated[Path, typer.Argument(help="Folder of a student.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="diffusers: a folder that stock diffusers pipelines open, with one w fixed in its "
+            "weights."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    w: Annotated[
+        float | None, typer.Option(help="Guidance weight to fix in the weights (diffusers).")
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite",
+            help="Replace what fewstep exported to --out before. Without it, --out must be empty "
+            "or not exist.",
+        ),
+    ] = False,
+) -> None:
+    """Write a student in the format of other programs."""
+    check_out(out, overwrite, [model], ())
+    from fewstep.folders.export import export
+
+    for line in export(model, out, to=to, w=w):
+        say(line)
+    say(f"{to}: {out}")
+
+
+command = export_command

@@ -1,0 +1,38 @@
+"""What an export format is, and the options that formats take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fewstep.models.model import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What a user may choose of an export; None where nothing was given.
+
+    Attributes:
+        w: the guidance weight to fix.
+    """
+
+    w: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """A format that models are exported to.
+
+    Attributes:
+        name: as in `--to`.
+        about: what it is for, in one line.
+        takes: names of the `Options` that it uses; any other is refused.
+        write: (model, path, options) -> lines on what was written. The path appears whole or not
+            at all. Raises RangeError for a model or options that the format is not for.
+    """
+
+    name: str
+    about: str
+    takes: frozenset[str]
+    write: Callable[[Model, Path, Options], tuple[str, ...]]

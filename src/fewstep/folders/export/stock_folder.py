@@ -1,0 +1,52 @@
+"""`diffusers`: a folder of the teacher's own class, with one w fixed in its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fewstep.errors import RangeError
+from fewstep.folders.export.format import Format, Options
+from fewstep.folders.write import save_model
+from fewstep.models.card import OWN
+from fewstep.models.model import Model
+from fewstep.models.student import fold_w
+
+
+def check_w_input(model: Model) -> None:
+    """Raise RangeError unless the network has an input for w."""
+    card = model.card
+    if model.w_dim is not None:
+        return
+    if card.family == OWN:
+        found = "a module of your own. Save it with fewstep.save_model"
+    elif card.is_teacher:
+        found = "a teacher, which stock pipelines guide by two passes. Distil it first"
+    elif card.w_range is None:
+        found = "a student of two passes, which stock pipelines guide. Use its folder as it is"
+    else:
+        found = f"a student for w = {card.w_range[0]:g} alone. Use its folder as it is"
+    raise RangeError(
+        f"{card.name} must be a student with an input for w to be exported, got {found}."
+    )
+
+
+def write(model: Model, out: Path, options: Options) -> tuple[str, ...]:
+    """Write the folder of the model with w folded into its weights."""
+    check_w_input(model)
+    low, high = model.card.w_range or (0.0, 0.0)
+    if options.w is None:
+        raise RangeError(
+            f"w is required, the guidance weight to fix in the weights: {model.card.name} was "
+            f"trained for w from {low:g} to {high:g}. Use --w {low:g}, for example."
+        )
+    save_model(fold_w(model, options.w), out)
+    scale = 1 + options.w if model.family.native else 1
+    return (f"w = {options.w:g} is fixed in the weights; use guidance scale {scale:g}",)
+
+
+STOCK_FOLDER = Format(
+    name="diffusers",
+    about="a folder that stock diffusers pipelines open, with one w fixed in its weights",
+    takes=frozenset({"w"}),
+    write=write,
+)

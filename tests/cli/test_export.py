@@ -1,0 +1,57 @@
+"""`fewstep export`: what is left on the disk, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tests.cli.inside import fewstep
+from tests.cli.test_cli import one_line_error
+
+import fewstep as library
+from fewstep.folders import card_in
+from fewstep.folders.export import FORMATS
+
+
+def test_export_of_one_w(run: Path, tmp_path: Path) -> None:
+    told = ("export", run / "student-4", "--to", "diffusers", "--w", 2, "--out", "at-2")
+    done = fewstep(*told, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "w = 2 is fixed in the weights" in done.stderr
+    assert card_in(tmp_path / "at-2").w_range == (2.0, 2.0)
+    library.load(tmp_path / "at-2")
+    one_line_error(fewstep(*told, cwd=tmp_path), "pass --overwrite")
+    done = fewstep(*told, "--overwrite", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("{run}/student-4", "--to", "diffusers"), "--w 0"),
+        (("{run}/student-4", "--to", "diffusers", "--w", "9"), "[0, 4]"),
+        (("{run}/student-4", "--to", "onnx"), "got 'onnx'"),
+        (("{run}/teacher", "--to", "diffusers", "--w", "1"), "got a teacher"),
+        (("{run}", "--to", "diffusers", "--w", "1"), "is not a fewstep model"),
+        (("{run}/nothing", "--to", "diffusers", "--w", "1"), "does not exist"),
+    ],
+)
+def test_what_is_refused(run: Path, tmp_path: Path, options: tuple[str, ...], says: str) -> None:
+    done = fewstep("export", *(o.format(run=run) for o in options), "--out", "out", cwd=tmp_path)
+    one_line_error(done, says)
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_folders_are_not_replaced(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    told = ("export", run / "student-4", "--to", "diffusers", "--w", 2, "--out", "mine")
+    one_line_error(fewstep(*told, cwd=tmp_path), "notes.txt")
+    one_line_error(fewstep(*told, "--overwrite", cwd=tmp_path), "notes.txt")
+    told = (*told[:-1], run / "student-4", "--overwrite")
+    one_line_error(fewstep(*told, cwd=tmp_path), "must not replace what the command reads")
+
+
+def test_help_names_every_format(tmp_path: Path) -> None:
+    shown = fewstep("export", "--help", cwd=tmp_path).stdout
+    assert all(f"{name}:" in shown for name in FORMATS)
