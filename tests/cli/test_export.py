@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 from tests.cli.inside import fewstep
 from tests.cli.test_cli import one_line_error
 
 import fewstep as library
 from fewstep.folders import card_in
 from fewstep.folders.export import FORMATS
+from fewstep.models.w_input import one_feature
 
 
 def test_export_of_one_w(run: Path, tmp_path: Path) -> None:
@@ -55,3 +57,17 @@ def test_other_folders_are_not_replaced(run: Path, tmp_path: Path) -> None:
 def test_help_names_every_format(tmp_path: Path) -> None:
     shown = fewstep("export", "--help", cwd=tmp_path).stdout
     assert all(f"{name}:" in shown for name in FORMATS)
+
+
+def test_one_feature_of_w_in_a_recipe(recipe: Path, run: Path, tmp_path: Path) -> None:
+    one = ("--set", "network.w_features=one", "--set", "distill.stages=[{parent: teacher}]")
+    short = ("--set", "distill.updates=4", "--teacher", run / "teacher", "--out", "one")
+    done = fewstep("distill", recipe, *one, *short, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "one" / "stage-one"
+    assert card_in(folder).w_band == "one"
+    weight = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    used = weight["time_embedding.cond_proj.weight"].abs().sum(dim=0) > 0
+    assert used.nonzero().tolist() == [[one_feature(32)]]
+    wrong = fewstep("distill", recipe, *one, "--set", "network.w_band=0.5", cwd=tmp_path)
+    one_line_error(wrong, "w_band must be left out")

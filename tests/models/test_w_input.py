@@ -10,7 +10,7 @@ from diffusers import LatentConsistencyModelPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewstep.models.w_input import BAND, frequencies, w_features
+from fewstep.models.w_input import BAND, frequencies, one_feature, w_features
 
 
 @pytest.mark.parametrize("dim", [16, 64, 128, 256])
@@ -35,3 +35,13 @@ def test_neighbouring_w_have_neighbouring_features(w: float, dw: float) -> None:
     slow = int((frequencies(128) <= BAND).sum())
     # No column turns faster than 1 rad a unit of w.
     assert float((a - b).norm()) <= abs(dw) * math.sqrt(slow) + 1e-5
+
+
+@pytest.mark.parametrize("dim", [8, 64, 256])
+def test_the_one_feature_is_the_slowest_sine(dim: int) -> None:
+    w = torch.tensor([-1.0, 0.0, 3.0, 14.0])
+    features = w_features(w, dim, band="one")
+    torch.testing.assert_close(features[:, one_feature(dim)], torch.sin(0.1 * w))
+    assert int((features != 0).any(0).sum()) == 1
+    stock = w_features(w, dim, band=None)
+    assert torch.equal(features[:, one_feature(dim)], stock[:, one_feature(dim)])

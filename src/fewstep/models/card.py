@@ -62,7 +62,8 @@ class Card(BaseModel):
         stage: how it was made; of a teacher (conditional network, guided by two passes) the kind
             is "pretraining".
         w_range: of a network told w; None for a teacher, which takes any.
-        w_band: features of w faster than so many radians a unit were zero; None: none were.
+        w_band: features of w faster than so many radians a unit were zero; None: none were; "one":
+            all but sin(0.1 w) were.
         num_classes, class_names, null_class: of a class-conditional model; 0 classes elsewhere.
         prediction: of a network on a table of betas: "epsilon", "v_prediction" or "sample"; "flow"
             of one on a clock of rectified flow; None of v.
@@ -90,7 +91,7 @@ class Card(BaseModel):
     prediction: str | None = None
     null_prompt: str | None = None
     w_range: tuple[float, float] | None = None
-    w_band: float | None = 1.0
+    w_band: float | Literal["one"] | None = 1.0
     lora: Adapter | None = None
     parents: tuple[Parent, ...] = ()
     weights_sha256: str = ""
@@ -235,8 +236,8 @@ def _rules_of_numbers(card: Card) -> Iterator[tuple[str, bool]]:
         not -math.inf < low <= high < math.inf,
     )
     yield (
-        f"w_band must be null or a finite number above 0, got {card.w_band}",
-        card.w_band is not None and not 0 < card.w_band < math.inf,
+        f"w_band must be null, 'one', or a finite number above 0, got {card.w_band}",
+        isinstance(card.w_band, float) and not 0 < card.w_band < math.inf,
     )
     told = [*card.figures.values(), *card.training.values()]
     yield (

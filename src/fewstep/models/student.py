@@ -19,7 +19,7 @@ from fewstep.models.lora import Lora, adapted, has_adapter, merged
 from fewstep.models.model import Model, model_of
 from fewstep.models.own import as_model
 from fewstep.models.unet import MOST
-from fewstep.models.w_input import BAND, add_w_input, features_of, fold, with_slot
+from fewstep.models.w_input import BAND, Band, add_w_input, features_of, fold, with_slot
 
 W_DIM = 256  # features of w: as many as published consistency models have
 
@@ -30,7 +30,7 @@ def student_of(
     w_range: tuple[float, float],
     *,
     w_dim: int = W_DIM,
-    w_band: float | None = BAND,
+    w_band: Band = BAND,
     lora: Lora | None = None,
     seed: int = 0,
 ) -> Model:
@@ -49,7 +49,8 @@ def student_of(
         stage: what it is to become; also its name.
         w_range: range of the guidance weight.
         w_dim: features of w, where the parent has no w input.
-        w_band: features faster than so many radians a unit of w stay zero (decision 0003).
+        w_band: features faster than so many radians a unit of w stay zero (decision 0003); "one":
+            all but sin(0.1 w) do.
         lora: train an adapter of this kind; None trains every weight. (Then a parent with an
             adapter apart has it merged first, and is equalled but for rounding.)
         seed: of the adapter's random half.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -28,6 +28,8 @@ class UNetConfig(BaseModel):
         w_dim: features of w (even); a quarter of them are slow enough to be used.
         w_band: features of w that turn faster than so many radians a unit of w are left zero;
             null keeps all (decision 0003).
+        w_features: "slow": those that w_band keeps; "one": sin(0.1 w) alone, so that the w input can
+            be exported as a LoRA.
         dropout: in the resnets.
     """
 
@@ -41,6 +43,7 @@ class UNetConfig(BaseModel):
     time_dim: int | None = Field(None, ge=8, le=MOST)
     w_dim: int = Field(128, ge=8, le=MOST)
     w_band: float | None = Field(1.0, gt=0.0, le=1e6)
+    w_features: Literal["slow", "one"] = "slow"
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
 
     @model_validator(mode="after")
@@ -52,7 +55,16 @@ class UNetConfig(BaseModel):
             raise ValueError("attention needs one true/false a level of channels")
         if self.w_dim % 2:
             raise ValueError(f"w_dim = {self.w_dim} must be even")
+        if self.w_features == "one" and self.w_band != 1.0:
+            raise ValueError(
+                f"w_band must be left out with w_features: one, got {self.w_band}; remove either"
+            )
         return self
+
+    @property
+    def band(self) -> float | Literal["one"] | None:
+        """Which features of w a student is fed, as its card has it."""
+        return "one" if self.w_features == "one" else self.w_band
 
 
 def build_unet(

@@ -9,6 +9,9 @@ The features are those of stock diffusers pipelines: `[sin, cos]` of
 their values at two neighbouring w's have nothing to do with each other. fewstep feeds only the
 columns slower than `BAND` while it trains, so the others' weights stay exactly zero, the knob is
 smooth, and a stock pipeline, which feeds all of them, computes the same (decision 0003).
+
+With the one feature `sin(0.1 w)`, the slowest sine, the contribution of w keeps its direction and
+changes in strength alone, so that it can be exported as a LoRA of that strength.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
 
 SCALE = 1000.0
 BAND = 1.0  # radians per unit of w
+# Which features are fed: the slower than so many radians per unit of w, all, or the slowest sine.
+Band: TypeAlias = "float | Literal['one'] | None"
+ONE: Literal["one"] = "one"
 SLOT = "time_embedding.cond_proj"  # the input of a U-Net
 ADDED = "w_projection"  # the input that is added to other networks
 ADDED_AFTER = "w_input"  # of format 1, which added it to the output of the timestep embedders
@@ -40,7 +46,7 @@ W_PARAMETERS = tuple(f"{name}.weight" for name in (SLOT, ADDED, ADDED_AFTER))
 LIVE = "WithW"
 
 _Columns: TypeAlias = "tuple[Tensor, Tensor | None]"
-_kept: dict[tuple[int, float | None, torch.device], _Columns] = {}
+_kept: dict[tuple[int, Band, torch.device], _Columns] = {}
 
 
 def frequencies(dim: int) -> Tensor:
@@ -53,11 +59,12 @@ def _falling(dim: int) -> Tensor:
     return torch.exp(torch.arange(half) * -(math.log(1e4) / (half - 1)))
 
 
-def w_features(w: Tensor, dim: int, band: float | None = BAND) -> Tensor:
+def w_features(w: Tensor, dim: int, band: Band = BAND) -> Tensor:
     """Return the features (B, dim), float32, of guidance weights w (B,).
 
     band: columns faster than so many radians a unit of w are zero; None keeps all, as a stock
-    pipeline does. Source: the guidance embedding of diffusers' latent consistency pipelines.
+    pipeline does; ONE keeps the column of `one_feature` alone. Source: the guidance embedding of
+    diffusers' latent consistency pipelines.
     """
     falling, heard = _columns(dim, band, w.device)
     # In the order of the stock pipelines, so that the float32 rounding is theirs.
@@ -66,7 +73,12 @@ def w_features(w: Tensor, dim: int, band: float | None = BAND) -> Tensor:
     return features if heard is None else features * heard
 
 
-def _columns(dim: int, band: float | None, device: torch.device) -> _Columns:
+def one_feature(dim: int) -> int:
+    """Return the column of the slowest sine, sin(0.1 w), among `dim` features of w."""
+    return dim // 2 - 1
+
+
+def _columns(dim: int, band: Band, device: torch.device) -> _Columns:
     """Return (1, dim // 2) frequencies and (dim,) which features are fed, on the device.
 
     Kept, because a copy from the host would make every call wait for the device. (In a dict, since
@@ -74,7 +86,12 @@ def _columns(dim: int, band: float | None, device: torch.device) -> _Columns:
     """
     if (dim, band, device) not in _kept:
         with torch.inference_mode(False):
-            heard = None if band is None else (frequencies(dim) <= band).repeat(2).to(device)
+            if band is None:
+                heard = None
+            elif band == ONE:
+                heard = torch.arange(dim, device=device) == one_feature(dim)
+            else:
+                heard = (frequencies(dim) <= band).repeat(2).to(device)
             _kept[dim, band, device] = (_falling(dim)[None, :].to(device), heard)
     return _kept[dim, band, device]
 
@@ -210,7 +227,7 @@ def checkpoint_activations(network: Any) -> None:
         network.enable_gradient_checkpointing(network.w_addend.checkpoint)
 
 
-def fold(network: Any, family: Family, w: float, band: float | None) -> Any:
+def fold(network: Any, family: Family, w: float, band: Band) -> Any:
     """Return a copy of the network in which one w is fixed, without an input for it.
 
     What w adds before the first layer of an embedder is a constant for one w, so it is a bias:

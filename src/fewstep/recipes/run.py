@@ -214,7 +214,7 @@ class Run:
             stage,
             recipe.distill.w,
             w_dim=recipe.network.w_dim,
-            w_band=recipe.network.w_band,
+            w_band=recipe.network.band,
             lora=recipe.distill.lora,
             seed=recipe.seed,
         )

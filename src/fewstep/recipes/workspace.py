@@ -134,9 +134,11 @@ class Workspace:
         stage = next((s.identity() for s in self.plan if s.name == card.name), None)
         if stage is not None:
             stage["updates"] = config.updates
+        # Left out at its default, so that runs from before there was a choice can go on.
+        usual = {"w_features"} if recipe.network.w_features == "slow" else None
         inputs: dict[str, Any] = {
             "config": config.identity(),
-            "network": recipe.network.model_dump(mode="json"),
+            "network": recipe.network.model_dump(mode="json", exclude=usual),
             "stage": stage and {**stage, "w": recipe.distill.w},
             "seed": recipe.seed,
             "data": data_sha256,
