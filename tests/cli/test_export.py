@@ -8,10 +8,12 @@ import pytest
 from safetensors.torch import load_file
 from tests.cli.inside import fewstep
 from tests.cli.test_cli import one_line_error
+from tests.models.pipelines import sd_folder
 
 import fewstep as library
-from fewstep.folders import card_in
+from fewstep.folders import card_in, save_model
 from fewstep.folders.export import FORMATS
+from fewstep.models import student_of
 from fewstep.models.w_input import one_feature
 
 
@@ -71,3 +73,25 @@ def test_one_feature_of_w_in_a_recipe(recipe: Path, run: Path, tmp_path: Path) -
     assert used.nonzero().tolist() == [[one_feature(32)]]
     wrong = fewstep("distill", recipe, *one, "--set", "network.w_band=0.5", cwd=tmp_path)
     one_line_error(wrong, "w_band must be left out")
+
+
+def test_export_as_lora_files(tmp_path: Path) -> None:
+    teacher = sd_folder(tmp_path / "sd")
+    stage = library.Stage("student-4", "teacher", steps=4)
+    student = student_of(library.load(teacher), stage, (0.0, 12.0), w_band="one")
+    student.network.conv_in.weight.data[0] += 1.0
+    save_model(student, tmp_path / "student-4")
+    told = ("export", "student-4", "--to", "lora", "--base", "sd", "--rank", 2, "--out", "lora")
+    done = fewstep(*told, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert lines[-3].startswith("student.safetensors: rank 2, ")
+    assert lines[-3].endswith("% of the difference to the teacher left out; layers changed: 1")
+    assert lines[-2].startswith("guidance.safetensors: its strength is sin(0.1 w)")
+    assert lines[-1] == "lora: lora"
+    one_line_error(fewstep(*told, cwd=tmp_path), "pass --overwrite")
+    assert fewstep(*told, "--overwrite", cwd=tmp_path).returncode == 0
+    wrong = fewstep(*told[:4], "--out", "other", cwd=tmp_path)
+    one_line_error(wrong, "base is required, the teacher that student-4 was made from, sd")
+    wrong = fewstep("export", "student-4", "--to", "lora", "--w", 1, "--out", "x", cwd=tmp_path)
+    one_line_error(wrong, "w must be left out for the format lora")

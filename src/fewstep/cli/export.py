@@ -17,12 +17,29 @@ def export_command(
         str,
         typer.Option(
             help="diffusers: a folder that stock diffusers pipelines open, with one w fixed in its "
-            "weights."
+            "weights; lora: two LoRA files for the teacher, one for its steps and one for guidance."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     w: Annotated[
         float | None, typer.Option(help="Guidance weight to fix in the weights (diffusers).")
+    ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the teacher that the student was made from (lora)."),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=16_384,
+            help="Rank of the student's LoRA, 64 by default; one that was trained as a LoRA and "
+            "kept apart has its own (lora).",
+        ),
+    ] = None,
+    style: Annotated[
+        str | None,
+        typer.Option(help="Keys of the files: diffusers, the default, or kohya (lora)."),
     ] = None,
     overwrite: Annotated[
         bool,
@@ -34,10 +51,10 @@ def export_command(
     ] = False,
 ) -> None:
     """Write a student in the format of other programs."""
-    check_out(out, overwrite, [model], ())
+    check_out(out, overwrite, [model, *([] if base is None else [base])], ())
     from fewstep.folders.export import export
 
-    for line in export(model, out, to=to, w=w):
+    for line in export(model, out, to=to, w=w, base=base, rank=rank, style=style):
         say(line)
     say(f"{to}: {out}")
 

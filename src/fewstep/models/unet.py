@@ -28,8 +28,8 @@ class UNetConfig(BaseModel):
         w_dim: features of w (even); a quarter of them are slow enough to be used.
         w_band: features of w that turn faster than so many radians a unit of w are left zero;
             null keeps all (decision 0003).
-        w_features: "slow": those that w_band keeps; "one": sin(0.1 w) alone, so that the w input can
-            be exported as a LoRA.
+        w_features: "slow": those that w_band keeps; "one": sin(0.1 w) alone, so that the w input
+            can be exported as a LoRA.
         dropout: in the resnets.
     """
 

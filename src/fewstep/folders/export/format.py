@@ -15,9 +15,15 @@ class Options:
 
     Attributes:
         w: the guidance weight to fix.
+        base: folder or hub id of the teacher, over which the student becomes a LoRA.
+        rank: of that LoRA.
+        style: of its keys, "diffusers" or "kohya".
     """
 
     w: float | None = None
+    base: Path | str | None = None
+    rank: int | None = None
+    style: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
