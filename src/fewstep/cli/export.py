@@ -17,12 +17,15 @@ def export_command(
         str,
         typer.Option(
             help="diffusers: a folder that stock diffusers pipelines open, with one w fixed in its "
-            "weights; lora: two LoRA files for the teacher, one for its steps and one for guidance."
+            "weights; single-file: a checkpoint of Stable Diffusion 1, 2 or XL in the original "
+            "layout, with one w fixed; lora: two LoRA files for the teacher, one for its steps and "
+            "one for guidance."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     w: Annotated[
-        float | None, typer.Option(help="Guidance weight to fix in the weights (diffusers).")
+        float | None,
+        typer.Option(help="Guidance weight to fix in the weights (diffusers, single-file)."),
     ] = None,
     base: Annotated[
         Path | None,

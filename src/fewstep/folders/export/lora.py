@@ -102,8 +102,8 @@ def _check(model: Model) -> None:
         )
     if not card.parents:
         raise RangeError(
-            f"{card.name} must name the teacher that it was made from to become LoRA files, and its "
-            f"card names none. {other}"
+            f"{card.name} must name the teacher that it was made from to become LoRA files, and "
+            f"its card names none. {other}"
         )
     if card.w_band != ONE:
         raise RangeError(

@@ -30,8 +30,8 @@ def check_w_input(model: Model) -> None:
     )
 
 
-def write(model: Model, out: Path, options: Options) -> tuple[str, ...]:
-    """Write the folder of the model with w folded into its weights."""
+def folded(model: Model, options: Options) -> Model:
+    """Return the model with w folded into its weights. Raises RangeError without a w in range."""
     check_w_input(model)
     low, high = model.card.w_range or (0.0, 0.0)
     if options.w is None:
@@ -39,7 +39,13 @@ def write(model: Model, out: Path, options: Options) -> tuple[str, ...]:
             f"w is required, the guidance weight to fix in the weights: {model.card.name} was "
             f"trained for w from {low:g} to {high:g}. Use --w {low:g}, for example."
         )
-    save_model(fold_w(model, options.w), out)
+    return fold_w(model, options.w)
+
+
+def write(model: Model, out: Path, options: Options) -> tuple[str, ...]:
+    """Write the folder of the model with w folded into its weights."""
+    save_model(folded(model, options), out)
+    assert options.w is not None
     scale = 1 + options.w if model.family.native else 1
     return (f"w = {options.w:g} is fixed in the weights; use guidance scale {scale:g}",)
 
