@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.models.pipelines import draw_apart, sd_folder, told_student, xl_folder
 from torch import Tensor
 
@@ -22,7 +22,7 @@ from fewstep.folders import encode_prompts, load_vae, save_model
 from fewstep.folders.export.factors import of_difference
 from fewstep.folders.export.lora import SLIDER, STUDENT
 from fewstep.folders.export.slider import least_norm, strength
-from fewstep.models import Lora, Model, decode_latents, model_of, student_of
+from fewstep.models import Lora, Model, decode_latents, merge_adapter, model_of, student_of
 from fewstep.models.w_input import one_feature
 
 PROMPTS = ["a cat", "two dogs"]
@@ -130,6 +130,38 @@ def test_keys_of_kohya(wide: Path, tmp_path: Path) -> None:
     name = "lora_unet_time_embedding_linear_1"
     assert set(keys) == {f"{name}.{end}" for end in ("lora_down.weight", "lora_up.weight", "alpha")}
     check_it_draws_as_the_student(wide, {4: folder}, {4: files}, tmp_path)
+
+
+def test_a_lora_of_the_teacher_works_on_top_of_both_forms(sd: Path, tmp_path: Path) -> None:
+    """A style, say, that was trained on the teacher: the same as merged into the student."""
+    student, w, draws = made(sd, 4, APART), 4.0, torch.Generator().manual_seed(2)
+    save_model(student, tmp_path / "student")
+    fewstep.export(tmp_path / "student", tmp_path / "lora", to="lora")
+    fewstep.export(tmp_path / "student", tmp_path / "folded", w=w)
+    styled, tensors = merge_adapter(student), {}
+    for name, layer in styled.network.named_modules():
+        if name.endswith(("to_q", "to_v")):
+            up, down = (0.3 * torch.randn(n, 2, generator=draws) for n in layer.weight.shape)
+            tensors |= {f"unet.{name}.lora_A.weight": down.T.contiguous()}
+            tensors |= {f"unet.{name}.lora_B.weight": up}
+            layer.weight = torch.nn.Parameter(layer.weight + up @ down.T)
+    save_file(tensors, tmp_path / "style.safetensors")
+    call = {"prompt": PROMPTS, "latents": noise(), "num_inference_steps": 4, "guidance_scale": 1.0}
+    shared = {"pipeline": PIPELINES["sd"], "call": call, "scheduler": str(tmp_path / "lora")}
+    style = {str(tmp_path / "style.safetensors"): 1.0}
+    both = {str(tmp_path / "lora" / STUDENT): 1.0, str(tmp_path / "lora" / SLIDER): strength(w)}
+    jobs = {
+        "files": {**shared, "folder": str(sd), "loras": {**both, **style}},
+        "folded": {**shared, "folder": str(tmp_path / "folded"), "loras": style},
+    }
+    drawn, cond, vae = draw_apart(jobs, tmp_path), encode_prompts(sd, PROMPTS), load_vae(sd)
+    ours, plain = (
+        (decode_latents(vae, fewstep.sample(m, cond, w=w, z=noise())) / 2 + 0.5).clamp(0, 1)
+        for m in (styled, student)
+    )
+    assert float((ours - plain).abs().max()) > 1e-3
+    for found in drawn.values():
+        assert float((found["images"] - ours).abs().max()) < 1e-4
 
 
 def test_a_merged_adapter_is_found_again_at_its_own_rank(sd: Path, tmp_path: Path) -> None:
