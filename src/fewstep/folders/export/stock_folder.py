@@ -19,6 +19,8 @@ def check_w_input(model: Model) -> None:
         return
     if card.family == OWN:
         found = "a module of your own. Save it with fewstep.save_model"
+    elif model.family.slot == "value":
+        found = "one that takes w itself, which its pipeline gives it. Use its folder as it is"
     elif card.is_teacher:
         found = "a teacher, which stock pipelines guide by two passes. Distil it first"
     elif card.w_range is None:
