@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+FEWSTEP = ("sklearn.datasets", "fewstep.cli.main", "fewstep.recipes.study")
 LIMIT = 1800  # seconds; ends a command that hangs, far above what the busiest machine needs
 
 
@@ -33,7 +34,9 @@ class Forks:
     It stands for an interpreter that has just started: nothing has run in it but imports.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, modules: Sequence[str] = FEWSTEP) -> None:
+        """Make a server that imports these modules, beside torch and diffusers."""
+        self._modules = modules
         self._server: subprocess.Popen[str] | None = None
 
     def run(
@@ -67,7 +70,7 @@ class Forks:
     def _ask(self, jobs: list[dict[str, Any]]) -> list[int]:
         if self._server is None:
             self._server = subprocess.Popen(
-                [sys.executable, __file__],
+                [sys.executable, __file__, *self._modules],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
@@ -141,7 +144,7 @@ def main() -> None:
     import diffusers
     import torch
 
-    for name in ("sklearn.datasets", "fewstep.cli.main", "fewstep.recipes.study"):
+    for name in sys.argv[1:]:
         importlib.import_module(name)
     assert diffusers.UNet2DConditionModel is not diffusers.DDIMScheduler  # lazy until named
     torch.set_num_threads(1)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from tests.forks import Forks
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -338,18 +338,20 @@ def sana_folder(path: Path, **transformer: Any) -> Path:
     return path
 
 
+@functools.cache
+def _without_fewstep() -> Forks:
+    """Processes that have imported the stock pipelines, and fewstep never."""
+    pipelines = ("stable_diffusion.pipeline_stable_diffusion", "flux.pipeline_flux")
+    forks = Forks([f"diffusers.pipelines.{name}" for name in pipelines])
+    atexit.register(forks.close)
+    return forks
+
+
 def draw_apart(jobs: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
     """What stock pipelines draw (`stock.py`) in a process where fewstep cannot be imported."""
     torch.save(jobs, folder / "jobs.pt")
     stock = Path(__file__).with_name("stock.py")
-    done = subprocess.run(
-        [sys.executable, stock, folder / "jobs.pt", folder / "out.pt"],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = _without_fewstep().run(stock, folder / "jobs.pt", folder / "out.pt", cwd=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     found: dict[str, dict[str, Any]] = torch.load(folder / "out.pt", weights_only=True)
     return found
