@@ -20,9 +20,9 @@ from fewstep.core.seed import Noise
 from fewstep.data.latents import cache_latents
 from fewstep.errors import FewstepWarning, FolderError, RangeError, ShapeError
 from fewstep.folders import encode_prompts, encoders_sha256, load_vae
+from fewstep.measure.solvers import solve
 from fewstep.models import Model, card_of, encode_images, encoders_kept
 from fewstep.models import prompts as prompts_part
-from fewstep.models.solvers import solve
 from fewstep.testing import check_denoiser
 
 PROMPTS = ["a cat", "two dogs", "rain"]

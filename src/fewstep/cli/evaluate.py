@@ -122,7 +122,7 @@ def evaluate_command(
 
 def _samplers(text: str) -> list[str]:
     from fewstep.core.samplers import SAMPLERS
-    from fewstep.models.solvers import SOLVERS
+    from fewstep.measure.solvers import SOLVERS
 
     known = [*(name for name, s in SAMPLERS.items() if not s.encodes), *SOLVERS]
     found = [part.strip() for part in text.split(",")]

@@ -41,9 +41,9 @@ from fewstep.measure.database import Inputs, Record, Results, key_of, what_chang
 from fewstep.measure.identity import identity_of
 from fewstep.measure.own_features import features_of
 from fewstep.measure.reference import MOST, everything, reference_of, tensors_in
+from fewstep.measure.solvers import SOLVERS, solve
 from fewstep.metrics import RMS, Features, Measured, Reference, measure_all, no_figures
 from fewstep.models import Model
-from fewstep.models.solvers import SOLVERS, solve
 
 Split = tuple[Tensor, Tensor]
 KEPT = 2_000  # images of a cell that nothing is paired with
@@ -166,7 +166,7 @@ class Evaluation:
         """Return the cell, measured now or kept from before.
 
         name: of the model in the table. sampler: one of `fewstep.core.samplers.SAMPLERS` or of
-        `fewstep.models.solvers.SOLVERS`. teacher: the cell of the many-step teacher at the same
+        `fewstep.measure.solvers.SOLVERS`. teacher: the cell of the many-step teacher at the same
         w, which the paired distance refers to. Images that are not finite give a cell without
         figures. Raises RangeError as `fewstep.sample` does.
         """

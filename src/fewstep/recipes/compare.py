@@ -20,10 +20,10 @@ from fewstep.measure.cell import Cell, Cells
 from fewstep.measure.conditions import has_classes
 from fewstep.measure.evaluate import Evaluation
 from fewstep.measure.identity import identity_of
+from fewstep.measure.solvers import SOLVERS
 from fewstep.models import Card, card_of
 from fewstep.models.clocks.native import TIMESTEPS
 from fewstep.models.scheduler import StockClock
-from fewstep.models.solvers import SOLVERS
 from fewstep.recipes.check import check_steps, nearest_divisor, timesteps_in
 from fewstep.show.figures import remarks_on, terminal_page, write_figures
 

@@ -128,7 +128,7 @@ class EvaluateConfig(Part):
         reference_steps: of the many-step teacher that paired distances refer to.
         teacher_steps, stage_one_steps: other numbers of steps to measure these models at.
         solver_steps: numbers of steps at which the teacher is also measured with the solvers of
-            `fewstep.models.solvers.SOLVERS`.
+            `fewstep.measure.solvers.SOLVERS`.
         features: the feature extractor: folder of a transformers vision model, or a weights file
             of the published Inception; without it the digits have features of their own, and
             other data get a classifier trained on them.

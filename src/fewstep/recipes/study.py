@@ -21,9 +21,9 @@ from fewstep.folders import save_model
 from fewstep.lock import writer_of
 from fewstep.measure.cell import DDIM, Cell, Cells, Line
 from fewstep.measure.evaluate import KEPT, device_name
+from fewstep.measure.solvers import SOLVERS
 from fewstep.metrics import RMS, Features, paired_rms
 from fewstep.models import Model, card_of, model_of
-from fewstep.models.solvers import SOLVERS
 from fewstep.recipes.begun import check_folder
 from fewstep.recipes.check import Checked, check_report
 from fewstep.recipes.config import Recipe

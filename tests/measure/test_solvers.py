@@ -13,8 +13,8 @@ from fewstep.core.angle import HALF_PI
 from fewstep.core.denoiser import Traits
 from fewstep.core.sample import sample
 from fewstep.errors import RangeError, ShapeError
+from fewstep.measure.solvers import SOLVERS, solve, solver_scheduler
 from fewstep.models.clocks.betas import BetaClock
-from fewstep.models.solvers import SOLVERS, solve, solver_scheduler
 from fewstep.testing import Mixture
 
 
