@@ -29,7 +29,6 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from tests.forks import Forks
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -339,8 +338,10 @@ def sana_folder(path: Path, **transformer: Any) -> Path:
 
 
 @functools.cache
-def _without_fewstep() -> Forks:
+def _without_fewstep() -> Any:
     """Processes that have imported the stock pipelines, and fewstep never."""
+    from tests.forks import Forks  # the rest of this file can be used from anywhere
+
     pipelines = ("stable_diffusion.pipeline_stable_diffusion", "flux.pipeline_flux")
     forks = Forks([f"diffusers.pipelines.{name}" for name in pipelines])
     atexit.register(forks.close)
