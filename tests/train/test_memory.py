@@ -190,3 +190,8 @@ def test_what_is_foreseen_is_near_what_is_measured(
     found, measured = json.loads(done.stdout.splitlines()[-1])
     print(f"foreseen {in_units(found)}, measured {in_units(measured)}")
     assert measured / WITHIN < found < measured * WITHIN
+
+
+def test_a_process_that_gave_memory_back_holds_its_weights_at_least() -> None:
+    watch = Watch(torch.device("cpu"), held=1000, bare=10**15)
+    assert watch.peak() in (1000, None)

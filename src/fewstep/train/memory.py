@@ -201,13 +201,15 @@ class Watch:
             torch.cuda.reset_peak_memory_stats(device)
         self._before = 0 if device.type == "cuda" or _forget_peak() else resident_peak()
         self.bare = resident_now() - held if bare is None else bare
+        self._held = held
 
     def peak(self) -> int | None:
         """Return the peak so far, in bytes; None where an earlier peak hides it."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         peak = resident_peak()
-        return peak - self.bare if peak > self._before else None
+        # A process that gave memory back since it was bare is smaller than it was then.
+        return max(peak - self.bare, self._held) if peak > self._before else None
 
 
 def _forget_peak() -> bool:
