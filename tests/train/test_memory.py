@@ -193,5 +193,5 @@ def test_what_is_foreseen_is_near_what_is_measured(
 
 
 def test_a_process_that_gave_memory_back_holds_its_weights_at_least() -> None:
-    watch = Watch(torch.device("cpu"), held=1000, bare=10**15)
+    watch = memory.Watch(torch.device("cpu"), held=1000, bare=10**15)
     assert watch.peak() in (1000, None)
