@@ -152,8 +152,8 @@ class Stage(BaseModel):
         """
         states, kind = (None, "noised"), (DEFAULT_KINDS[self.steps is not None],)
         once = {"states": states, "kind": kind, "order": (1,), "dropout": (None,)}
-        told = self.model_dump(exclude={"lr"})
-        return {key: value for key, value in told.items() if value not in once.get(key, ())}
+        settings = self.model_dump(exclude={"lr"})
+        return {key: value for key, value in settings.items() if value not in once.get(key, ())}
 
     def cost(self, batch_size: int) -> Cost:
         """Return the cost of the stage, whatever its states. Raises RecipeError without updates."""

@@ -91,8 +91,8 @@ def load(
     """Return the model of a folder, ready to be sampled at any w it allows.
 
     A student comes as its network (one pass); a teacher, and a student that is a pair like it,
-    as `Guided` (two passes). A folder of a stock diffusers pipeline (Stable Diffusion 1, 2, XL)
-    is a teacher, on the clock of its own scheduler.
+    as `Guided` (two passes). A folder of a stock diffusers pipeline is a teacher, on the
+    clock of its own scheduler, unless its network was distilled already (Flux dev).
 
     negative_prompt: of a text-to-image teacher, for its unconditional pass; by default what its
     pipelines tell that pass: the empty prompt, or zeros.
@@ -136,8 +136,7 @@ def family_of(folder: Path) -> Family:
             f"of {known}, and of the image-to-image and inpainting ones."
         )
     there = components(index)
-    names = (*found.networks, "DiT") if found.name == "dit" else found.networks  # of format 1
-    networks = (*names, *(name + LIVE for name in names))
+    networks = (*found.networks, *(name + LIVE for name in found.networks))
     for part, right in {found.part: networks, **found.parts_in(folder)}.items():
         # Tokenizers were named ...Fast in older folders; they are the same.
         if there.get(part, "").removesuffix("Fast") not in right:

@@ -61,9 +61,9 @@ class Card(BaseModel):
     Attributes:
         stage: how it was made; of a teacher (conditional network, guided by two passes) the kind
             is "pretraining".
-        w_range: of a network told w; None for a teacher, which takes any.
-        w_band: features of w faster than so many radians a unit were zero; None: none were; "one":
-            all but sin(0.1 w) were.
+        w_range: the w that a student was trained for; None for a teacher, which takes any.
+        w_band: features of w faster than so many radians per unit were zero; None: none were;
+            "one": all but sin(0.1 w) were.
         num_classes, class_names, null_class: of a class-conditional model; 0 classes elsewhere.
         prediction: of a network on a table of betas: "epsilon", "v_prediction" or "sample"; "flow"
             of one on a clock of rectified flow; None of v.
@@ -179,18 +179,18 @@ def _first(error: Exception) -> str:
 def _from_format_1(data: dict[str, Any]) -> dict[str, Any]:
     """Return a card of format 1, which had the settings of its stage beside the rest, as 2."""
     flat = ("stage", "steps", "substeps", "order", "stride", "direction", "pair", "sampler")
-    told = {k: data[k] for k in flat if data.get(k) is not None}
+    settings = {k: data[k] for k in flat if data.get(k) is not None}
     rest = {k: v for k, v in data.items() if k not in flat}
     kinds = {"teacher": TAUGHT.kind, "match": "guidance-distillation", "halve": "step-distillation"}
-    told.pop("sampler", None)  # follows from stride and direction
-    kind = told.pop("stage", None)
+    settings.pop("sampler", None)  # follows from stride and direction
+    kind = settings.pop("stage", None)
     match data.get("parents"):
         case [{"name": parent}, *_]:
             pass
         case _:
             parent = TAUGHT.parent
     stage = {"name": data.get("name"), "kind": kinds.get(str(kind), kind), "parent": parent}
-    return {**rest, "format": FORMAT, "stage": {**stage, **told}}
+    return {**rest, "format": FORMAT, "stage": {**stage, **settings}}
 
 
 def contradiction(card: Card) -> str | None:

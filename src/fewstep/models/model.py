@@ -140,9 +140,8 @@ class Model(nn.Module):
 
     def _features(self, w: Tensor, z: Tensor) -> Tensor | None:
         """Return the features of w (B,) that the network takes, if any."""
-        if self.w_dim is None:
-            return None
-        return w_input.w_features(w, self.w_dim, self.card.w_band).to(z.dtype)
+        dim = self.w_dim
+        return None if dim is None else w_input.w_features(w, dim, self.card.w_band).to(z.dtype)
 
 
 def model_of(denoiser: Denoiser) -> Model:

@@ -1,4 +1,4 @@
-"""A student before its first update: its parent's network told w, and a card of its own."""
+"""A student before its first update: its parent's network with an input for w, and a card."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def student_of(
 
 
 def _needs_input(parent: Model, w_range: tuple[float, float]) -> bool:
-    """Whether a student of one pass is told w.
+    """Whether a student of one pass has an input for w.
 
     Without a slot for it, a student for one w has no input: stock pipelines draw with it as it is.
     """
@@ -114,16 +114,17 @@ def _needs_input(parent: Model, w_range: tuple[float, float]) -> bool:
 
 
 def with_w_input(model: Model, w_dim: int) -> Any:
-    """Return a copy of a model's network that is told w and, at first, ignores it.
+    """Return a copy of a model's network with an input for w that at first changes nothing.
 
     Its one new weight is zero, so the copy equals the network bit for bit at every w, and the
     weight still gets a gradient at once (math.md 4). A network that has the input is just copied.
     """
-    if features_of(model.network) is None and model.family.slot == "features":
+    if features_of(model.network) is not None:
+        return copy.deepcopy(model.network)
+    if model.family.slot == "features":
         return with_slot(model.network, w_dim)
     network = copy.deepcopy(model.network)
-    if features_of(network) is None:
-        add_w_input(network, model.family, w_dim)
+    add_w_input(network, model.family, w_dim)
     return network
 
 
@@ -131,13 +132,12 @@ def fold_w(model: Denoiser, w: float) -> Model:
     """Return the student for one w: without the input for it, and of the teacher's own class.
 
     Guidance at w is then in its weights, and stock pipelines draw with it without guidance of their
-    own. The answers are those of the student at w but for rounding. An adapter is
-    merged.
+    own. The answers are those of the student at w but for rounding. An adapter is merged.
 
     Raises RangeError: the network has no input for w, or w is outside the range of the student;
     ShapeError where it does not come from a model folder.
     """
-    inner = merge_adapter(model_of(model))
+    inner = model_of(model)
     low, high = inner.card.w_range or (-math.inf, math.inf)
     if not low <= w <= high:
         raise RangeError(f"w must lie in [{low:g}, {high:g}], the range of the student, got {w:g}.")
@@ -148,6 +148,7 @@ def fold_w(model: Denoiser, w: float) -> Model:
         )
     if inner.w_dim is None:
         raise RangeError("only a network with an input for w can be folded, and this has none.")
+    inner = merge_adapter(inner)
     network = fold(inner.network, inner.family, w, inner.card.w_band)
     return inner.like(network, _changed(inner.card, w_range=(w, w), parents=lineage(inner.card)))
 

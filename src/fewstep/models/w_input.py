@@ -50,7 +50,7 @@ _kept: dict[tuple[int, Band, torch.device], _Columns] = {}
 
 
 def frequencies(dim: int) -> Tensor:
-    """Return the (dim // 2,) frequencies in radians a unit of w, float32, from 1000 to 0.1."""
+    """Return the (dim // 2,) frequencies in radians per unit of w, float32, from 1000 to 0.1."""
     return SCALE * _falling(dim)
 
 
@@ -62,7 +62,7 @@ def _falling(dim: int) -> Tensor:
 def w_features(w: Tensor, dim: int, band: Band = BAND) -> Tensor:
     """Return the features (B, dim), float32, of guidance weights w (B,).
 
-    band: columns faster than so many radians a unit of w are zero; None keeps all, as a stock
+    band: columns faster than so many radians per unit of w are zero; None keeps all, as a stock
     pipeline does; ONE keeps the column of `one_feature` alone. Source: the guidance embedding of
     diffusers' latent consistency pipelines.
     """

@@ -22,13 +22,16 @@ from fewstep.models.card import Card
 from fewstep.models.families.family import Family
 from fewstep.models.families.flux import check_config
 from fewstep.models.families.packed import pack, packed_shape, packed_tokens, positions, unpack
-from fewstep.models.families.text import check_mask, check_text, empty_prompt, parts_of
-
-KEYS = ("text", "mask")
+from fewstep.models.families.text import (
+    TEXT_AND_MASK,
+    check_text_and_mask,
+    empty_prompt,
+    parts_of,
+)
 
 
 def _call(network: Any, z: Tensor, timestep: Tensor, cond: Cond, w: Tensor | None) -> Tensor:
-    parts = {key: tensor.to(z.dtype) for key, tensor in parts_of(cond, KEYS).items()}
+    parts = {key: tensor.to(z.dtype) for key, tensor in parts_of(cond, TEXT_AND_MASK).items()}
     tokens, mask = pack(z), parts["mask"]
     out = network(
         tokens,
@@ -52,9 +55,7 @@ def _prepare(network: Any) -> None:
 
 
 def _check_cond(network: Any, card: Card, cond: Cond) -> None:
-    parts = parts_of(cond, KEYS)
-    check_text(parts["text"], network.config.joint_attention_dim)
-    check_mask(parts["mask"], parts["text"])
+    check_text_and_mask(cond, network.config.joint_attention_dim)
 
 
 def _condition(made: tuple[Any, ...], folder: Path) -> Cond:

@@ -69,8 +69,8 @@ def _conditions(index: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str
 DIT = Family(
     name="dit",
     part="transformer",
-    # The second in old folders.
-    networks=("DiTTransformer2DModel", "Transformer2DModel"),
+    # The second in old folders, the third with an input for w in folders of format 1.
+    networks=("DiTTransformer2DModel", "Transformer2DModel", "DiTWithW"),
     pipelines=("DiTPipeline",),
     parts={"vae": ("AutoencoderKL",)},
     call=_call,

@@ -18,14 +18,19 @@ from fewstep.errors import FolderError
 from fewstep.models.card import Card
 from fewstep.models.families.dit import check_output_channels
 from fewstep.models.families.family import Family
-from fewstep.models.families.text import check_mask, check_text, empty_prompt, parts_of
+from fewstep.models.families.text import (
+    TEXT_AND_MASK,
+    check_text_and_mask,
+    empty_prompt,
+    parts_of,
+    text_and_mask,
+)
 
-KEYS = ("text", "mask")
 NOT_TOLD: dict[str, None] = {"resolution": None, "aspect_ratio": None}
 
 
 def _call(network: Any, z: Tensor, timestep: Tensor, cond: Cond, w: Tensor | None) -> Tensor:
-    parts = parts_of(cond, KEYS)
+    parts = parts_of(cond, TEXT_AND_MASK)
     out: Tensor = network(
         z,
         encoder_hidden_states=parts["text"].to(z.dtype),
@@ -42,9 +47,8 @@ def _embedders(network: Any) -> list[Any]:
 
 
 def _check_cond(network: Any, card: Card, cond: Cond) -> None:
-    parts, config = parts_of(cond, KEYS), network.config
-    check_text(parts["text"], config.caption_channels or config.cross_attention_dim)
-    check_mask(parts["mask"], parts["text"])
+    config = network.config
+    check_text_and_mask(cond, config.caption_channels or config.cross_attention_dim)
 
 
 def _check_config(config: Mapping[str, Any], path: Path) -> None:
@@ -56,11 +60,6 @@ def _check_config(config: Mapping[str, Any], path: Path) -> None:
             f"{config.get('sample_size')}; this network is told resolution and aspect ratio of the "
             "picture, which fewstep does not give it. Use a model of 512 pixels, or PixArt-Sigma."
         )
-
-
-def _condition(made: tuple[Any, ...], folder: Path) -> Cond:
-    text, mask, *_ = made
-    return {"text": text, "mask": mask}
 
 
 PIXART_SIGMA = Family(
@@ -79,6 +78,6 @@ PIXART_SIGMA = Family(
     check_config=_check_config,
     conditions=empty_prompt,
     check_cond=_check_cond,
-    condition=_condition,
+    condition=text_and_mask,
 )
 PIXART_ALPHA = replace(PIXART_SIGMA, name="pixart-alpha", pipelines=("PixArtAlphaPipeline",))

@@ -27,15 +27,14 @@ from fewstep.errors import FolderError
 from fewstep.models.card import Card
 from fewstep.models.families.family import Family
 from fewstep.models.families.packed import check_features, pack, packed_shape, packed_tokens, unpack
-from fewstep.models.families.text import check_mask, check_text, parts_of
+from fewstep.models.families.text import TEXT_AND_MASK, check_text_and_mask, parts_of
 
-KEYS = ("text", "mask")
 LENGTH = 512  # tokens that the stock pipeline reads by default
 PLAIN = ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope")
 
 
 def _call(network: Any, z: Tensor, timestep: Tensor, cond: Cond, w: Tensor | None) -> Tensor:
-    parts = parts_of(cond, KEYS)
+    parts = parts_of(cond, TEXT_AND_MASK)
     count, _, height, width = z.shape
     out = network(
         pack(z),
@@ -64,9 +63,7 @@ def _embedders(network: Any) -> list[Any]:
 
 
 def _check_cond(network: Any, card: Card, cond: Cond) -> None:
-    parts = parts_of(cond, KEYS)
-    check_text(parts["text"], network.config.joint_attention_dim)
-    check_mask(parts["mask"], parts["text"])
+    check_text_and_mask(cond, network.config.joint_attention_dim)
 
 
 def _check_config(config: Mapping[str, Any], path: Path) -> None:

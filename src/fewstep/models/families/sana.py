@@ -19,13 +19,17 @@ from fewstep.errors import FolderError
 from fewstep.models.card import Card
 from fewstep.models.families.dit import check_output_channels
 from fewstep.models.families.family import Family
-from fewstep.models.families.text import check_mask, check_text, empty_prompt, parts_of
-
-KEYS = ("text", "mask")
+from fewstep.models.families.text import (
+    TEXT_AND_MASK,
+    check_text_and_mask,
+    empty_prompt,
+    parts_of,
+    text_and_mask,
+)
 
 
 def _call(network: Any, z: Tensor, timestep: Tensor, cond: Cond, w: Tensor | None) -> Tensor:
-    parts = parts_of(cond, KEYS)
+    parts = parts_of(cond, TEXT_AND_MASK)
     out: Tensor = network(
         z,
         encoder_hidden_states=parts["text"].to(z.dtype),
@@ -41,9 +45,7 @@ def _embedders(network: Any) -> list[Any]:
 
 
 def _check_cond(network: Any, card: Card, cond: Cond) -> None:
-    parts = parts_of(cond, KEYS)
-    check_text(parts["text"], network.config.caption_channels)
-    check_mask(parts["mask"], parts["text"])
+    check_text_and_mask(cond, network.config.caption_channels)
 
 
 def _check_config(config: Mapping[str, Any], path: Path) -> None:
@@ -53,11 +55,6 @@ def _check_config(config: Mapping[str, Any], path: Path) -> None:
             f"{path}: guidance_embeds must be false in a folder of SanaPipeline, which does not "
             f"feed it, got {config['guidance_embeds']!r}. Give a Sana that is no Sprint."
         )
-
-
-def _condition(made: tuple[Any, ...], folder: Path) -> Cond:
-    text, mask, *_ = made
-    return {"text": text, "mask": mask}
 
 
 SANA = Family(
@@ -76,6 +73,6 @@ SANA = Family(
     check_config=_check_config,
     conditions=empty_prompt,
     check_cond=_check_cond,
-    condition=_condition,
+    condition=text_and_mask,
     prompt_defaults=("complex_human_instruction",),
 )

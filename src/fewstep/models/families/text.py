@@ -11,6 +11,8 @@ from torch import Tensor
 from fewstep.core.cond import Cond
 from fewstep.errors import FolderError, ShapeError
 
+TEXT_AND_MASK = ("text", "mask")  # parts of a condition
+
 
 def parts_of(cond: Cond, keys: Sequence[str]) -> dict[str, Tensor]:
     """Return a condition that is a dict of these tensors. Raises ShapeError for another one."""
@@ -57,8 +59,17 @@ def check_unet(
         )
 
 
-def check_mask(mask: Tensor, text: Tensor) -> None:
-    """Raise ShapeError unless the mask (B, L) has the batch and tokens of text (B, L, D)."""
+def text_and_mask(made: tuple[Any, ...], folder: Path) -> Cond:
+    """Return the condition of an `encode_prompt` that returns text and its mask first."""
+    text, mask, *_ = made
+    return {"text": text, "mask": mask}
+
+
+def check_text_and_mask(cond: Cond, dim: int) -> None:
+    """Raise ShapeError unless a condition is text (B, L, dim) and its mask (B, L)."""
+    parts = parts_of(cond, TEXT_AND_MASK)
+    text, mask = parts["text"], parts["mask"]
+    check_text(text, dim)
     if mask.shape != text.shape[:2]:
         raise ShapeError(
             f"a mask of shape {tuple(mask.shape)} for text of shape {tuple(text.shape)}; it must "
