@@ -69,13 +69,13 @@ def sampling(setting: Setting, subject: Subject, batch: int, most: float) -> Row
     # On a GPU small batches wait for launches, which graphs of kernels take together.
     mode = "reduce-overhead" if setting.device.type == "cuda" and batch == 1 else "default"
     torch.compiler.reset()
-    told = copy.deepcopy(subject.student)
-    told.network = torch.compile(told.network, mode=mode)
+    compiled = copy.deepcopy(subject.student)
+    compiled.network = torch.compile(compiled.network, mode=mode)
 
     def draw(model: Any) -> Callable[[], Tensor]:
         return lambda: fewstep.sample(model, cond, w=1.0, steps=STEPS)
 
-    sides = {"eager": draw(subject.student), "compiled": draw(told)}
+    sides = {"eager": draw(subject.student), "compiled": draw(compiled)}
     times: Times = alternate(setting, sides, ROUNDS[setting.device.type], warm=3)
     seconds = {n == "compiled": statistics.median(t) for n, t in times.wall.items()}
     count = operations(sides["eager"])

@@ -56,6 +56,17 @@ def copy_part(source: Path, target: Path, part: str) -> None:
                 remove_paths(place)
 
 
+def licence_files(folder: Path) -> list[Path]:
+    """Return the licence files of a model folder."""
+    return sorted(folder.glob("LICEN[SC]E*"))
+
+
+def copy_licences(source: Path, target: Path) -> None:
+    """Copy the licence files of a model folder into another one."""
+    for file in licence_files(source):
+        shutil.copyfile(file, target / file.name)
+
+
 def copied_index(source: Path, index: dict[str, Any], required: Iterable[str]) -> dict[str, Any]:
     """Return the `model_index.json` of a copy, in which parts that are not copied are null.
 

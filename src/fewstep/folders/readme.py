@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from fewstep.files.copies import licence_files
 from fewstep.files.parts import vae_factor
 from fewstep.models.card import Card
 from fewstep.models.model import Model
@@ -63,7 +64,7 @@ def model_card(model: Model, card: Card, source: Path) -> str:
         template_path=str(TEMPLATE),
         card=card,
         licence=licence,
-        licence_files=sorted(p.name for p in source.glob("LICEN[SC]E*")),
+        licence_files=[file.name for file in licence_files(source)],
         plain=escaped,
         code=_code,
         number=lambda number: f"{number:g}",

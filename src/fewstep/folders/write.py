@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import nn
 from fewstep.atomic import atomic_folder, sha256
 from fewstep.core.denoiser import Denoiser
 from fewstep.errors import FolderError
-from fewstep.files.copies import copied_index, copy_part, write_json
+from fewstep.files.copies import copied_index, copy_licences, copy_part, write_json
 from fewstep.files.parts import INDEX, components, read_json, without_paths
 from fewstep.files.weights import check_finite_weights
 from fewstep.folders.facts import MARK
@@ -98,8 +97,7 @@ def _save_apart(model: Model, folder: Path) -> Card:
 
 def _write_own(model: Model, source: Path, partial: Path, card: Card) -> None:
     """Write what every folder of a pipeline's model has of its own: licence, scheduler, README."""
-    for file in sorted(source.glob("LICEN[SC]E*")):
-        shutil.copyfile(file, partial / file.name)
+    copy_licences(source, partial)
     model.clock.scheduler().save_pretrained(partial / "scheduler")
     text = model_card(model, card, source)
     (partial / README).write_text(text, encoding="utf-8")

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from fewstep.models.families.stable_diffusion import STABLE_DIFFUSION
+from fewstep.models.families.stable_diffusion_xl import STABLE_DIFFUSION_XL
 from fewstep.models.model import Model
+
+# Families whose files other programs read.
+SHARED = (STABLE_DIFFUSION.name, STABLE_DIFFUSION_XL.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,3 +49,17 @@ class Format:
     about: str
     takes: frozenset[str]
     write: Callable[[Model, Path, Options], tuple[str, ...]]
+
+
+def metadata(title: str, steps: int | None, facts: Mapping[str, Any]) -> dict[str, str]:
+    """Return the metadata of a safetensors file, under the names that other programs show.
+
+    steps: that the student was made for; None for any number. facts: kept as JSON.
+    """
+    return {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.title": title,
+        "modelspec.usage_hint": f"{steps or 'any number of'} DDIM steps, trailing, CFG 1",
+        "fewstep": json.dumps(facts),
+    }

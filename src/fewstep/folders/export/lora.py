@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,20 +12,18 @@ from torch import Tensor
 
 from fewstep.atomic import atomic_folder
 from fewstep.errors import RangeError, did_you_mean
+from fewstep.files.copies import copy_licences
 from fewstep.folders.export.factors import Factors, of_adapter, of_difference
-from fewstep.folders.export.format import Format, Options
+from fewstep.folders.export.format import SHARED, Format, Options, metadata
 from fewstep.folders.export.slider import LAYER, slider_factors, table
 from fewstep.folders.export.stock_folder import check_w_input
 from fewstep.folders.read import load_model
 from fewstep.folders.readme import README, escaped, licence_of
-from fewstep.models.families.stable_diffusion import STABLE_DIFFUSION
-from fewstep.models.families.stable_diffusion_xl import STABLE_DIFFUSION_XL
 from fewstep.models.lora import has_adapter, merged
 from fewstep.models.model import Model
 from fewstep.models.w_input import ONE
 
 STUDENT, SLIDER = "student.safetensors", "guidance.safetensors"
-FAMILIES = (STABLE_DIFFUSION.name, STABLE_DIFFUSION_XL.name)
 RANK = 64
 STYLES = ("diffusers", "kohya")
 TEMPLATE = Path(__file__).with_name("lora.jinja")
@@ -47,7 +43,7 @@ def write(model: Model, out: Path, options: Options) -> tuple[str, ...]:
     scheduler = model.clock.scheduler()
     scheduler.set_timesteps(card.steps)
     down, up = slider_factors(network, scheduler.timesteps)
-    student, told = _student(model, options, biases=style == "diffusers")
+    student, made = _student(model, options, biases=style == "diffusers")
     strengths = table(card.w_range or (0.0, 0.0))
     facts = {
         "model": card.name,
@@ -58,29 +54,21 @@ def write(model: Model, out: Path, options: Options) -> tuple[str, ...]:
         "timesteps": scheduler.timesteps.tolist(),
         "w_range": card.w_range,
         "guidance_strength": strengths,
-        **told,
+        **made,
     }
     with atomic_folder(out, SLIDER) as partial:
         for name, factors in ((STUDENT, student), (SLIDER, {LAYER: Factors(down, up)})):
-            hint = f"{card.steps} DDIM steps, trailing, CFG 1"
-            metadata = {
-                "format": "pt",
-                "modelspec.sai_model_spec": "1.0.0",
-                "modelspec.title": f"{card.name}: {Path(name).stem}",
-                "modelspec.usage_hint": hint,
-                "fewstep": json.dumps(facts),
-            }
-            save_file(_named(factors, style), partial / name, metadata=metadata)
+            about = metadata(f"{card.name}: {Path(name).stem}", card.steps, facts)
+            save_file(_named(factors, style), partial / name, metadata=about)
         scheduler.save_pretrained(partial / "scheduler")
         if model.source is not None:
-            for file in sorted(model.source.glob("LICEN[SC]E*")):
-                shutil.copyfile(file, partial / file.name)
+            copy_licences(model.source, partial)
         (partial / README).write_text(_readme(model, facts), encoding="utf-8")
     ends = ", ".join(
         f"{s:g} at w = {w}" for w, s in list(strengths.items())[:: len(strengths) - 1 or 1]
     )
     return (
-        f"{STUDENT}: {told['made']}; layers changed: {len(student)}",
+        f"{STUDENT}: {made['made']}; layers changed: {len(student)}",
         f"{SLIDER}: its strength is sin(0.1 w): {ends}",
     )
 
@@ -89,9 +77,9 @@ def _check(model: Model) -> None:
     """Raise RangeError unless the guidance of a model is a LoRA of rank 1."""
     card, other = model.card, "Use --to diffusers."
     check_w_input(model)
-    if card.family not in FAMILIES:
+    if card.family not in SHARED:
         raise RangeError(
-            f"only students of {' and '.join(FAMILIES)} become LoRA files, got one of "
+            f"only students of {' and '.join(SHARED)} become LoRA files, got one of "
             f"{card.family}. {other}"
         )
     if card.steps is None or card.sampler not in (None, "deterministic"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -11,12 +10,10 @@ from torch import Tensor
 from fewstep.atomic import atomic_folder
 from fewstep.errors import RangeError
 from fewstep.files.weights import load_part
-from fewstep.folders.export.format import Format, Options
+from fewstep.folders.export.format import SHARED, Format, Options, metadata
 from fewstep.folders.export.original_keys import of_clip, of_open_clip, of_unet, of_vae
 from fewstep.folders.export.stock_folder import folded
 from fewstep.folders.vae import load_vae
-from fewstep.models.families.stable_diffusion import STABLE_DIFFUSION
-from fewstep.models.families.stable_diffusion_xl import STABLE_DIFFUSION_XL
 from fewstep.models.model import Model
 
 FILE = "model.safetensors"
@@ -25,10 +22,9 @@ OPENAI = "quick_gelu"  # the activation of OpenAI's CLIP; OpenCLIP has another
 
 def write(model: Model, out: Path, options: Options) -> tuple[str, ...]:
     """Write a folder of one checkpoint and the scheduler whose steps the student makes."""
-    known = (STABLE_DIFFUSION.name, STABLE_DIFFUSION_XL.name)
-    if model.card.family not in known or model.source is None:
+    if model.card.family not in SHARED or model.source is None:
         raise RangeError(
-            f"only students of {' and '.join(known)} become single files, got one of "
+            f"only students of {' and '.join(SHARED)} become single files, got one of "
             f"{model.card.family}. Use --to diffusers."
         )
     fixed, w = folded(model, options), options.w
@@ -40,20 +36,16 @@ def write(model: Model, out: Path, options: Options) -> tuple[str, ...]:
         **encoders,
     }
     card = model.card
-    steps = "any number of" if card.steps is None else card.steps
-    metadata = {
-        "format": "pt",
-        "modelspec.sai_model_spec": "1.0.0",
+    facts = {
+        "model": card.name, "weights_sha256": card.weights_sha256, "steps": card.steps, "w": w,
+    }  # fmt: skip
+    about = {
+        **metadata(f"{card.name} at w = {w:g}", card.steps, facts),
         "modelspec.architecture": architecture,
-        "modelspec.title": f"{card.name} at w = {w:g}",
-        "modelspec.usage_hint": f"{steps} DDIM steps, trailing, CFG 1",
-        "fewstep": json.dumps(
-            {"model": card.name, "weights_sha256": card.weights_sha256, "steps": card.steps, "w": w}
-        ),
     }
     with atomic_folder(out, FILE) as partial:
         plain = {k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}
-        save_file(plain, partial / FILE, metadata=metadata)
+        save_file(plain, partial / FILE, metadata=about)
         model.clock.scheduler().save_pretrained(partial / "scheduler")
     return (f"w = {w:g} is fixed in the weights of {FILE}; use guidance scale 1",)
 
