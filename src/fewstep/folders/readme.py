@@ -80,7 +80,7 @@ def _facts(model: Model, card: Card, source: Path) -> dict[str, Any]:
     w = guided if card.w_range is None else _middle(card.w_range)
     there = model.family.parts_in(source)
     return {
-        # Stock pipelines open a folder without an optional part only where they are told so.
+        # A stock pipeline opens a folder without an optional part only where that is given as None.
         "absent": [part for part in model.family.parts if part not in there],
         "apart": card.lora is not None and not card.lora.merged,
         "base": card.parents[-1].name if card.parents else card.name,

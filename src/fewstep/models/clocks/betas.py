@@ -247,14 +247,19 @@ def _check_length(config: dict[str, Any], length: int, source: str) -> None:
         )
 
 
-def _check_numbers(config: dict[str, Any], source: str) -> None:
-    """Raise FolderError unless the numbers that the betas are made of are numbers in range."""
-    total, betas = config["num_train_timesteps"], config["trained_betas"]
+def check_timesteps(total: Any, source: object) -> None:
+    """Raise FolderError, naming `source`, unless a scheduler's number of timesteps is one."""
     if not (is_count(total, MAX_TIMESTEPS) and total >= 2):
         raise FolderError(
             f"{source}: num_train_timesteps must be a whole number from 2 to {MAX_TIMESTEPS}, got "
             f"{str(total)[:40]!r}. Write the one that the model was trained with."
         )
+
+
+def _check_numbers(config: dict[str, Any], source: str) -> None:
+    """Raise FolderError unless the numbers that the betas are made of are numbers in range."""
+    total, betas = config["num_train_timesteps"], config["trained_betas"]
+    check_timesteps(total, source)
     if betas is not None:
         right = isinstance(betas, list | tuple) and len(betas) <= MAX_TIMESTEPS
         if not right or not all(is_number(b) and 0 <= b <= 1 for b in betas):

@@ -19,8 +19,8 @@ from fewstep.core.angle import expand, flow_from_phi, flow_scale, phi_from_flow,
 from fewstep.core.denoiser import Traits
 from fewstep.core.grid import Grid, shifted_flow
 from fewstep.errors import FolderError, MissingError
-from fewstep.files.parts import is_count, is_number
-from fewstep.models.clocks.betas import MAX_TIMESTEPS
+from fewstep.files.parts import is_number
+from fewstep.models.clocks.betas import check_timesteps
 
 # Schedulers whose networks are trained on rectified flow, and the name of their shift.
 UNDERSTOOD = {
@@ -169,11 +169,7 @@ def flow_clock(
             "must be true beside the prediction_type 'flow_prediction'."
         )
     total, shift = config["num_train_timesteps"], config[UNDERSTOOD[name]]
-    if not (is_count(total, MAX_TIMESTEPS) and total >= 2):
-        raise FolderError(
-            f"{path}: num_train_timesteps must be a whole number from 2 to {MAX_TIMESTEPS}, got "
-            f"{str(total)[:40]!r}. Write the one that the model was trained with."
-        )
+    check_timesteps(total, path)
     if tokens is not None and dynamic:
         shift = _dynamic_shift(config, tokens, path)
     if not (is_number(shift) and shift > 0):

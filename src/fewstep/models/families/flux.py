@@ -34,7 +34,7 @@ from fewstep.models.families.packed import (
     positions,
     unpack,
 )
-from fewstep.models.families.text import check_text, empty_prompt, parts_of
+from fewstep.models.families.text import check_text, empty_prompt, of_time_and_text, parts_of
 
 KEYS = ("text", "pooled")
 DISTILLED = Stage(parent=TEACHER)
@@ -56,10 +56,6 @@ def _call(network: Any, z: Tensor, timestep: Tensor, cond: Cond, w: Tensor | Non
         return_dict=False,
     )[0]
     return unpack(out, z.shape)
-
-
-def _embedders(network: Any) -> list[Any]:
-    return [network.time_text_embed.timestep_embedder]
 
 
 def _check_cond(network: Any, card: Card, cond: Cond) -> None:
@@ -119,7 +115,7 @@ FLUX = Family(
     },
     call=_call,
     true_cfg=True,
-    embedders=_embedders,
+    embedders=of_time_and_text,
     check_config=check_config,
     conditions=empty_prompt,
     check_cond=_check_cond,

@@ -1,7 +1,7 @@
 """PixArt: text-to-image transformers of latents with a T5 encoder; a learned sigma is ignored.
 
-cond: a dict of text (B, L, D) and mask (B, L), 1 where a token is no padding. Networks that are
-told the picture's resolution and aspect ratio (PixArt-Alpha at 1024 pixels) are not covered.
+cond: a dict of text (B, L, D) and mask (B, L), 1 where a token is no padding. Networks with the
+picture's resolution and aspect ratio as inputs (PixArt-Alpha at 1024 pixels) are not covered.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _check_config(config: Mapping[str, Any], path: Path) -> None:
     if told or (told is None and config.get("sample_size") == 128):
         raise FolderError(
             f"{path}: use_additional_conditions: {told!r} at sample_size "
-            f"{config.get('sample_size')}; this network is told resolution and aspect ratio of the "
+            f"{config.get('sample_size')}; this network takes resolution and aspect ratio of the "
             "picture, which fewstep does not give it. Use a model of 512 pixels, or PixArt-Sigma."
         )
 

@@ -27,7 +27,12 @@ from fewstep.errors import FolderError
 from fewstep.models.card import Card
 from fewstep.models.families.family import Family
 from fewstep.models.families.packed import check_features, pack, packed_shape, packed_tokens, unpack
-from fewstep.models.families.text import TEXT_AND_MASK, check_text_and_mask, parts_of
+from fewstep.models.families.text import (
+    TEXT_AND_MASK,
+    check_text_and_mask,
+    of_time_and_text,
+    parts_of,
+)
 
 LENGTH = 512  # tokens that the stock pipeline reads by default
 PLAIN = ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope")
@@ -56,10 +61,6 @@ def _rescale(v: Tensor, v_cond: Tensor, z: Tensor, phi: Tensor) -> Tensor:
     guided, plain = pack(v - still), pack(v_cond - still)
     ratio = plain.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
     return still + unpack(guided * ratio, z.shape)
-
-
-def _embedders(network: Any) -> list[Any]:
-    return [network.time_text_embed.timestep_embedder]
 
 
 def _check_cond(network: Any, card: Card, cond: Cond) -> None:
@@ -104,7 +105,7 @@ QWEN_IMAGE = Family(
     call=_call,
     true_cfg=True,
     rescale=_rescale,
-    embedders=_embedders,
+    embedders=of_time_and_text,
     check_config=_check_config,
     conditions=_conditions,
     check_cond=_check_cond,

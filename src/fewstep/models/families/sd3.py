@@ -18,7 +18,7 @@ from fewstep.errors import FolderError, ShapeError
 from fewstep.files.parts import is_count
 from fewstep.models.card import Card
 from fewstep.models.families.family import Family, network_shape
-from fewstep.models.families.text import check_text, empty_prompt, parts_of
+from fewstep.models.families.text import check_text, empty_prompt, of_time_and_text, parts_of
 
 KEYS = ("text", "pooled")
 
@@ -33,10 +33,6 @@ def _call(network: Any, z: Tensor, timestep: Tensor, cond: Cond, w: Tensor | Non
         return_dict=False,
     )[0]
     return out
-
-
-def _embedders(network: Any) -> list[Any]:
-    return [network.time_text_embed.timestep_embedder]
 
 
 def _check_cond(network: Any, card: Card, cond: Cond) -> None:
@@ -93,7 +89,7 @@ STABLE_DIFFUSION_3 = Family(
     flow="own",
     tokens=_tokens,
     call=_call,
-    embedders=_embedders,
+    embedders=of_time_and_text,
     check_config=_check_config,
     conditions=empty_prompt,
     check_cond=_check_cond,

@@ -25,6 +25,11 @@ def parts_of(cond: Cond, keys: Sequence[str]) -> dict[str, Tensor]:
     return cond
 
 
+def of_time_and_text(network: Any) -> list[Any]:
+    """Return the timestep embedder of a network that adds up the embeddings of time and text."""
+    return [network.time_text_embed.timestep_embedder]
+
+
 def empty_prompt(index: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the card says of conditions: the unconditional pass is given an empty prompt."""
     return {"null_prompt": ""}
@@ -48,7 +53,7 @@ def check_unet(
         if config.get(key) != right:
             raise FolderError(
                 f"{path}: {key}: {config.get(key)!r}; a {name} network has {right!r}. "
-                "fewstep does not know what to tell this one."
+                "fewstep does not know what to give this one."
             )
     channels = config.get("in_channels"), config.get("out_channels")
     if channels[0] != channels[1]:
