@@ -11,6 +11,7 @@ from fewstep.errors import FewstepError
 # Name -> what it does, in one line. The module of that name has `main(arguments)`.
 STUDIES: dict[str, str] = {
     "table": "tables of one recipe's report.json: cells, and ratios to the teacher",
+    "variants": "one student in several runs beside its teacher: orders, states, features of w",
     "comparisons": "tables of the paper's comparisons on the digits",
     "quality": "students against the teacher under several solvers, by number of evaluations",
     "cost": "evaluations, operations, GPU-hours and memory of a recipe, before it runs",

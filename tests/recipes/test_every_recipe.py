@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from tests.models.pipelines import dit_folder, sd_folder
+from tests.models.pipelines import dit_folder, sd3_folder, sd_folder
 
 from fewstep.data import Digits
 from fewstep.distill.plan import STAGE_ONE, TEACHER
@@ -33,7 +33,10 @@ FROM = {
     "digits-encoders": "digits",
     "cifar10-small-encoders": "cifar10-small",
     "latent-small-encoders": "latent-small",
+    "strong-guidance": "latent-small",
 }
+# Stock folders whose network a recipe trains from the start.
+FRESH = {"latent-small": "sd", "latent-small-classes": "sd", "flow-small": "sd3"}
 
 
 def png(seed: int, size: int) -> bytes:
@@ -62,6 +65,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines.append(json.dumps({"file_name": f"{k}.png", "text": f"a thing {letter}"}))
     (path / "pictures" / "metadata.jsonl").write_text("\n".join(lines))
     sd_folder(path / "sd", prediction_type="v_prediction")
+    sd3_folder(path / "sd3", t5=False)
     dit_folder(path / "dit", classes=2)
     return path
 
@@ -89,8 +93,7 @@ def small(name: str, home: Path) -> dict[str, Any]:
         data |= {"name": str(home / places.get(name, "images.parquet")), "size": 16}
     if latents is not None:
         latents["dtype"] = "float32"
-        trained_here = name.startswith("latent-small")
-        latents["folder"] = str(home / "sd") if trained_here else None
+        latents["folder"] = str(home / FRESH[name]) if name in FRESH else None
     return settings
 
 

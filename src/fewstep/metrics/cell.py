@@ -137,6 +137,8 @@ def measure_all(
         _check_finite("teacher samples", teacher_samples)
         paired = paired_rms(samples, teacher_samples)
     out = extract(features, samples)
+    place = getattr(features, "device", torch.device("cpu"))
+    there = out.features.to(place)  # where comparing with every training image is quick
     fd, kd = distance_names(features)
     found: dict[str, float | None] = {}
     missing: dict[str, str] = {}
@@ -161,12 +163,12 @@ def measure_all(
         return (frechet_distance(moments(out.features), reference.moments),)
 
     take((fd,), frechet)
-    take((kd,), lambda: (kernel_distance(out.features, reference.features),))
-    take(("precision", "recall"), lambda: _precision_recall(out.features, reference.features))
+    take((kd,), lambda: (kernel_distance(there, reference.features),))
+    take(("precision", "recall"), lambda: _precision_recall(there, reference.features))
     take(("score",), lambda: (class_score(_logits(out.logits, features)),))
     take(("accuracy",), lambda: (_accuracy(out.logits, labels, features),))
     take(("variance",), lambda: (within_class_variance(samples, _labels(labels)),))
-    take(("nearest",), lambda: (nearest_distance(samples, _images(reference)),))
+    take(("nearest",), lambda: (nearest_distance(samples.to(place), _images(reference)),))
     found[RMS] = paired
     return Measured(Figures.named(found), missing)
 

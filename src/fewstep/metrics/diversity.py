@@ -51,7 +51,7 @@ def nearest_distance(samples: Tensor, train: Tensor, *, chunk: int = 256) -> flo
     value far below that of held-out images is a sign of memorising.
 
     Args:
-        samples: (B, *D) images.
+        samples: (B, *D) images, compared on their device.
         train: (N, *D) training images on the same scale.
         chunk: samples at a time; holds chunk * N float64 distances. The value does not depend
             on it.
@@ -70,8 +70,8 @@ def nearest_distance(samples: Tensor, train: Tensor, *, chunk: int = 256) -> flo
             f"{len(samples)} samples and {len(train)} training images; a nearest distance takes "
             "at least one of each. Draw samples, or open data that is not empty."
         )
-    known = train.detach().flatten(1).to(torch.float64)
-    rows = samples.detach().flatten(1).to(known)
+    rows = samples.detach().flatten(1).to(torch.float64)
+    known = train.detach().flatten(1).to(rows)
     squares = known.square().sum(dim=1)
     nearest = []
     for part in rows.split(chunk):

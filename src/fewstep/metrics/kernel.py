@@ -15,7 +15,7 @@ def kernel_distance(a: Tensor, b: Tensor, *, chunk: int = 2048) -> float:
     function of its arguments; with few samples of one distribution it may be a little negative.
 
     Args:
-        a: features (M, D), computed in float64.
+        a: features (M, D), computed in float64 on their device.
         b: features (N, D).
         chunk: rows at a time; the value does not depend on it but in the last digits.
 
@@ -34,7 +34,7 @@ def kernel_distance(a: Tensor, b: Tensor, *, chunk: int = 2048) -> float:
         raise DataError(
             f"{len(a)} and {len(b)} samples; a kernel distance takes at least 2 of each. Draw more."
         )
-    a, b = (x.detach().to("cpu", torch.float64) for x in (a, b))
+    a, b = (x.detach().to(a.device, torch.float64) for x in (a, b))
     within = _within(a, chunk) + _within(b, chunk)
     return within - 2 * _sum(a, b, chunk) / (len(a) * len(b))
 

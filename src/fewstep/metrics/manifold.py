@@ -19,7 +19,7 @@ def precision_recall(
     counts.
 
     Args:
-        samples: features (M, D); distances are taken in float64.
+        samples: features (M, D); distances are taken in float64 on their device.
         real: features (N, D).
         neighbours: which neighbour gives the radius, the member itself not counted.
         chunk: rows at a time. The values do not depend on it.
@@ -40,7 +40,7 @@ def precision_recall(
             f"{len(samples)} samples and {len(real)} real images; with {neighbours} neighbours "
             f"both must be more than {neighbours}. Give more."
         )
-    samples, real = (x.detach().to("cpu", torch.float64) for x in (samples, real))
+    samples, real = (x.detach().to(samples.device, torch.float64) for x in (samples, real))
     return (
         _covered(samples, real, _radii(real, neighbours, chunk), chunk),
         _covered(real, samples, _radii(samples, neighbours, chunk), chunk),

@@ -71,8 +71,7 @@ class VisionFeatures:
                 f"images have shape {tuple(x.shape)}; the features {self.name!r} take "
                 f"(B, {channels}, H, W). Use features that were made for such images."
             )
-        device = next(self._model.parameters()).device
-        shown = self.show(x.to(device, torch.float32).expand(-1, channels, -1, -1))
+        shown = self.show(x.to(self.device, torch.float32).expand(-1, channels, -1, -1))
         pooled: list[Tensor] = []
         base = self._model.base_model
         hook = base.register_forward_hook(lambda _m, _i, out: pooled.append(_pooled(out)))
@@ -84,6 +83,12 @@ class VisionFeatures:
         logits = getattr(out, "logits", None) if self.task == CLASSES else None
         features = (pooled[0] if pooled else _pooled(out)).flatten(1)
         return FeatureOutput(features.cpu(), None if logits is None else logits.cpu())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes; distances to every training image are computed there too."""
+        found: torch.device = next(self._model.parameters()).device
+        return found
 
     def show(self, x: Tensor) -> Tensor:
         """Return x (B, C, H, W) in [-1, 1] as the model takes it: its size, mean and deviation."""

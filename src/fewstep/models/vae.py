@@ -12,6 +12,8 @@ from fewstep.core.finite import check_finite
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
+AT_ONCE = 8 * 512 * 512  # pixels that go through an autoencoder at a time, on a GPU
+SIDE = 8  # pixels of a side of a latent, of most autoencoders
 OVERFLOW = (
     "Some autoencoders, such as SDXL's first one, overflow in float16: load it in float32, or use "
     "one that was mended for float16."
@@ -50,18 +52,29 @@ def _encode(vae: Any, x: Tensor) -> Tensor:
     return latents[:, :, 0] if _has_frames(vae) else latents
 
 
-def decode_latents(vae: AutoencoderKL, z: Tensor, batch_size: int = 8) -> Tensor:
+def _parts(vae: AutoencoderKL, t: Tensor, pixels: int, asked: int | None) -> tuple[Tensor, ...]:
+    """Return a batch of images or latents in parts of at least 8, on a GPU more if they are small.
+
+    pixels: of one image. asked: the size of a part, if the caller has one.
+    """
+    fits = 8 if vae.device.type == "cpu" else min(256, max(8, AT_ONCE // pixels))
+    return t.split(asked or fits)
+
+
+def decode_latents(vae: AutoencoderKL, z: Tensor, batch_size: int | None = None) -> Tensor:
     """Return images (B, 3, H, W), about [-1, 1], of the clean latents z (B, C, h, w)."""
     check_finite(z, "the latents to decode", "The network that made them gave them: check it.")
     mean, scale = _mean_and_scale(vae, z)
     with torch.no_grad():
-        parts = [_decode(vae, part * scale + mean) for part in z.split(batch_size)]
+        split = _parts(vae, z, SIDE * SIDE * z[0, 0].numel(), batch_size)
+        parts = [_decode(vae, part * scale + mean) for part in split]
     return check_finite(torch.cat(parts), "the images that the autoencoder decoded", OVERFLOW)
 
 
-def encode_images(vae: AutoencoderKL, x: Tensor, batch_size: int = 8) -> Tensor:
+def encode_images(vae: AutoencoderKL, x: Tensor, batch_size: int | None = None) -> Tensor:
     """Return the latents (B, C, h, w) of images x (B, 3, H, W) in [-1, 1]: the posterior's mode."""
     mean, scale = _mean_and_scale(vae, x)
     with torch.no_grad():
-        parts = [(_encode(vae, part) - mean) / scale for part in x.split(batch_size)]
+        split = _parts(vae, x, x[0, 0].numel(), batch_size)
+        parts = [(_encode(vae, part) - mean) / scale for part in split]
     return check_finite(torch.cat(parts), "the latents that the autoencoder encoded", OVERFLOW)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import replace
@@ -22,6 +21,7 @@ from fewstep.errors import (
     MissingError,
     RecipeError,
 )
+from fewstep.files.parts import is_count, read_json, vae_factor
 from fewstep.folders import card_in, is_pipeline
 from fewstep.models import Card, build_unet
 from fewstep.models.scheduler import read_clock
@@ -213,11 +213,11 @@ def _misfit(folder: Path, card: Card, pixels: tuple[int, ...], shape: tuple[int,
 def _latent_shape(folder: Path, pixels: tuple[int, ...]) -> tuple[int, ...] | None:
     """Return the shape of an image's latents, from the autoencoder's settings; None if unknown."""
     try:
-        config = json.loads((folder / "vae" / "config.json").read_text(encoding="utf-8"))
-        factor = 2 ** (len(config["block_out_channels"]) - 1)
-        return (int(config["latent_channels"]), *(n // factor for n in pixels[1:]))
-    except (OSError, ValueError, KeyError, TypeError):
+        config = read_json(folder / "vae" / "config.json")
+        factor, channels = vae_factor(folder), config.get("latent_channels", config.get("z_dim"))
+    except FolderError:
         return None  # the loader says what is wrong with the folder
+    return (channels, *(n // factor for n in pixels[1:])) if is_count(channels) else None
 
 
 def _check_classes(folder: Path, card: Card, images: Dataset) -> None:

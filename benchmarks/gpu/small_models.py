@@ -1,0 +1,456 @@
+"""Train and measure the small latent models on a GPU, in one call: several chains side by side.
+
+    python benchmarks/gpu/small_models.py --out FOLDER --data train.parquet --minutes 9
+
+The networks are small, and one process of theirs leaves most of a GPU idle. A chain is a process
+that runs `fewstep` commands one after the other, each when what it needs is there. When a command
+fails or the time is up, that chain ends; the others go on, and what is finished is packed:
+
+    results.json                   every command with its state and wall time; device and commit
+    reports.tar.gz                 reports, tables, recipes, cards, logs and pictures of all runs
+    parts.tar.gz                   autoencoder, tokenizers and text encoders
+    <model>.tar.gz                 whole folders of the models in `MODELS`
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKING = 25.0  # seconds kept for packing
+LIMIT = 16 * 2**20  # bytes of a file that comes back
+# Name of the file -> folder of a model, in the order of their worth.
+MODELS = {
+    "latent-small-teacher": "latent-small/teacher",
+    "latent-small-student-4": "latent-small/student-4",
+    "flow-small-student-4": "flow-small/student-4",
+    "flow-small-teacher": "flow-small/teacher",
+    "latent-small-one": "one/latent-small/student-4",
+}
+REPORTED = ("*.json", "*.csv", "*.md", "*.yaml", "*.png", "*.svg", "*.html", "*.jsonl", "*.txt")
+SKIPPED = ("checkpoints", "tensorboard", "features", "latents", "parts")
+TINY = (
+    *("teacher.updates=2", "teacher.batch_size=4", "distill.updates=2", "distill.batch_size=4"),
+    *("evaluate.samples=20", "evaluate.batch_size=20", "evaluate.reference_steps=5"),
+    *("evaluate.teacher_steps=[4]", "evaluate.w=[1, 4]"),
+)
+DIRECT = "distill.stages=[{parent: teacher, steps: 4, order: 2, substeps: 4, updates: 600}]"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a chain.
+
+    Attributes:
+        command: arguments of `fewstep`; or "parts" and those of examples/latent_parts.py; or "copy"
+            and two folders.
+        needs: files or folders that must be there before it begins.
+    """
+
+    command: tuple[str, ...]
+    needs: tuple[Path, ...] = ()
+
+
+class Plan:
+    """All chains of one call; names of folders are those of the recipes."""
+
+    def __init__(self, work: Path, data: Path, *, tiny: bool) -> None:
+        """Make the plan for a folder of work and a parquet file of images."""
+        self.work, self.data, self.tiny = work, data, tiny
+
+    def chains(self) -> dict[str, list[Step]]:
+        """Return the steps of each chain, every chain after those that it waits for."""
+        chains = {
+            "features": [self.features()],
+            "latent-small": self.model("latent-small"),
+            "flow-small": self.model("flow-small"),
+            "flow-small-seed-1": [self.again("flow-small", 1)],
+        }
+        for model in ("latent-small", "flow-small"):
+            chains[f"strong-{model}-teacher"] = [self.strong_teacher(model)]
+            for states in ("noised", "trajectory"):
+                steps = [s for order in (2, 1) for s in self.strong(model, order, states)]
+                chains[f"strong-{model}-{states}"] = steps
+        chains["one-latent-small"] = self.strong("latent-small", 2, "noised", one=True)
+        for seed in (0, 1, 2):
+            chains[f"one-digits-{seed}"] = self.digits(seed)
+        return chains
+
+    def model(self, name: str) -> list[Step]:
+        """Parts, teacher, students and report of one recipe."""
+        other, short = self.work / "parts/latent-small-unfinished/vae", []
+        given = ["--pipeline", "sd3", "--vae", str(other)] if name == "flow-small" else []
+        needs = (other,) if given else (self.images("class"),)
+        if self.tiny:
+            short = ["--clip-updates", "2", *([] if given else ["--vae-updates", "2"])]
+        made = ("parts", str(self.data), "--out", str(self.parts(name)))
+        parts = Step((*made, *given, *short), needs)
+        common = (name, "--out", str(self.work / name), *self.settings(name))
+        measured = f"evaluate.features={self.work / 'features'}"
+        train = Step(("train", *common), (self.images("prompt"),))
+        return [parts, train, Step(("report", *common, "--set", measured), (self.card,))]
+
+    def again(self, name: str, seed: int) -> Step:
+        """Students of another seed, from the same teacher."""
+        out = self.work / f"{name}-seed-{seed}"
+        return self.report(name, out, self.work / name / "teacher", f"seed={seed}", model=name)
+
+    def strong_teacher(self, model: str) -> Step:
+        """Measure the teacher alone, at every w."""
+        teacher = self.work / model / "teacher"
+        out = self.work / "strong" / model / "teacher"
+        return self.report("strong-guidance", out, teacher, "distill.stages=[]", model=model)
+
+    def strong(self, model: str, order: int, states: str, *, one: bool = False) -> list[Step]:
+        """A student by targets of this order at these states, measured beside the same teacher."""
+        teacher, place = self.work / model / "teacher", self.work / "strong" / model
+        out = self.work / "one" / model if one else place / f"order-{order}-{states}"
+        more = [f"distill.stages.0.order={order}", f"distill.states={states}"]
+        more += ["network.w_features=one"] if one else []
+        # Training needs the teacher alone; its cells are there by the time that it ends.
+        settings = [x for s in (*more, *self.shared(model)) for x in ("--set", s)]
+        distilled = ("distill", "strong-guidance", "--out", str(out), *settings)
+        done = place / "teacher" / "report.json"
+        return [
+            Step((*distilled, "--teacher", str(teacher)), (self.made(teacher),)),
+            Step(("copy", str(place / "teacher" / "evaluation"), str(out / "evaluation")), (done,)),
+            self.report("strong-guidance", out, teacher, *more, model=model),
+        ]
+
+    def digits(self, seed: int) -> list[Step]:
+        """Both kinds of features of w on the digits, from one teacher; on CPU cores."""
+        slow, one = (self.work / "one" / f"digits-{seed}" / kind for kind in ("slow", "one"))
+        short = [*TINY] if self.tiny else ["evaluate.reference_steps=128"]
+        stages = DIRECT.replace("600", "2") if self.tiny else DIRECT
+        short += [f"seed={seed}", stages, "evaluate.teacher_steps=[4]"]
+        settings = [x for s in short for x in ("--set", s)]
+        report = ("report", "digits", "--device", "cpu", *settings)
+        given = ("--teacher", str(slow / "teacher"), "--set", "network.w_features=one")
+        return [
+            Step((*report, "--out", str(slow))),
+            Step(("copy", str(slow / "evaluation"), str(one / "evaluation"))),
+            Step((*report, "--out", str(one), *given)),
+        ]
+
+    def features(self) -> Step:
+        """The classifier of the metrics."""
+        out = ("--out", str(self.work / "features"), "--name", "cifar32", "--size", "32")
+        epochs = "1" if self.tiny else "6"
+        command = ("features", "train", str(self.data), *out, "--epochs", epochs)
+        return Step(command, (self.images("class"),))
+
+    def report(self, recipe: str, out: Path, teacher: Path, *more: str, model: str) -> Step:
+        """Students of a finished teacher, and their report."""
+        given = [*more, *self.shared(model), f"evaluate.features={self.work / 'features'}"]
+        settings = [x for s in given for x in ("--set", s)]
+        command = ("report", recipe, "--out", str(out), "--teacher", str(teacher), *settings)
+        return Step(command, (self.made(teacher), self.card))
+
+    def shared(self, model: str) -> list[str]:
+        """Settings of every run on the latents of one model."""
+        kept = ["latents.dtype=float16"] if model == "flow-small" else []
+        return [
+            f"data.name={self.data}",
+            "distill.checkpoint_every=100000",
+            *kept,
+            *(TINY if self.tiny else ()),
+        ]
+
+    def settings(self, model: str) -> list[str]:
+        """Settings of a run that trains its teacher."""
+        own = [f"latents.folder={self.parts(model)}", "teacher.checkpoint_every=1000"]
+        if model == "latent-small":
+            # As flow-small: straight from the guided pair.
+            stages = ["{parent: teacher, steps: 4, order: 2, substeps: 4}"]
+            stages += ["{parent: student-4, steps: 2}"]
+            own.append(f"distill.stages=[{', '.join(stages)}]")
+        return [x for s in (*self.shared(model), *own) for x in ("--set", s)]
+
+    def images(self, cond: str) -> Path:
+        """Return the file that is there once the images are decoded, with classes or captions."""
+        return self.work / f"decoded-{cond}"
+
+    @property
+    def card(self) -> Path:
+        """The file that is there once the classifier is trained."""
+        return self.made(self.work / "features", "features.json")
+
+    def parts(self, name: str) -> Path:
+        """Return the folder of the parts of a model."""
+        return self.work / "parts" / name
+
+    def made(self, folder: Path, card: str = "fewstep.json") -> Path:
+        """Return the file that is there once a model is finished."""
+        return folder / card
+
+
+def run_chain(name: str, steps: Sequence[Step], work: Path, deadline: float) -> None:
+    """Run the steps of a chain in this process; record each in work/chains/<name>.json."""
+    from examples import latent_parts
+
+    from fewstep.cli.main import main as fewstep_main
+
+    programs: dict[str, Callable[[list[str]], object]] = {
+        "parts": latent_parts.main,
+        "copy": lambda folders: shutil.copytree(folders[0], folders[1]),
+    }
+    record: list[dict[str, Any]] = []
+    path = work / "chains" / f"{name}.json"
+    for step in steps:
+        row: dict[str, Any] = {"command": " ".join(step.command), "state": "waiting"}
+        record.append(row)
+        _write(path, record)
+        began = time.time()
+        if not _wait(step.needs, deadline):
+            row["state"] = "not begun: " + ", ".join(str(p) for p in step.needs if not p.exists())
+            break
+        row |= {"waited": round(time.time() - began, 1), "state": "stopped: its time was up"}
+        _write(path, record)
+        began = time.time()
+        print(f"[{name}] {row['command']}", flush=True)
+        try:
+            program, *arguments = step.command
+            found = programs.get(program)
+            code = fewstep_main(list(step.command)) if found is None else found(arguments)
+            failed = isinstance(code, int) and code != 0
+            row["state"] = f"failed: exit code {code}" if failed else "done"
+        except BaseException as error:  # noqa: BLE001  whatever it is, it is recorded
+            row["state"] = f"failed: {type(error).__name__}: {error}"[:2000]
+            traceback.print_exc()
+        row["seconds"] = round(time.time() - began, 1)
+        print(f"[{name}] {row['state']} after {row['seconds']} s", flush=True)
+        _write(path, record)
+        if row["state"] != "done":
+            break
+
+
+def _wait(needs: Sequence[Path], deadline: float) -> bool:
+    while not all(p.exists() for p in needs):
+        if time.time() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def _write(path: Path, data: Any) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(data, indent=1, default=str) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def decode(plan: Plan) -> None:
+    """Decode the images once, before any chain opens them."""
+    from fewstep.data import DataConfig, open_dataset
+
+    for cond in ("class", "prompt"):
+        config = DataConfig(name=str(plan.data), size=32, held_out=0.05, cond=cond)
+        print(open_dataset(config).summary, flush=True)
+        plan.images(cond).touch()
+
+
+@contextlib.contextmanager
+def running(
+    names: Sequence[str], given: argparse.Namespace, deadline: float
+) -> Iterator[dict[str, subprocess.Popen[bytes]]]:
+    """Start one process per chain; end those that still run when the block ends."""
+    started: dict[str, subprocess.Popen[bytes]] = {}
+    options = ["--out", str(given.out), "--work", str(given.work), "--data", str(given.data)]
+    options += ["--tiny"] if given.tiny else []
+    try:
+        for name in names:
+            command = [sys.executable, __file__, *options, "--chain", name]
+            with (given.work / "logs" / f"{name}.txt").open("wb") as log:
+                started[name] = subprocess.Popen(
+                    [*command, "--deadline", str(deadline)],
+                    cwd=ROOT, env=environment(given), start_new_session=True,
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                )  # fmt: skip
+        yield started
+    finally:
+        for process in started.values():
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def environment(given: argparse.Namespace) -> dict[str, str]:
+    """Return the environment of the chains."""
+    told = dict(os.environ)
+    paths = [str(ROOT / "src"), str(ROOT), told.get("PYTHONPATH", "")]
+    told["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)
+    told |= {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "FEWSTEP_COMMIT": given.commit}
+    told.setdefault("OMP_NUM_THREADS", "2")
+    told["FEWSTEP_CACHE"] = str(given.work / "cache")
+    return told
+
+
+def drive(given: argparse.Namespace) -> None:
+    """Run all chains within the time, and pack what they have made."""
+    begun = time.time()
+    deadline = begun + 60 * given.minutes - PACKING
+    for name in ("logs", "chains"):
+        (given.work / name).mkdir(parents=True, exist_ok=True)
+    given.out.mkdir(parents=True, exist_ok=True)
+    plan = Plan(given.work, given.data, tiny=given.tiny)
+    names = given.chains or list(plan.chains())
+    told: dict[str, Any] = {
+        "command": "python benchmarks/gpu/small_models.py " + " ".join(sys.argv[1:]),
+        "commit": given.commit, "tiny": given.tiny, "minutes": given.minutes, **machine(),
+    }  # fmt: skip
+    os.environ.update(environment(given))
+    sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
+    if given.in_turn:
+        decode(plan)
+        for name in names:
+            run_chain(name, plan.chains()[name], given.work, deadline)
+    else:
+        side_by_side(plan, names, given, told, begun, deadline)
+    finish(given, told, names, begun)
+    told["packed"] = pack(given)
+    finish(given, told, names, begun)
+    print(json.dumps(told["packed"]))
+
+
+def side_by_side(
+    plan: Plan,
+    names: Sequence[str],
+    given: argparse.Namespace,
+    told: dict[str, Any],
+    begun: float,
+    deadline: float,
+) -> None:
+    """Run every chain in a process of its own until all have ended, or the time is up."""
+    shown = ""
+    with running(names, given, deadline) as processes:
+        decode(plan)
+        while time.time() < deadline and any(p.poll() is None for p in processes.values()):
+            time.sleep(1)
+            states = summary(given.work, names)
+            if states != shown:
+                print(f"{time.time() - begun:.0f} s: {states}", flush=True)
+                shown = states
+                finish(given, told, names, begun)
+
+
+def summary(work: Path, names: Sequence[str]) -> str:
+    """Return the chains in one line: how many steps each has begun, and how the last one is."""
+    parts = []
+    for name in names:
+        steps = chain_record(work, name)
+        parts.append(f"{name} {len(steps)} {steps[-1]['state'].split(':')[0] if steps else '-'}")
+    return "; ".join(parts)
+
+
+def chain_record(work: Path, name: str) -> list[dict[str, Any]]:
+    """Return what a chain has recorded."""
+    path = work / "chains" / f"{name}.json"
+    found: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
+    return found
+
+
+def finish(
+    given: argparse.Namespace, told: dict[str, Any], names: Sequence[str], begun: float
+) -> None:
+    """Write results.json as far as it is known."""
+    told["seconds"] = round(time.time() - begun, 1)
+    told["chains"] = {name: chain_record(given.work, name) for name in names}
+    _write(given.out / "results.json", told)
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on beside the code."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU",
+        "cores": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version(),
+    }  # fmt: skip
+
+
+def pack(given: argparse.Namespace) -> dict[str, str]:
+    """Write the archives; return file -> its size, or why it is not there."""
+    work, packed = given.work, {}
+    parts = [p for n in ("latent-small", "flow-small") for p in [work / f"parts/{n}-unfinished"]]
+    wanted: dict[str, list[Path]] = {
+        "reports": [p for pattern in REPORTED for p in sorted(work.rglob(pattern)) if _reported(p)],
+        "parts": [p for p in parts if p.is_dir()],
+        **{name: [work / folder] for name, folder in MODELS.items() if (work / folder).is_dir()},
+    }
+    for name in ("reports", "parts", *MODELS):
+        if not wanted.get(name):
+            packed[name] = "not made"
+            continue
+        path = given.out / f"{name}.tar.gz"
+        size = _archive(path, wanted[name], work)
+        packed[name] = f"{size:,} bytes" if size <= LIMIT else f"left out: {size:,} bytes"
+        if size > LIMIT:
+            path.unlink()
+    return packed
+
+
+def _reported(path: Path) -> bool:
+    """Whether a file is of a report, and not a configuration of a stock part."""
+    stock = path.name in ("config.json", "model_index.json", "tokenizer.json", "vocab.json")
+    return not stock and not {*SKIPPED, "cache"} & {p.name for p in path.parents}
+
+
+def _archive(path: Path, sources: Sequence[Path], root: Path) -> int:
+    held = io.BytesIO()
+    with tarfile.open(fileobj=held, mode="w:gz", compresslevel=1) as archive:
+        for source in sources:
+            archive.add(source, arcname=str(source.relative_to(root)))
+    path.write_bytes(held.getvalue())
+    return len(held.getvalue())
+
+
+def head() -> str:
+    """Return the commit of the files, where git knows it."""
+    command = ["git", "rev-parse", "HEAD"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of what is to be kept")
+    parser.add_argument("--work", type=Path, help="folder of the rest; by default OUT/work")
+    parser.add_argument("--data", type=Path, required=True, help="a parquet file of images")
+    parser.add_argument("--minutes", type=float, default=9.0, help="time for everything; default 9")
+    parser.add_argument("--chains", type=lambda t: t.split(","), help="only these, by their names")
+    parser.add_argument(
+        "--in-turn", action="store_true", help="one chain at a time, in one process"
+    )
+    parser.add_argument("--tiny", action="store_true", help="few updates, to try the script")
+    parser.add_argument("--commit", default="", help="of the files; by default what git says")
+    parser.add_argument("--chain", help="run this chain here; used by the script itself")
+    parser.add_argument("--deadline", type=float, help="when a chain must end; likewise")
+    given = parser.parse_args()
+    given.work = (given.work or given.out / "work").resolve()
+    given.out, given.data = given.out.resolve(), given.data.resolve()
+    given.commit = given.commit or os.environ.get("FEWSTEP_COMMIT") or head()
+    if given.chain is None:
+        drive(given)
+    else:
+        steps = Plan(given.work, given.data, tiny=given.tiny).chains()[given.chain]
+        run_chain(given.chain, steps, given.work, given.deadline)
+
+
+if __name__ == "__main__":
+    main()
