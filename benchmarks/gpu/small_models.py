@@ -8,7 +8,7 @@ fails or the time is up, that chain ends; the others go on, and what is finished
 
     results.json                   every command with its state and wall time; device and commit
     reports.tar.gz                 reports, tables, recipes, cards, logs and pictures of all runs
-    parts.tar.gz                   autoencoder, tokenizers and text encoders
+    parts.tar.gz                   autoencoder, tokenizers, text encoders, the metrics' classifier
     <model>.tar.gz                 whole folders of the models in `MODELS`
 """
 
@@ -43,12 +43,14 @@ MODELS = {
     "flow-small-teacher": "flow-small/teacher",
     "latent-small-one": "one/latent-small/student-4",
 }
-REPORTED = ("*.json", "*.csv", "*.md", "*.yaml", "*.png", "*.svg", "*.html", "*.jsonl", "*.txt")
-SKIPPED = ("checkpoints", "tensorboard", "features", "latents", "parts")
+REPORTED = ("*.json", "*.csv", "*.md", "*.yaml", "*.jsonl", "*.txt")
+STOCK = ("config.json", "model_index.json", "tokenizer.json", "vocab.json", "tokenizer_config.json")
+SKIPPED = {"checkpoints", "tensorboard", "features", "parts", "cache", "reference"}
+PICTURES = ("latent-small/*/*.png", "flow-small/*/*.png", "strong/*/*/sheets/w10.png")
 TINY = (
     *("teacher.updates=2", "teacher.batch_size=4", "distill.updates=2", "distill.batch_size=4"),
     *("evaluate.samples=20", "evaluate.batch_size=20", "evaluate.reference_steps=5"),
-    *("evaluate.teacher_steps=[4]", "evaluate.w=[1, 4]"),
+    "evaluate.w=[1, 4]",
 )
 DIRECT = "distill.stages=[{parent: teacher, steps: 4, order: 2, substeps: 4, updates: 600}]"
 
@@ -76,65 +78,78 @@ class Plan:
 
     def chains(self) -> dict[str, list[Step]]:
         """Return the steps of each chain, every chain after those that it waits for."""
-        chains = {
-            "features": [self.features()],
-            "latent-small": self.model("latent-small"),
-            "flow-small": self.model("flow-small"),
-            "flow-small-seed-1": [self.again("flow-small", 1)],
-        }
+        chains = {"features": [self.features()]}
+        for name in ("latent-small", "flow-small"):
+            chains[f"{name}-teacher"] = self.teacher(name)
+        for name, seed in (("latent-small", 0), ("flow-small", 0), ("flow-small", 1)):
+            own, run = [f"seed={seed}", "evaluate.teacher_steps=[4]", *self.plan(name)], name
+            run += f"-seed-{seed}" if seed else ""
+            chains[f"{run}-cells"] = [self.cells(name, name, run, own)]
+            chains[run] = self.students(name, name, self.work / run, run, own)
         for model in ("latent-small", "flow-small"):
-            chains[f"strong-{model}-teacher"] = [self.strong_teacher(model)]
+            cells = f"strong-{model}"
+            chains[f"{cells}-cells"] = [self.cells("strong-guidance", model, cells, [])]
             for states in ("noised", "trajectory"):
-                steps = [s for order in (2, 1) for s in self.strong(model, order, states)]
-                chains[f"strong-{model}-{states}"] = steps
-        chains["one-latent-small"] = self.strong("latent-small", 2, "noised", one=True)
+                chains[f"{cells}-{states}"] = self.strong(model, cells, states)
+        own, out = ["network.w_features=one"], self.work / "one/latent-small"
+        one = self.students("strong-guidance", "latent-small", out, "strong-latent-small", own)
+        # Of least worth: only if there is time left.
+        chains["strong-latent-small-noised"] += one
         for seed in (0, 1, 2):
             chains[f"one-digits-{seed}"] = self.digits(seed)
         return chains
 
-    def model(self, name: str) -> list[Step]:
-        """Parts, teacher, students and report of one recipe."""
-        other, short = self.work / "parts/latent-small-unfinished/vae", []
-        given = ["--pipeline", "sd3", "--vae", str(other)] if name == "flow-small" else []
-        needs = (other,) if given else (self.images("class"),)
+    def teacher(self, name: str) -> list[Step]:
+        """Return the steps to the parts and the teacher of a recipe."""
+        flow, vae = name == "flow-small", self.work / "parts/latent-small-unfinished/vae"
+        given = ["--pipeline", "sd3", "--vae", str(vae)] if flow else []
         if self.tiny:
-            short = ["--clip-updates", "2", *([] if given else ["--vae-updates", "2"])]
-        made = ("parts", str(self.data), "--out", str(self.parts(name)))
-        parts = Step((*made, *given, *short), needs)
-        common = (name, "--out", str(self.work / name), *self.settings(name))
-        measured = f"evaluate.features={self.work / 'features'}"
-        train = Step(("train", *common), (self.images("prompt"),))
-        return [parts, train, Step(("report", *common, "--set", measured), (self.card,))]
+            given += ["--clip-updates", "2", *([] if flow else ["--vae-updates", "2"])]
+        folder = self.work / "parts" / name
+        parts = ("parts", str(self.data), "--out", str(folder), *given)
+        own = [f"latents.folder={folder}", "teacher.checkpoint_every=1000", *self.plan(name)]
+        train = ("train", name, "--out", str(self.work / name), *self.set(name, own))
+        needs = vae if flow else self.images("class")
+        return [Step(parts, (needs,)), Step(train, (self.images("prompt"),))]
 
-    def again(self, name: str, seed: int) -> Step:
-        """Students of another seed, from the same teacher."""
-        out = self.work / f"{name}-seed-{seed}"
-        return self.report(name, out, self.work / name / "teacher", f"seed={seed}", model=name)
+    def plan(self, name: str) -> list[str]:
+        """Return the stages of a recipe where they are others here: as those of flow-small."""
+        stages = "{parent: teacher, steps: 4, order: 2, substeps: 4}, {parent: student-4, steps: 2}"
+        return [f"distill.stages=[{stages}]"] if name == "latent-small" else []
 
-    def strong_teacher(self, model: str) -> Step:
-        """Measure the teacher alone, at every w."""
-        teacher = self.work / model / "teacher"
-        out = self.work / "strong" / model / "teacher"
-        return self.report("strong-guidance", out, teacher, "distill.stages=[]", model=model)
+    def cells(self, recipe: str, model: str, run: str, own: Sequence[str]) -> Step:
+        """Return the step that measures the teacher of a model alone, as a recipe asks."""
+        settings = [*own, "distill.stages=[]"]
+        return self.report(recipe, model, self.work / "cells" / run, settings)
 
-    def strong(self, model: str, order: int, states: str, *, one: bool = False) -> list[Step]:
-        """A student by targets of this order at these states, measured beside the same teacher."""
-        teacher, place = self.work / model / "teacher", self.work / "strong" / model
-        out = self.work / "one" / model if one else place / f"order-{order}-{states}"
-        more = [f"distill.stages.0.order={order}", f"distill.states={states}"]
-        more += ["network.w_features=one"] if one else []
-        # Training needs the teacher alone; its cells are there by the time that it ends.
-        settings = [x for s in (*more, *self.shared(model)) for x in ("--set", s)]
-        distilled = ("distill", "strong-guidance", "--out", str(out), *settings)
-        done = place / "teacher" / "report.json"
+    def students(
+        self, recipe: str, model: str, out: Path, cells: str, own: Sequence[str]
+    ) -> list[Step]:
+        """Return the steps that train students of a model's teacher and measure them.
+
+        cells: name of the run that measures the teacher, while the students are trained.
+        """
+        teacher, before = self.work / model / "teacher", self.work / "cells" / cells
+        given = () if out == teacher.parent else ("--teacher", str(teacher))
+        distill = ("distill", recipe, "--out", str(out), *given, *self.set(model, own))
+        copied = ("copy", str(before / "evaluation"), str(out / "evaluation"))
         return [
-            Step((*distilled, "--teacher", str(teacher)), (self.made(teacher),)),
-            Step(("copy", str(place / "teacher" / "evaluation"), str(out / "evaluation")), (done,)),
-            self.report("strong-guidance", out, teacher, *more, model=model),
+            Step(distill, (teacher / "fewstep.json",)),
+            Step(copied, (before / "report.json",)),
+            self.report(recipe, model, out, own),
         ]
 
+    def strong(self, model: str, cells: str, states: str) -> list[Step]:
+        """Return the steps to students by targets of both orders at these states."""
+        steps = []
+        for order in (2, 1):
+            own = [f"distill.stages.0.order={order}", f"distill.states={states}"]
+            out = self.work / "strong" / model / f"order-{order}-{states}"
+            steps += self.students("strong-guidance", model, out, cells, own)
+        return steps
+
     def digits(self, seed: int) -> list[Step]:
-        """Both kinds of features of w on the digits, from one teacher; on CPU cores."""
+        """Return the steps to both kinds of features of w on the digits, which take no GPU."""
         slow, one = (self.work / "one" / f"digits-{seed}" / kind for kind in ("slow", "one"))
         short = [*TINY] if self.tiny else ["evaluate.reference_steps=128"]
         stages = DIRECT.replace("600", "2") if self.tiny else DIRECT
@@ -149,55 +164,30 @@ class Plan:
         ]
 
     def features(self) -> Step:
-        """The classifier of the metrics."""
+        """Return the step that trains the classifier of the metrics."""
         out = ("--out", str(self.work / "features"), "--name", "cifar32", "--size", "32")
         epochs = "1" if self.tiny else "6"
         command = ("features", "train", str(self.data), *out, "--epochs", epochs)
         return Step(command, (self.images("class"),))
 
-    def report(self, recipe: str, out: Path, teacher: Path, *more: str, model: str) -> Step:
-        """Students of a finished teacher, and their report."""
-        given = [*more, *self.shared(model), f"evaluate.features={self.work / 'features'}"]
-        settings = [x for s in given for x in ("--set", s)]
-        command = ("report", recipe, "--out", str(out), "--teacher", str(teacher), *settings)
-        return Step(command, (self.made(teacher), self.card))
+    def report(self, recipe: str, model: str, out: Path, own: Sequence[str]) -> Step:
+        """Return the step that measures what is not measured yet, and writes the report."""
+        teacher, features = self.work / model / "teacher", self.work / "features"
+        given = () if out == teacher.parent else ("--teacher", str(teacher))
+        settings = self.set(model, [*own, f"evaluate.features={features}"])
+        command = ("report", recipe, "--out", str(out), *given, *settings)
+        return Step(command, (teacher / "fewstep.json", features / "features.json"))
 
-    def shared(self, model: str) -> list[str]:
-        """Settings of every run on the latents of one model."""
-        kept = ["latents.dtype=float16"] if model == "flow-small" else []
-        return [
-            f"data.name={self.data}",
-            "distill.checkpoint_every=100000",
-            *kept,
-            *(TINY if self.tiny else ()),
-        ]
-
-    def settings(self, model: str) -> list[str]:
-        """Settings of a run that trains its teacher."""
-        own = [f"latents.folder={self.parts(model)}", "teacher.checkpoint_every=1000"]
-        if model == "latent-small":
-            # As flow-small: straight from the guided pair.
-            stages = ["{parent: teacher, steps: 4, order: 2, substeps: 4}"]
-            stages += ["{parent: student-4, steps: 2}"]
-            own.append(f"distill.stages=[{', '.join(stages)}]")
-        return [x for s in (*self.shared(model), *own) for x in ("--set", s)]
+    def set(self, model: str, own: Sequence[str]) -> list[str]:
+        """Return the options that set these keys, and those of every run on a model's latents."""
+        shared = [f"data.name={self.data}", "distill.checkpoint_every=100000"]
+        shared += ["latents.dtype=float16"] if model == "flow-small" else []
+        shared += TINY if self.tiny else ()
+        return [x for s in (*shared, *own) for x in ("--set", s)]
 
     def images(self, cond: str) -> Path:
         """Return the file that is there once the images are decoded, with classes or captions."""
         return self.work / f"decoded-{cond}"
-
-    @property
-    def card(self) -> Path:
-        """The file that is there once the classifier is trained."""
-        return self.made(self.work / "features", "features.json")
-
-    def parts(self, name: str) -> Path:
-        """Return the folder of the parts of a model."""
-        return self.work / "parts" / name
-
-    def made(self, folder: Path, card: str = "fewstep.json") -> Path:
-        """Return the file that is there once a model is finished."""
-        return folder / card
 
 
 def run_chain(name: str, steps: Sequence[Step], work: Path, deadline: float) -> None:
@@ -219,6 +209,7 @@ def run_chain(name: str, steps: Sequence[Step], work: Path, deadline: float) -> 
         began = time.time()
         if not _wait(step.needs, deadline):
             row["state"] = "not begun: " + ", ".join(str(p) for p in step.needs if not p.exists())
+            _write(path, record)
             break
         row |= {"waited": round(time.time() - began, 1), "state": "stopped: its time was up"}
         _write(path, record)
@@ -387,9 +378,9 @@ def machine() -> dict[str, Any]:
 def pack(given: argparse.Namespace) -> dict[str, str]:
     """Write the archives; return file -> its size, or why it is not there."""
     work, packed = given.work, {}
-    parts = [p for n in ("latent-small", "flow-small") for p in [work / f"parts/{n}-unfinished"]]
+    parts = [*work.glob("parts/*-unfinished"), work / "features"]
     wanted: dict[str, list[Path]] = {
-        "reports": [p for pattern in REPORTED for p in sorted(work.rglob(pattern)) if _reported(p)],
+        "reports": [*_reported(work), *(p for pattern in PICTURES for p in work.glob(pattern))],
         "parts": [p for p in parts if p.is_dir()],
         **{name: [work / folder] for name, folder in MODELS.items() if (work / folder).is_dir()},
     }
@@ -405,10 +396,11 @@ def pack(given: argparse.Namespace) -> dict[str, str]:
     return packed
 
 
-def _reported(path: Path) -> bool:
-    """Whether a file is of a report, and not a configuration of a stock part."""
-    stock = path.name in ("config.json", "model_index.json", "tokenizer.json", "vocab.json")
-    return not stock and not {*SKIPPED, "cache"} & {p.name for p in path.parents}
+def _reported(work: Path) -> list[Path]:
+    """Return the files of all reports; not the configurations of stock parts."""
+    found = [p for pattern in REPORTED for p in sorted(work.rglob(pattern))]
+    inside = [(p, p.relative_to(work).parts) for p in found]
+    return [p for p, names in inside if p.name not in STOCK and not SKIPPED & {*names}]
 
 
 def _archive(path: Path, sources: Sequence[Path], root: Path) -> int:

@@ -209,8 +209,8 @@ class Latents:
                 "encode the rest."
             )
         self.summary = f"{self.folder}: {self._count:,} encoded examples"
-        self._open: dict[int, Any] = {}
-        self.shape: tuple[int, ...] = tuple(self._rows(0, [0])["x"].shape[1:])
+        self._open: dict[int, dict[str, Tensor]] = {}
+        self.shape: tuple[int, ...] = tuple(self._shard(0)["x"].shape[1:])
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -222,43 +222,38 @@ class Latents:
         Raises DataError: a shard that is missing or damaged, by name; an index out of range.
         """
         check_index(index, len(self))
-        found: dict[str, list[Tensor]] = {}
-        # Shard by shard, then back into the order asked for.
-        by_place = torch.argsort(index, stable=True)
-        places = index[by_place].tolist()
-        for shard in sorted({p // self._each for p in places}):
-            rows = [p % self._each for p in places if p // self._each == shard]
-            for name, t in self._rows(shard, rows).items():
-                found.setdefault(name, []).append(t)
-        back = torch.argsort(by_place)
-        tensors = {name: torch.cat(parts)[back] for name, parts in found.items()}
-        floats = {k: t.float() if t.is_floating_point() else t for k, t in tensors.items()}
-        x = floats.pop("x")
-        if "cond" in floats:
-            return x, floats["cond"]
-        return x, {name.removeprefix("cond."): t for name, t in floats.items()}
+        made = {
+            name: torch.empty(
+                (len(index), *t.shape[1:]),
+                dtype=torch.float32 if t.is_floating_point() else t.dtype,
+            )
+            for name, t in self._shard(0).items()
+        }
+        for place, number in enumerate(index.tolist()):
+            shard, row = divmod(number, self._each)
+            for name, t in self._shard(shard).items():
+                made[name][place].copy_(t[row])
+        x = made.pop("x")
+        if "cond" in made:
+            return x, made["cond"]
+        return x, {name.removeprefix("cond."): t for name, t in made.items()}
 
     def content_hash(self) -> str:
         """Return the sha256, in hex, of all shards."""
         hashes = [s["sha256"] for _, s in sorted(_shards(self._manifest).items())]
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
-    def _rows(self, shard: int, rows: list[int]) -> dict[str, Tensor]:
-        file = self._file(shard)
-        out = {}
-        for name in file.keys():  # noqa: SIM118  it is no mapping
-            part = file.get_slice(name)
-            out[name] = torch.cat([part[row : row + 1] for row in rows])
-        return out
-
-    def _file(self, shard: int) -> Any:
+    def _shard(self, shard: int) -> dict[str, Tensor]:
+        """Return the tensors of a shard: views of the file, of which a row is read when asked."""
         if shard not in self._open:
             name = f"shard-{shard:05d}.safetensors"
             path = self.folder / name
             if not _is_whole(path, _shards(self._manifest).get(name)):
                 raise DataError(f"{path} is missing; run the command that made it again.")
             try:
-                self._open[shard] = safe_open(path, framework="pt")
+                with safe_open(path, framework="pt") as file:
+                    names = file.keys()
+                    self._open[shard] = {name: file.get_tensor(name) for name in names}
             except SafetensorError as error:
                 raise DataError(f"{path} cannot be read ({error}).") from None
         return self._open[shard]

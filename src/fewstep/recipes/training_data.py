@@ -114,7 +114,7 @@ class TrainingData:
                 return x.new_zeros(len(x), *shape) if alone else x, cond
             return augment(x, seed, epoch, index, flip=config.flip, crop=config.crop), cond
 
-        return Ahead(batch) if isinstance(data, Shards) else batch
+        return Ahead(batch) if isinstance(data, Shards | Latents) else batch
 
     def example(
         self, batch: Batch, config: TrainConfig, shape: tuple[int, ...]
