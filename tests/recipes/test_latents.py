@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,14 @@ from fewstep.cli.main import main
 from fewstep.core.denoiser import Guided
 from fewstep.data import Prompts, open_dataset
 from fewstep.errors import FewstepError, RecipeError
-from fewstep.folders import encode_prompts, load, load_vae
+from fewstep.folders import (
+    encode_prompts,
+    encoders_sha256,
+    load,
+    load_model,
+    load_vae,
+    save_model,
+)
 from fewstep.models import card_of, decode_latents, encode_images, read_card
 from fewstep.models.pipeline import ClassConditionalPipeline
 from fewstep.recipes.config import Recipe, check_recipe, save_recipe
@@ -321,3 +329,19 @@ def test_prompts_alone_are_encoded_without_images(parts: Path, tmp_path: Path) -
     x, cond = data.batch(torch.tensor([2, 1]))
     assert x.shape == (2, 0)
     torch.testing.assert_close(cond, encode_prompts(parts, ["a cat", "a dog"]))
+
+
+def test_a_saved_teacher_finds_the_cache_of_the_parts_it_came_from(
+    parts: Path, tmp_path: Path
+) -> None:
+    """Settings of a part may name the folder that it was loaded from, which no copy does."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    shutil.copytree(parts, first)
+    config = first / "vae" / "config.json"
+    told = json.loads(config.read_text())
+    config.write_text(json.dumps({**told, "_name_or_path": str(parts / "vae")}))
+    save_model(load_model(first), second)
+    assert "_name_or_path" not in json.loads((second / "vae" / "config.json").read_text())
+    assert encoders_sha256(first) == encoders_sha256(second)
+    config.write_text(json.dumps({**told, "scaling_factor": 0.25}))
+    assert encoders_sha256(first) != encoders_sha256(second)

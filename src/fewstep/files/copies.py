@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterable
@@ -10,7 +11,7 @@ from typing import Any
 
 from fewstep.errors import FolderError
 from fewstep.files.parts import PICKLED, components, parse_json, reading, without_paths
-from fewstep.files.weights import STEMS, find_weights
+from fewstep.files.weights import STEMS, file_sha256, find_weights
 
 # Parts of stock pipelines that fewstep never runs: copied where they are there and safe to open.
 NEVER_RUN = ("safety_checker", "feature_extractor", "image_encoder")
@@ -52,8 +53,22 @@ def copy_part(source: Path, target: Path, part: str) -> None:
             write_json(place, index)
         else:
             shutil.copyfile(file, place)
-            if name.endswith(".json") and name not in _LISTS:
+            if _is_settings(name):
                 remove_paths(place)
+
+
+def copied_sha256(file: Path) -> str:
+    """Return the hash of the copy that `copy_part` makes of a file."""
+    if _is_settings(file.name):
+        before = parse_json(file)
+        after = without_paths(before)
+        if after != before:
+            return hashlib.sha256(_text(after).encode()).hexdigest()
+    return file_sha256(file)
+
+
+def _is_settings(name: str) -> bool:
+    return name.endswith(".json") and name not in _LISTS
 
 
 def licence_files(folder: Path) -> list[Path]:
@@ -103,7 +118,11 @@ def remove_paths(file: Path) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     """Write an object as JSON, indented."""
-    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    path.write_text(_text(data), encoding="utf-8")
+
+
+def _text(data: Any) -> str:
+    return json.dumps(data, indent=2) + "\n"
 
 
 def _has_weights(path: Path) -> bool:

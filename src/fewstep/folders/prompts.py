@@ -8,9 +8,8 @@ from pathlib import Path
 
 from fewstep.core.cond import Cond
 from fewstep.errors import FolderError, RangeError
-from fewstep.files.copies import part_files
+from fewstep.files.copies import copied_sha256, part_files
 from fewstep.files.hub import local
-from fewstep.files.weights import file_sha256
 from fewstep.folders.base import base_of
 from fewstep.folders.read import family_of
 from fewstep.models.prompts import encode
@@ -39,8 +38,8 @@ def encode_prompts(
 def encoders_sha256(folder: Path | str, *, prompts: bool = True) -> str:
     """Return the hash of the parts that make latents and conditions: not of the network's.
 
-    What a cache of latents and text embeddings depends on; without prompts, `vae/` alone. Raises
-    FolderError where a part is missing.
+    What a cache of latents and text embeddings depends on; without prompts, `vae/` alone. It is
+    the same for a folder that was saved of this one. Raises FolderError where a part is missing.
     """
     digest = hashlib.sha256()
     folder = base_of(Path(folder))
@@ -48,5 +47,5 @@ def encoders_sha256(folder: Path | str, *, prompts: bool = True) -> str:
         if not (folder / part).is_dir():
             raise FolderError(f"{folder / part} is missing; give a folder that has it.")
         for file, name in part_files(folder / part).items():
-            digest.update(f"{part}/{name} {file_sha256(file)}\n".encode())
+            digest.update(f"{part}/{name} {copied_sha256(file)}\n".encode())
     return digest.hexdigest()

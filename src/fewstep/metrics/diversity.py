@@ -71,7 +71,7 @@ def nearest_distance(samples: Tensor, train: Tensor, *, chunk: int = 256) -> flo
             "at least one of each. Draw samples, or open data that is not empty."
         )
     rows = samples.detach().flatten(1).to(torch.float64)
-    known = train.detach().flatten(1).to(rows)
+    known = train.detach().flatten(1).to(rows.device).to(torch.float64)
     squares = known.square().sum(dim=1)
     nearest = []
     for part in rows.split(chunk):
