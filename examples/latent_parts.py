@@ -86,9 +86,9 @@ def main(arguments: list[str] | None = None) -> None:
             words = learn_tokenizer([caption(t, c) for t in TEMPLATES for c in train.class_names])
             words.save_pretrained(parts / name.replace("text_encoder", "tokenizer"))
             kind = CLIPTextModel if given.pipeline == "sd" else CLIPTextModelWithProjection
-            label = name.replace("text_encoder", "clip")
+            drawn = name.replace("text_encoder", "clip")  # names its random draws
             text, accuracy = train_text_encoder(
-                kind, width, words, train, held_out, given.clip_updates, given.seed, label
+                kind, width, words, train, held_out, given.clip_updates, given.seed, drawn
             )
             print(f"{name}: {accuracy:.3f} of held-out images nearest to their own caption")
             whole(parts / name, text.save_pretrained)
@@ -304,11 +304,11 @@ def train_text_encoder(
     held_out: Dataset,
     updates: int,
     seed: int,
-    label: str,
+    name: str,
 ) -> tuple[Any, float]:
     """As CLIP: an image and its caption near each other, other captions far (Radford 2021)."""
     device = choose_device()
-    torch.manual_seed(derive(seed, label))
+    torch.manual_seed(derive(seed, name))
     text = kind(
         CLIPTextConfig(
             vocab_size=len(words),
@@ -335,9 +335,9 @@ def train_text_encoder(
         pooled: Tensor = made.pooler_output if kind is CLIPTextModel else made.text_embeds
         return F.normalize(pooled, dim=1)
 
-    bar = trange(updates, desc=label, disable=None)
+    bar = trange(updates, desc=name, disable=None)
     for n in bar:
-        draws = generator("cpu", seed, label, n)
+        draws = generator("cpu", seed, name, n)
         x, label = batch(train, 128, draws)
         which = torch.randint(len(TEMPLATES), (len(x),), generator=draws).tolist()
         texts = [
@@ -357,7 +357,7 @@ def train_text_encoder(
         x, classes = held_out.batch(torch.arange(len(held_out)))
         assert isinstance(classes, Tensor)
         captions = embed([caption(TEMPLATES[0], name) for name in names])
-        near = torch.cat([(images(p.to(device)) @ captions.T).cpu() for p in x.split(500)])
+        near = torch.cat([(images(part.to(device)) @ captions.T).cpu() for part in x.split(500)])
     return text.eval(), float((near.argmax(1) == classes).float().mean())
 
 

@@ -151,16 +151,18 @@ class Plan:
     def digits(self, seed: int) -> list[Step]:
         """Return the steps to both kinds of features of w on the digits, which take no GPU."""
         slow, one = (self.work / "one" / f"digits-{seed}" / kind for kind in ("slow", "one"))
-        short = [*TINY] if self.tiny else ["evaluate.reference_steps=128"]
+        short = [*TINY] if self.tiny else ["evaluate.reference_steps=64"]
         stages = DIRECT.replace("600", "2") if self.tiny else DIRECT
         short += [f"seed={seed}", stages, "evaluate.teacher_steps=[4]"]
         settings = [x for s in short for x in ("--set", s)]
-        report = ("report", "digits", "--device", "cpu", *settings)
-        given = ("--teacher", str(slow / "teacher"), "--set", "network.w_features=one")
+        common = ("digits", "--device", "cpu", *settings)
+        features = ("--set", "network.w_features=one")
+        given = ("--out", str(one), "--teacher", str(slow / "teacher"), *features)
         return [
-            Step((*report, "--out", str(slow))),
+            Step(("report", *common, "--out", str(slow))),
+            Step(("distill", *common, *given)),
             Step(("copy", str(slow / "evaluation"), str(one / "evaluation"))),
-            Step((*report, "--out", str(one), *given)),
+            Step(("report", *common, *given)),
         ]
 
     def features(self) -> Step:

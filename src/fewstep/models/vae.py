@@ -58,7 +58,8 @@ def _parts(vae: AutoencoderKL, t: Tensor, pixels: int, asked: int | None) -> tup
     pixels: of one image. asked: the size of a part, if the caller has one.
     """
     fits = 8 if vae.device.type == "cpu" else min(256, max(8, AT_ONCE // pixels))
-    return t.split(asked or fits)
+    parts: tuple[Tensor, ...] = t.split(asked or fits)
+    return parts
 
 
 def decode_latents(vae: AutoencoderKL, z: Tensor, batch_size: int | None = None) -> Tensor:

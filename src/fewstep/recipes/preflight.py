@@ -217,7 +217,7 @@ def _latent_shape(folder: Path, pixels: tuple[int, ...]) -> tuple[int, ...] | No
         factor, channels = vae_factor(folder), config.get("latent_channels", config.get("z_dim"))
     except FolderError:
         return None  # the loader says what is wrong with the folder
-    return (channels, *(n // factor for n in pixels[1:])) if is_count(channels) else None
+    return (int(channels or 0), *(n // factor for n in pixels[1:])) if is_count(channels) else None
 
 
 def _check_classes(folder: Path, card: Card, images: Dataset) -> None:
