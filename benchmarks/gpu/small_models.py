@@ -200,7 +200,7 @@ def run_chain(name: str, steps: Sequence[Step], work: Path, deadline: float) -> 
 
     programs: dict[str, Callable[[list[str]], object]] = {
         "parts": latent_parts.main,
-        "copy": lambda folders: shutil.copytree(folders[0], folders[1]),
+        "copy": _copy,
     }
     record: list[dict[str, Any]] = []
     path = work / "chains" / f"{name}.json"
@@ -231,6 +231,12 @@ def run_chain(name: str, steps: Sequence[Step], work: Path, deadline: float) -> 
         _write(path, record)
         if row["state"] != "done":
             break
+
+
+def _copy(folders: list[str]) -> None:
+    """Copy a folder. One that is there holds more: the same call continues after a stop."""
+    if not Path(folders[1]).exists():
+        shutil.copytree(folders[0], folders[1])
 
 
 def _wait(needs: Sequence[Path], deadline: float) -> bool:
