@@ -34,7 +34,8 @@ def test_export_of_one_w(run: Path, tmp_path: Path) -> None:
     [
         (("{run}/student-4", "--to", "diffusers"), "--w 0"),
         (("{run}/student-4", "--to", "diffusers", "--w", "9"), "[0, 4]"),
-        (("{run}/student-4", "--to", "onnx"), "got 'onnx'"),
+        (("{run}/student-4", "--to", "onyx"), "Did you mean 'onnx'"),
+        (("{run}/teacher", "--to", "onnx"), "guided by two passes"),
         (("{run}/student-4", "--to", "single-file", "--w", "1"), "got one of unet-class"),
         (("{run}/student-4", "--to", "lora"), "got one of unet-class"),
         (("{run}/teacher", "--to", "diffusers", "--w", "1"), "got a teacher"),

@@ -47,7 +47,7 @@ def bare(sd: Path, path: Path) -> Path:
 KINDS: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "one file": (
         lambda _, p: weights(p / "dream.safetensors"),
-        "is a single file of weights.*from_single_file.*save_pretrained",
+        "holds a network alone.*from_single_file.*save_pretrained",
     ),
     "pickled file": (lambda _, p: pickled(p / "v1-5.ckpt"), "single file of pickled weights"),
     "cut file": (lambda _, p: pickled(p / "x.safetensors"), "no readable safetensors file"),

@@ -10,6 +10,7 @@ from fewstep.cli.options import (
     RecipeName,
     Set,
     Teachers,
+    folders_of,
     load_run_recipe,
     run_folder,
     say,
@@ -29,7 +30,8 @@ def cache_command(
     `train`, `distill` and `report` do the same when they need it. This command prints beforehand
     how large the cache becomes, and needs only the folder of the encoders.
     """
-    checked = load_run_recipe(recipe, set_, teacher or [], out)
+    given = folders_of(teacher)
+    checked = load_run_recipe(recipe, set_, given, out)
     folder = run_folder(recipe, out, checked)
     if checked.latents is None:
         raise RecipeError(
@@ -45,8 +47,8 @@ def cache_command(
     if is_run(folder):
         # The run's own teacher encodes, so the recipe must be one that can continue the run.
         check_folder(Workspace(checked, folder), ())
-    if teacher:
-        latents = checked.latents.model_copy(update={"folder": str(teacher[0])})
+    if given:
+        latents = checked.latents.model_copy(update={"folder": str(given[0])})
         checked = checked.model_copy(update={"latents": latents})
     data = Run(checked, folder, place, say).data.latents
     say(f"latents: {data.folder}")

@@ -12,6 +12,7 @@ from fewstep.cli.options import (
     RecipeName,
     Set,
     Teachers,
+    folders_of,
     load_run_recipe,
     run_folder,
     say,
@@ -35,7 +36,7 @@ def distill_command(
     device: Device = None,
 ) -> None:
     """Train the recipe's students from its teacher. The same command resumes where it stopped."""
-    given = teacher or []
+    given = folders_of(teacher)
     checked = load_run_recipe(recipe, set_, given, out)
     folder = run_folder(recipe, out, checked)
     from fewstep.core.device import choose_device

@@ -19,13 +19,14 @@ def export_command(
             help="diffusers: a folder that stock diffusers pipelines open, with one w fixed in its "
             "weights; single-file: a checkpoint of Stable Diffusion 1, 2 or XL in the original "
             "layout, with one w fixed; lora: two LoRA files for the teacher, one for its steps and "
-            "one for guidance."
+            "one for guidance; onnx: the network for onnxruntime, with w as an input or one w "
+            "fixed."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     w: Annotated[
         float | None,
-        typer.Option(help="Guidance weight to fix in the weights (diffusers, single-file)."),
+        typer.Option(help="Guidance weight to fix in the weights (diffusers, single-file, onnx)."),
     ] = None,
     base: Annotated[
         Path | None,

@@ -71,8 +71,9 @@ Teachers = Annotated[
     list[Path] | None,
     typer.Option(
         "--teacher",
-        help="Folder of a finished teacher, or of a finished stage one, to start from; by default "
-        "the run's own. May be repeated to give both.",
+        help="Folder of a finished teacher, or of a finished stage one, to start from, a hub id, "
+        "or a whole checkpoint (.safetensors); by default the run's own. May be repeated to give "
+        "both.",
     ),
 ]
 LARGEST_SEED = 2**63 - 1
@@ -141,6 +142,13 @@ def whole(text: str, option: str) -> list[int]:
             )
         out.extend(range(first, last + 1))
     return out
+
+
+def folders_of(models: Sequence[Path] | None) -> list[Path]:
+    """Return the folders of models that are given as folders, hub ids or single files."""
+    from fewstep.files.hub import local
+
+    return [local(model) for model in models or ()]
 
 
 def load_run_recipe(

@@ -8,6 +8,7 @@ from fewstep.cli.options import (
     RecipeName,
     Set,
     Teachers,
+    folders_of,
     load_run_recipe,
     run_folder,
     say,
@@ -25,7 +26,7 @@ def report_command(
 
     Run the same command again to continue where it, `train` or `distill` stopped.
     """
-    given = teacher or []
+    given = folders_of(teacher)
     checked = load_run_recipe(recipe, set_, given, out)
     folder = run_folder(recipe, out, checked)
     from fewstep.core.device import choose_device

@@ -29,6 +29,7 @@ from fewstep.data.found import BAD, Account, Records
 from fewstep.data.labels import Classes
 from fewstep.data.source import Record, decode, open_source
 from fewstep.errors import DataError
+from fewstep.files.cache import cache_root
 from fewstep.pixels import from_bytes
 
 FORMAT = 2
@@ -92,14 +93,6 @@ class _Cache(NamedTuple):
     labels: Tensor
     class_names: tuple[str, ...]
     account: Account
-
-
-def cache_root() -> Path:
-    """Return where decoded images are kept: $FEWSTEP_CACHE, or fewstep in the user's cache."""
-    given = os.environ.get("FEWSTEP_CACHE")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fewstep"
 
 
 def check_some(config: DataConfig, split: str, count: int) -> None:

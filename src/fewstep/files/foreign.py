@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import struct
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from fewstep.errors import FolderError
 from fewstep.files.parts import INDEX, PICKLED, read_json
+from fewstep.files.single import NETWORK, VAE, header_of
 
 CARD = "fewstep.json"
 _NETWORKS = ("unet", "transformer")
@@ -16,10 +16,18 @@ _PARTS = (*_NETWORKS, "vae", "text_encoder", "unet_ema", "unet_lora")
 _LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 _LORA_CONFIG = "adapter_config.json"
 _LORA_KEYS = ("lora_", ".lora_A", ".lora_B", ".lora.", "lora.down", "lora.up", "lycoris")
-_MAX_HEADER = 100 * 1024 * 1024
+# Names in files of a network alone, beside those of NETWORK, and its class in diffusers.
+_ALONE = {
+    "double_blocks.": "FluxTransformer2DModel",
+    "joint_blocks.": "SD3Transformer2DModel",
+    "transformer_blocks.": "FluxTransformer2DModel",
+    "down_blocks.": "UNet2DConditionModel",
+    "input_blocks.": "UNet2DConditionModel",
+}
 _SHOULD = (
-    "a model must be a folder that fewstep wrote (with fewstep.json) or the folder of a whole "
-    "diffusers pipeline (with model_index.json)"
+    "a model must be a folder that fewstep wrote (with fewstep.json), the folder of a whole "
+    "diffusers pipeline (with model_index.json), or a whole checkpoint of Stable Diffusion 1, 2 or "
+    "XL (one .safetensors file)"
 )
 
 
@@ -37,9 +45,13 @@ def describe(path: Path) -> str | None:
 
 def _file(path: Path) -> str:
     if path.name.lower().endswith(".safetensors"):
-        names = _names(path)
+        names = header_of(path)
         if any(mark in name for name in names for mark in _LORA_KEYS):
             return f"{path} holds a LoRA adapter; {_SHOULD}. {_merge(path)}"
+        if any(name.startswith((NETWORK, *_ALONE)) for name in names):
+            return f"{path} holds a network alone; {_SHOULD}. {_put_file(path, names)}"
+        if any(name.startswith(VAE) for name in names):
+            return f"{path} holds an autoencoder alone; {_SHOULD}. Give the whole model."
         if names:
             return f"{path} is a single file of weights; {_SHOULD}. {_convert(path)}"
         return f"{path} is no readable safetensors file; {_SHOULD}. Copy the file again."
@@ -129,6 +141,17 @@ def _merge(file: Path) -> str:
     )
 
 
+def _put_file(file: Path, names: Iterable[str]) -> str:
+    marks = {name.removeprefix(NETWORK).partition(".")[0] + "." for name in names}
+    kind = next((kind for mark, kind in _ALONE.items() if mark in marks), "UNet2DConditionModel")
+    part = "unet" if kind.startswith("UNet") else "transformer"
+    return (
+        f"Put it into its base with diffusers: net = {kind}.from_single_file({str(file)!r}, "
+        f"config=BASE, subfolder={part!r}); DiffusionPipeline.from_pretrained(BASE, {part}=net)"
+        ".save_pretrained(FOLDER)"
+    )
+
+
 def _put(part: Path) -> str:
     network = part.name if part.name in _NETWORKS else "unet"
     kind = "DiTTransformer2DModel" if network == "transformer" else "UNet2DConditionModel"
@@ -136,15 +159,3 @@ def _put(part: Path) -> str:
         f"Put it into its base with diffusers: net = {kind}.from_pretrained({str(part)!r}); "
         f"DiffusionPipeline.from_pretrained(BASE, {network}=net).save_pretrained(FOLDER)"
     )
-
-
-def _names(file: Path) -> list[str]:
-    """Return the names of the tensors in a safetensors file; [] where it cannot be read."""
-    try:
-        with file.open("rb") as opened:
-            (length,) = struct.unpack("<Q", opened.read(8))
-            if length > _MAX_HEADER:
-                return []
-            return [str(name) for name in json.loads(opened.read(length)) if name != "__metadata__"]
-    except (OSError, ValueError, TypeError, struct.error, RecursionError):
-        return []

@@ -1,4 +1,4 @@
-"""Models of a hub by their id: fetched where such a name is given, into the hub's own cache."""
+"""The folders of models that are named otherwise: by the id of a hub, or as a single file."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ _VARIANTS = ["*.fp16*", "*.bf16*", "*.non_ema*"]
 
 
 def local(name: Path | str) -> Path:
-    """Return the folder of a model: the path itself, or where the model of a hub id is kept.
+    """Return the folder of a model: the path itself, or where a hub id or a single file is kept.
+
+    A whole checkpoint of Stable Diffusion in one safetensors file is unpacked into the cache.
 
     A name is a hub id where it looks like one (owner/name) and neither it nor `owner` is here.
     Settings, safetensors and licences are fetched, and variants such as fp16 where a part has
     nothing else; pickles are not. With HF_HUB_OFFLINE, or without a network, only what was fetched
     before is found.
-    Raises FolderError where there is no such model, or it cannot be fetched.
+    Raises FolderError where there is no such model, or it cannot be fetched or unpacked.
     """
     try:
         path = Path(name)
@@ -29,6 +31,10 @@ def local(name: Path | str) -> Path:
             "Pass a string such as 'runs/demo/teacher'."
         ) from None
     told = path.as_posix()
+    if path.is_file():
+        from fewstep.files.single import is_checkpoint, unpacked
+
+        return unpacked(path) if is_checkpoint(path) else path
     if path.exists() or not _ID.fullmatch(told) or path.parent.exists():
         return path
     from huggingface_hub import snapshot_download

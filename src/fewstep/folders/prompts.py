@@ -42,7 +42,7 @@ def encoders_sha256(folder: Path | str, *, prompts: bool = True) -> str:
     the same for a folder that was saved of this one. Raises FolderError where a part is missing.
     """
     digest = hashlib.sha256()
-    folder = base_of(Path(folder))
+    folder = base_of(local(folder))
     for part in sorted(family_of(folder).parts_in(folder) if prompts else {"vae"}):
         if not (folder / part).is_dir():
             raise FolderError(f"{folder / part} is missing; give a folder that has it.")

@@ -130,13 +130,16 @@ class Model(nn.Module):
     def forward(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
         """Return v (B, C, H, W), converted from what the network predicts (math.md 1)."""
         asked, timestep = self.clock.place(phi)
-        state = self.clock.state(z, asked)
-        features = self._features(w, z)
+        out = self.predict(self.clock.state(z, asked), timestep, cond, w)
+        return self.clock.velocity(out, z, asked)
+
+    def predict(self, state: Tensor, timestep: Tensor, cond: Cond, w: Tensor) -> Tensor:
+        """Return what the network predicts (B, C, H, W), of the clock's state and timestep (B,)."""
+        features = self._features(w, state)
         slot = {"value": w, "features": features, None: None}[self.family.slot]
         added = features if self.family.slot is None else None
         with w_input.adding(self.network, added):
-            out = self.family.call(self.network, state, timestep, cond, slot)
-        return self.clock.velocity(out, z, asked)
+            return self.family.call(self.network, state, timestep, cond, slot)
 
     def _features(self, w: Tensor, z: Tensor) -> Tensor | None:
         """Return the features of w (B,) that the network takes, if any."""

@@ -20,7 +20,7 @@ OVERFLOW = (
 )
 
 
-def _mean_and_scale(vae: AutoencoderKL, like: Tensor) -> tuple[Tensor, Tensor]:
+def mean_and_scale(vae: AutoencoderKL, like: Tensor) -> tuple[Tensor, Tensor]:
     """Return (mean, scale): the autoencoder's own latents are z * scale + mean."""
     config = vae.config
     factor = config.get("scaling_factor", 1.0)
@@ -38,8 +38,13 @@ def _has_frames(vae: Any) -> bool:
     return hasattr(vae, "temperal_downsample")
 
 
-def _decode(vae: Any, z: Tensor) -> Tensor:
-    images: Tensor = vae.decode(z[:, :, None] if _has_frames(vae) else z, return_dict=False)[0]
+def decoded(vae: Any, z: Tensor) -> Tensor:
+    """Return the images (B, 3, H, W) of clean latents z (B, C, h, w) in one pass, unchecked."""
+    mean, scale = mean_and_scale(vae, z)
+    latents = z * scale + mean
+    images: Tensor = vae.decode(
+        latents[:, :, None] if _has_frames(vae) else latents, return_dict=False
+    )[0]
     return images[:, :, 0] if _has_frames(vae) else images
 
 
@@ -65,16 +70,15 @@ def _parts(vae: AutoencoderKL, t: Tensor, pixels: int, asked: int | None) -> tup
 def decode_latents(vae: AutoencoderKL, z: Tensor, batch_size: int | None = None) -> Tensor:
     """Return images (B, 3, H, W), about [-1, 1], of the clean latents z (B, C, h, w)."""
     check_finite(z, "the latents to decode", "The network that made them gave them: check it.")
-    mean, scale = _mean_and_scale(vae, z)
     with torch.no_grad():
         split = _parts(vae, z, SIDE * SIDE * z[0, 0].numel(), batch_size)
-        parts = [_decode(vae, part * scale + mean) for part in split]
+        parts = [decoded(vae, part) for part in split]
     return check_finite(torch.cat(parts), "the images that the autoencoder decoded", OVERFLOW)
 
 
 def encode_images(vae: AutoencoderKL, x: Tensor, batch_size: int | None = None) -> Tensor:
     """Return the latents (B, C, h, w) of images x (B, 3, H, W) in [-1, 1]: the posterior's mode."""
-    mean, scale = _mean_and_scale(vae, x)
+    mean, scale = mean_and_scale(vae, x)
     with torch.no_grad():
         split = _parts(vae, x, x[0, 0].numel(), batch_size)
         parts = [(_encode(vae, part) - mean) / scale for part in split]

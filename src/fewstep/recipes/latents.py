@@ -13,9 +13,9 @@ from torch import Tensor
 from fewstep.atomic import json_sha256
 from fewstep.core.cond import Cond, take
 from fewstep.data import DataConfig, Dataset, Prompts, captions_of
-from fewstep.data.images import cache_root
 from fewstep.data.latents import Latents, cache_latents
 from fewstep.errors import FolderError, NonFiniteError, RecipeError
+from fewstep.files.cache import cache_root
 from fewstep.folders import encode_prompts, encoders_sha256, is_pipeline, load_vae
 from fewstep.models import encode_images, encoders_kept
 from fewstep.recipes.config import LatentConfig

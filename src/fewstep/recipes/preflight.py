@@ -21,6 +21,7 @@ from fewstep.errors import (
     MissingError,
     RecipeError,
 )
+from fewstep.files.hub import local
 from fewstep.files.parts import is_count, read_json, vae_factor
 from fewstep.folders import card_in, is_pipeline
 from fewstep.models import Card, build_unet
@@ -123,8 +124,8 @@ def _traits(recipe: Recipe, found: Found, name: str) -> Traits:
     """Return the traits of a model that a run starts from, as far as its folder tells them."""
     folder, card = found.get(name) or found.get(TEACHER) or found.get(STAGE_ONE) or (None, None)
     own = recipe.latents.folder if recipe.latents is not None else None
-    if folder is None and own is not None and is_pipeline(Path(own)):
-        folder = Path(own)
+    if folder is None and own is not None and is_pipeline(local(own)):
+        folder = local(own)
         # A teacher that is trained here starts from this network where the conditions agree.
         takes = "class" if card_in(folder).num_classes else "prompt"
         folder = folder if recipe.latents and recipe.latents.cond == takes else None

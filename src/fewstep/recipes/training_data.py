@@ -15,6 +15,7 @@ from fewstep.data import DATASETS, Ahead, Dataset, Prompts, Shards, augment, exa
 from fewstep.data.latents import Latents
 from fewstep.distill.plan import STAGE_ONE, TEACHER
 from fewstep.errors import RecipeError
+from fewstep.files.hub import local
 from fewstep.recipes.latents import encoded
 from fewstep.recipes.workspace import Workspace
 from fewstep.train import Batch, TrainConfig, processes, translate_peer_failures
@@ -95,7 +96,7 @@ class TrainingData:
                 "them: give --teacher, or for a teacher that is trained here --set "
                 "latents.folder=FOLDER, a folder with an autoencoder in vae/."
             )
-        return Path(config.folder)
+        return local(config.folder)
 
     def batches(self, batch_size: int, seed: int, shape: tuple[int, ...]) -> Batch:
         """Return the batches of a training: (update, part, parts) -> (x, cond).

@@ -11,6 +11,7 @@ from fewstep.errors import FolderError, RangeError, did_you_mean
 from fewstep.files.hub import local
 from fewstep.folders.export.format import Format, Options
 from fewstep.folders.export.lora import LORA_FILES
+from fewstep.folders.export.onnx import ONNX
 from fewstep.folders.export.single_file import SINGLE_FILE
 from fewstep.folders.export.stock_folder import STOCK_FOLDER
 from fewstep.folders.read import load
@@ -18,7 +19,7 @@ from fewstep.models.model import Model, model_of
 
 __all__ = ["FORMATS", "Format", "Options", "export", "format_named"]
 
-FORMATS: dict[str, Format] = {f.name: f for f in (STOCK_FOLDER, SINGLE_FILE, LORA_FILES)}
+FORMATS: dict[str, Format] = {f.name: f for f in (STOCK_FOLDER, SINGLE_FILE, LORA_FILES, ONNX)}
 
 
 def export(

@@ -1,0 +1,145 @@
+"""Single-file checkpoints in the place of a teacher's folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.models.pipelines import edit, told_student
+from tests.models.test_export_single import v1, v2, xl
+from torch import Tensor
+
+import fewstep
+from fewstep.errors import FolderError
+from fewstep.files.hub import local
+from fewstep.folders import card_in, encode_prompts, encoders_sha256, load, load_vae, save_model
+from fewstep.folders.export.original_keys import of_unet, of_vae
+from fewstep.folders.export.single_file import _encoders
+from fewstep.models import card_of, model_of
+
+Tensors = dict[str, Tensor]
+FIRST = "model.diffusion_model.input_blocks.0.0.weight"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+
+
+def tensors_of(stock: Path) -> Tensors:
+    """A teacher's tensors under the names of the original code."""
+    model = model_of(load(stock))
+    network, vae = model.network, load_vae(stock)
+    return {
+        k: t.contiguous().clone()
+        for k, t in {
+            **of_unet(network.state_dict(), network.config.layers_per_block),
+            **of_vae(vae.state_dict(), len(vae.config.block_out_channels)),
+            **_encoders(model, stock)[0],
+        }.items()
+    }
+
+
+def checkpoint(stock: Path, file: Path, tensors: Tensors | None = None) -> Path:
+    """A single file of a teacher, and beside it the settings of its parts without weights."""
+    save_file(tensors_of(stock) if tensors is None else tensors, file, metadata={"format": "pt"})
+    ignored = shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(stock, file.with_suffix(""), ignore=ignored, dirs_exist_ok=True)
+    return file
+
+
+@pytest.mark.parametrize("make", [v1, v2, xl])
+def test_a_checkpoint_is_the_folder_that_it_was_made_of(
+    make: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    stock = make(tmp_path / "stock")
+    file = checkpoint(stock, tmp_path / "dream.safetensors")
+    card = card_in(file)
+    assert card.model_copy(update={"name": "stock"}) == card_in(stock)
+    assert card.name == "dream"
+    conds = [encode_prompts(place, ["a cat"]) for place in (file, stock)]
+    drawn = [
+        fewstep.sample(load(place), cond, w=2.0, steps=2, seed=1)
+        for place, cond in zip((file, stock), conds, strict=True)
+    ]
+    assert torch.equal(*drawn)
+    save_model(told_student(local(file), 4), tmp_path / "student")
+    student = card_of(load(tmp_path / "student"))
+    assert [(p.name, p.sha256) for p in student.parents] == [("dream", card.weights_sha256)]
+
+
+def test_half_precision_and_other_settings_are_other_teachers(sd: Path, tmp_path: Path) -> None:
+    tensors = tensors_of(sd)
+    whole = checkpoint(sd, tmp_path / "whole.safetensors", tensors)
+    half = checkpoint(sd, tmp_path / "half.safetensors", {k: t.half() for k, t in tensors.items()})
+    stored = load_file(local(half) / "unet" / "diffusion_pytorch_model.safetensors")
+    assert {t.dtype for t in stored.values()} == {torch.float16}
+    assert {p.dtype for p in model_of(load(half)).parameters()} == {torch.float32}
+    assert card_in(half).weights_sha256 != card_in(whole).weights_sha256
+    assert encoders_sha256(half) != encoders_sha256(whole)
+    before = local(whole)
+    assert local(whole) == before
+    edit(whole.with_suffix("") / "scheduler/scheduler_config.json", prediction_type="v_prediction")
+    assert local(whole) != before
+    assert card_in(whole).prediction == "v_prediction"
+
+
+def test_what_is_wrong_with_a_file_is_said(
+    sd: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = tensors_of(sd)
+    encoder = next(k for k in tensors if k.endswith("fc1.weight"))
+
+    def without(name: str) -> Tensors:
+        return {k: t for k, t in tensors.items() if k != name}
+
+    def network(prefix: str) -> Tensors:
+        return {prefix + k: torch.zeros(1) for k in ("img_in.weight", "double_blocks.0.x")}
+
+    cases: dict[str, tuple[Tensors, str]] = {
+        "no-encoder-tensor": (without(encoder), "and .*fc1.weight is missing"),
+        "no-tensor": (without(FIRST), "cannot be converted by diffusers"),
+        "other-shape": ({**tensors, FIRST: torch.zeros(3)}, "cannot be converted by diffusers"),
+        "more": (
+            {**tensors, "model.diffusion_model.x": torch.zeros(1)},
+            r"must hold the network that its settings describe",
+        ),
+        "predicts-v": ({**tensors, "v_pred": torch.zeros(0)}, "says that its network predicts v"),
+        "unet": (
+            {k: t for k, t in tensors.items() if k.startswith("model.diffusion_model.")},
+            "a network alone; .*UNet2DConditionModel.from_single_file.*unet=net",
+        ),
+        "flux": (network("model.diffusion_model."), "FluxTransformer2DModel.*transformer=net"),
+        "bare": (network(""), "a network alone; .*FluxTransformer2DModel"),
+        "vae": (
+            {k: t for k, t in tensors.items() if k.startswith("first_stage_model.")},
+            "an autoencoder alone",
+        ),
+        "lora": ({"lora_unet_x.lora_down.weight": torch.zeros(1)}, "holds a LoRA adapter"),
+    }
+    for name, (given, wrong) in cases.items():
+        refused(checkpoint(sd, tmp_path / f"{name}.safetensors", given), wrong)
+    whole = checkpoint(sd, tmp_path / "whole.safetensors", tensors)
+    cut = checkpoint(sd, tmp_path / "cut.safetensors", tensors)
+    cut.write_bytes(whole.read_bytes()[:-100])
+    refused(cut, "cut short")
+    cut.write_bytes(whole.read_bytes()[:100])
+    refused(cut, "no readable safetensors file")
+    pickled = tmp_path / "dream.ckpt"
+    pickled.write_bytes(b"\x80\x04not to be opened")
+    refused(pickled, "pickled weights.*from_single_file")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    shutil.rmtree(tmp_path / "whole")
+    refused(whole, f"weights alone.*Put those of its pipeline.*into {tmp_path}/whole, or run once")
+    assert not (tmp_path / "cache").exists()
+
+
+def refused(file: Path, wrong: str) -> None:
+    with pytest.raises(FolderError, match=wrong) as caught:
+        load(file)
+    assert "\n" not in str(caught.value)
