@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,8 @@ from fewstep.errors import FewstepError, MissingError, RangeError
 from fewstep.folders import encode_prompts, load, to_images
 from fewstep.folders.export import onnx as export_onnx
 from fewstep.models import Model, UNetConfig, build_unet, student_of, with_w_input
+from fewstep.models.clocks.betas import PREDICTIONS, BetaClock
+from fewstep.models.clocks.flow import FlowClock
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "onnx_sampler.py"
 ALONE = (
@@ -117,6 +120,20 @@ def test_a_model_of_latents_with_one_w_draws_without_torch(tmp_path: Path) -> No
     found = np.load(tmp_path / "x.npy").clip(-1, 1)
     assert float(np.abs(found - wanted.numpy()).max()) < 1e-4
     assert "w = 2.5 is fixed in the weights" in draw(folder, **given, w=1).stderr
+
+
+def test_the_example_converts_what_networks_predict_as_the_clocks_do() -> None:
+    example = runpy.run_path(str(EXAMPLE))
+    z, out = torch.randn(2, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    betas = torch.linspace(1e-4, 0.02, 1000)
+    clocks = [FlowClock(3.0), *(BetaClock.from_betas(betas, p) for p in PREDICTIONS)]
+    for clock in clocks:
+        phi = torch.full((2,), 0.9)
+        angle, prediction = float(phi[0]), clock.prediction
+        given = z.numpy() * example["scale_of"](prediction, angle)
+        np.testing.assert_allclose(given, clock.state(z, phi).numpy(), rtol=1e-5)
+        v = example["velocity"](prediction, out.numpy(), z.numpy(), angle)
+        np.testing.assert_allclose(v, clock.velocity(out, z, phi).numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_what_does_not_become_onnx(

@@ -10,6 +10,7 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.cli.inside import fewstep as command
 from tests.models.pipelines import edit, told_student
 from tests.models.test_export_single import v1, v2, xl
 from torch import Tensor
@@ -73,6 +74,37 @@ def test_a_checkpoint_is_the_folder_that_it_was_made_of(
     assert [(p.name, p.sha256) for p in student.parents] == [("dream", card.weights_sha256)]
 
 
+RECIPE = """
+name: dream
+data: {name: prompts.txt, size: 16}
+latents: {cond: prompt}
+distill:
+  {w: [0, 4], updates: 1, batch_size: 8, states: trajectory, stages: [{parent: teacher, steps: 4}]}
+"""
+
+
+def test_commands_take_a_checkpoint_as_a_teacher(sd: Path, tmp_path: Path) -> None:
+    file = checkpoint(sd, tmp_path / "dream.safetensors")
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
+    (tmp_path / "dream.yaml").write_text(RECIPE)
+    told = ("distill", "dream.yaml", "--teacher", "dream.safetensors", "--out", "run")
+    for more in (("--plan",), ()):
+        done = command(*told, *more, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    teacher, student = (card_in(tmp_path / "run" / name) for name in ("teacher", "student-4"))
+    assert teacher.weights_sha256 == card_in(file).weights_sha256 == student.parents[-1].sha256
+    assert sorted(p.name for p in (tmp_path / "run" / "student-4").iterdir() if p.is_dir()) == [
+        "scheduler", "text_encoder", "tokenizer", "unet", "vae",
+    ]  # fmt: skip
+    shown = command("show", "dream.safetensors", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    drawn = command(
+        "sample", "dream.safetensors", "--prompt", "a cat", "--steps", 2, "--out", "x.png",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert drawn.returncode == 0, drawn.stderr
+
+
 def test_half_precision_and_other_settings_are_other_teachers(sd: Path, tmp_path: Path) -> None:
     tensors = tensors_of(sd)
     whole = checkpoint(sd, tmp_path / "whole.safetensors", tensors)
@@ -108,6 +140,10 @@ def test_what_is_wrong_with_a_file_is_said(
         "more": (
             {**tensors, "model.diffusion_model.x": torch.zeros(1)},
             r"must hold the network that its settings describe",
+        ),
+        "quantised": (
+            {**tensors, FIRST: tensors[FIRST].to(torch.float8_e4m3fn)},
+            "must be a float .*got F8_E4M3",
         ),
         "predicts-v": ({**tensors, "v_pred": torch.zeros(0)}, "says that its network predicts v"),
         "unet": (

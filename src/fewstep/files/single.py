@@ -20,7 +20,7 @@ import torch
 from fewstep.atomic import atomic_folder, json_sha256
 from fewstep.errors import FolderError
 from fewstep.files.cache import cache_root
-from fewstep.files.parts import INDEX, LONGEST
+from fewstep.files.parts import INDEX, LONGEST, reading
 from fewstep.files.weights import FLOATS, file_sha256, quietly
 
 NETWORK, VAE = "model.diffusion_model.", "first_stage_model."
@@ -61,7 +61,8 @@ def unpacked(file: Path) -> Path:
     diffusers cannot convert, or settings that cannot be had.
     """
     header = header_of(file)
-    _check_length(file, header)
+    with reading(file):
+        _check_header(file, header)
     beside = file.with_suffix("")
     config = beside if (beside / INDEX).is_file() else None
     key = json_sha256([FORMAT, file_sha256(file), _settings(config)])
@@ -76,7 +77,14 @@ def unpacked(file: Path) -> Path:
     return folder
 
 
-def _check_length(file: Path, header: Header) -> None:
+def _check_header(file: Path, header: Header) -> None:
+    """Raise FolderError for a file that is cut short or quantised."""
+    for name, told in header.items():
+        if name.startswith((NETWORK, VAE)) and told["dtype"] not in FLOATS:
+            raise FolderError(
+                f"{file}: {name} must be a float ({', '.join(FLOATS)}), got {told['dtype']}. A "
+                "quantised model cannot be distilled: give the one that it was made from."
+            )
     with file.open("rb") as opened:
         (length,) = struct.unpack("<Q", opened.read(8))
     wanted = 8 + length + max(int(told["data_offsets"][1]) for told in header.values())

@@ -185,16 +185,18 @@ def _export(
     answers otherwise.
     """
     wanted = module.eval()(inputs)  # also makes the constants that the network keeps
+    doing = "be exported to ONNX"
     kind = module.kind
     try:
         # Its errors are of many classes, of several libraries; all mean the same here.
         _write(module, tuple(t[:2].contiguous() for t in inputs), names, output, metadata, path)
+        doing = f"answer a batch of {len(wanted)} in onnxruntime once it is exported"
         found = _answer(path, dict(zip(names, inputs, strict=True)))
     except Exception as error:  # noqa: BLE001
         first = error.__cause__ or error
         reason = " ".join(str(first).split())[:200]
         raise RangeError(
-            f"{kind} cannot be exported to ONNX by torch {torch.__version__} "
+            f"{kind} cannot {doing} by torch {torch.__version__} "
             f"({type(first).__name__}: {reason}). Use --to diffusers."
         ) from None
     off = float((torch.from_numpy(found) - wanted).abs().max())
