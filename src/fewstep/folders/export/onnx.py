@@ -155,19 +155,27 @@ def _names(model: Model) -> tuple[str, ...]:
 
 
 def _example(model: Model, keys: Sequence[str] | None) -> tuple[Tensor, ...]:
-    """Return inputs of a batch of 3, on which the export is tried."""
+    """Return inputs of a batch of 3, on which the export is tried.
+
+    Conditions have the shapes of the null condition, with random embeddings and every token used.
+    """
     draws = torch.Generator().manual_seed(0)
     sample = torch.randn(3, *model.card.shape, generator=draws)
     _, timesteps = model.clock.place(torch.tensor([0.3, 0.8, 1.4]))
     low, high = model.card.w_range or (0.0, 0.0)
     w = [torch.tensor([low, (low + high) / 2, high])] if model.takes_w else []
     cond: Cond = repeat_null(model.null_cond, 3)
+
+    def noise(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=draws)
+
     if isinstance(cond, dict):
         assert keys is not None
-        return (sample, timesteps, *w, *(cond[key].contiguous() for key in keys))
+        filled = {"mask": torch.ones_like, "time_ids": torch.clone}
+        return (sample, timesteps, *w, *(filled.get(k, noise)(cond[k]) for k in keys))
     if not model.family.takes_prompts:
-        cond = torch.arange(3) % model.card.num_classes
-    return (sample, timesteps, *w, cond.contiguous())
+        return (sample, timesteps, *w, torch.arange(3) % model.card.num_classes)
+    return (sample, timesteps, *w, noise(cond))
 
 
 def _export(
