@@ -19,6 +19,7 @@ STUDIES: dict[str, str] = {
     "picture": "the picture of a run, or the labels of a contact sheet written beside its rows",
     "autoencoder": "how far an autoencoder alone takes images from the training images",
     "stock_pipelines": "how far fewstep and stock diffusers pipelines differ on one student",
+    "reference": "the pages of recipe keys and of the command line, from the code",
     "architecture": "the picture of the packages and their imports, from the code",
     "mixture_states": "noised states against trajectories on an exact Gaussian mixture",
 }

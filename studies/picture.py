@@ -5,8 +5,11 @@ r"""Draw the picture of a run, or write the labels of a contact sheet beside its
     python -m studies picture sheet runs/roundtrip-digits/transfer-w2.png \
         docs/images/transfer-digits.png
 
+    python -m studies picture rows docs/images/cifar10-h100.png docs/images/guidance.png --of 12 \
+        --row 1 "w = 0: teacher, 128 evaluations" --row 2 "w = 0: student, 4 evaluations"
+
 `run` draws the same noise through the teacher and its students of 4, 2 and 1 steps. `sheet` takes a
-PNG of fewstep, which carries the labels of its rows.
+PNG of fewstep, which carries the labels of its rows. `rows` takes some rows of a picture.
 """
 
 from __future__ import annotations
@@ -46,9 +49,20 @@ def main(arguments: Sequence[str]) -> None:
     labelling = commands.add_parser("sheet", help="the labels of a contact sheet beside its rows")
     labelling.add_argument("sheet", type=Path, help="a PNG that fewstep wrote")
     labelling.add_argument("out", type=Path, help="the PNG to write")
+    choosing = commands.add_parser("rows", help="some rows of a picture, with labels beside them")
+    choosing.add_argument("sheet", type=Path, help="a picture of rows of equal height")
+    choosing.add_argument("out", type=Path, help="the PNG to write")
+    choosing.add_argument("--of", type=int, required=True, help="number of its rows")
+    choosing.add_argument(
+        "--row", nargs=2, action="append", required=True, metavar=("NUMBER", "LABEL"),
+        help="a row, counted from 1, and its label; may be repeated",
+    )  # fmt: skip
     given = parser.parse_args(arguments)
     if given.command == "run":
         draw_run(given.run, given.out, given.w, given.steps)
+    elif given.command == "rows":
+        rows = [(int(number), label) for number, label in given.row]
+        choose_rows(given.sheet, given.out, given.of, rows)
     else:
         label_sheet(given.sheet, given.out)
 
@@ -75,17 +89,40 @@ def label_sheet(sheet: Path, out: Path) -> None:
     """
     with Image.open(sheet) as image:
         labels = json.loads(image.info.get("fewstep", "{}")).get("rows")
-        size, pixels = image.size, image.convert("RGB")
+        pixels = image.convert("RGB")
     if not labels:
         raise StudyError(
             f"a sheet must carry the labels of its rows; {sheet} has none. Pass a PNG as `fewstep "
             "report` or `fewstep roundtrip` wrote it: other programs may drop its text."
         )
-    figure = Figure(figsize=(7.2, 5.4 * size[1] / size[0]))
+    _labelled(pixels, labels, out)
+
+
+def choose_rows(sheet: Path, out: Path, total: int, rows: Sequence[tuple[int, str]]) -> None:
+    """Write some of the `total` rows of a picture, counted from 1, with labels beside them.
+
+    Raises StudyError for a row that the picture does not have.
+    """
+    with Image.open(sheet) as image:
+        pixels = image.convert("RGB")
+    wrong = [number for number, _ in rows if not 1 <= number <= total]
+    if wrong:
+        raise StudyError(f"--row must be from 1 to {total}, got {wrong[0]}. Choose another row.")
+    width, height = pixels.size
+    chosen = Image.new("RGB", (width, round(len(rows) * height / total)))
+    for k, (number, _) in enumerate(rows):
+        top, bottom = (round(n * height / total) for n in (number - 1, number))
+        chosen.paste(pixels.crop((0, top, width, bottom)), (0, round(k * height / total)))
+    _labelled(chosen, [label for _, label in rows], out)
+
+
+def _labelled(pixels: Image.Image, labels: Sequence[str], out: Path) -> None:
+    width, height = pixels.size
+    figure = Figure(figsize=(7.2, 5.4 * height / width))
     axes = figure.add_axes((0.25, 0, 0.75, 1))
     axes.imshow(pixels, interpolation="nearest")
     axes.axis("off")
     for k, label in enumerate(labels):
-        middle = (k + 0.5) * size[1] / len(labels)
-        axes.text(-0.02 * size[0], middle, label, ha="right", va="center", fontsize=9)
+        middle = (k + 0.5) * height / len(labels)
+        axes.text(-0.02 * width, middle, label, ha="right", va="center", fontsize=9)
     figure.savefig(out, dpi=DPI)

@@ -31,7 +31,7 @@ class DataConfig(BaseModel):
         channels: 3 for RGB, 1 for grey.
         image: column of the images, or of their paths; by default the first column of images.
         label: column of the classes; by default one with declared class names, else `label`,
-            `labels` or `class`, else that of the captions. For prompts it may name the captions.
+            `labels` or `class`, else that of the captions. With prompts it may name the captions.
         caption: column of the captions, texts or lists of texts; by default `text`, `caption`,
             `captions` or `prompt`.
         captions: templates of prompts with {} for the caption of the image, as it is written, or
@@ -45,8 +45,8 @@ class DataConfig(BaseModel):
         held_out: share of the images, chosen by a hash of their place, kept from training.
         skip_bad: leave out images that cannot be used, with a count, instead of stopping.
         stream: read parquet files as they are needed instead of decoding all once; needs size.
-        flip: mirror every other image, a new choice each epoch.
-        crop: shift images by up to so many pixels each way, reflecting at the border.
+        flip: mirror half of the images, a new choice each epoch.
+        crop: shift images by up to this many pixels each way, reflecting at the border.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -52,15 +52,23 @@ class Stage(BaseModel):
     In Python name and parent may be given by position: `Stage("student-4", "teacher", steps=4)`.
 
     Attributes:
-        name: of the student, and of its folder; by default that of its kind: stage-one, student-4.
-        parent: name of its teacher, `TEACHER` for the guided pair.
+        name: name of the student and of its folder; by default that of its kind: stage-one,
+            student-4.
+        parent: name of its teacher: `teacher` for the guided teacher, else an earlier stage.
         kind: one of `KINDS`; by default guidance distillation (stage one) without steps, and step
             distillation (stage two) with steps.
-        steps, substeps, order, stride, direction: as in `StepDistillation`. None of steps: any.
-        pair: the student replaces the network and not the guided pair: it learns the conditional
-            and the unconditional pass of its parent alike, and is itself guided by two passes.
-        dropout: of labels, in pretraining.
-        updates, lr, states: of its training; None takes what the recipe's stages share.
+        steps: sampling steps of the student; null: any number (stage one).
+        substeps: the teacher's steps that become one of the student.
+        order: order of the solver that makes the sub-steps: 1 is DDIM, 2 extrapolates velocities
+            (math.md 5). The cost is the same.
+        stride: 2 for a student of the stochastic sampler.
+        direction: "decode" draws images; "encode" makes an encoder, from an image to its noise.
+        pair: the student replaces the network, not the guided teacher: it learns the conditional
+            and the unconditional pass alike, and is itself guided by two passes.
+        dropout: of conditions, in pretraining; leave it out elsewhere.
+        updates: of its training; null takes those of the recipe's stages.
+        lr: learning rate; null takes that of the recipe's stages.
+        states: "noised" or "trajectory"; null takes that of the recipe's stages.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -36,11 +36,11 @@ class Lora(BaseModel):
     """How a student is adapted.
 
     Attributes:
-        rank: of the update of a weight.
-        alpha: its scale, times the rank: the update counts alpha / rank times.
-        targets: ends of the names of the layers (linear or convolutions) that get one.
-        keep_apart: save the adapter alone, over a base that stays where it is; else it is merged
-            into the weights, and the folder is a stock one.
+        rank: rank of the update of a weight.
+        alpha: scale of the update, which is multiplied by alpha / rank.
+        targets: ends of the names of the layers (linear or convolutions) that are adapted.
+        keep_apart: save the adapter alone, over a base that stays where it is; otherwise it is
+            merged into the weights, and the folder is a stock one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)

@@ -19,18 +19,19 @@ class UNetConfig(BaseModel):
     """Size of the network.
 
     Attributes:
-        channels: of each level, finest first; each level halves the resolution.
-        layers: resnets a level.
-        attention: which levels have self-attention, one flag a level; none by default.
+        channels: channels of each level, finest first; each level halves the resolution.
+        layers: resnets per level.
+        attention: which levels have self-attention, one flag per level; none by default.
         head_dim: channels of an attention head.
-        groups: of the group norms; must divide every number of channels.
-        time_dim: of the embedding of angle, class and w; 4 times the finest level by default.
-        w_dim: features of w (even); a quarter of them are slow enough to be used.
-        w_band: features of w that turn faster than so many radians a unit of w are left zero;
+        groups: groups of the group norms; must divide every number of channels.
+        time_dim: width of the embedding of angle, class and w; by default 4 times the channels of
+            the finest level.
+        w_dim: number of sinusoidal features of w (even); w_band leaves a quarter of them.
+        w_band: features of w with a higher frequency (in radians per unit of w) are set to zero;
             null keeps all (decision 0003).
         w_features: "slow": those that w_band keeps; "one": sin(0.1 w) alone, so that the w input
             can be exported as a LoRA.
-        dropout: in the resnets.
+        dropout: dropout probability in the resnets.
     """
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -50,9 +51,11 @@ class UNetConfig(BaseModel):
     def _fits(self) -> UNetConfig:
         for c in self.channels:
             if c % self.groups:
-                raise ValueError(f"groups = {self.groups} must divide every level; {c} is not")
+                raise ValueError(
+                    f"groups = {self.groups} must divide the channels of every level, got {c}"
+                )
         if self.attention and len(self.attention) != len(self.channels):
-            raise ValueError("attention needs one true/false a level of channels")
+            raise ValueError("attention needs one true/false per level of channels")
         if self.w_dim % 2:
             raise ValueError(f"w_dim = {self.w_dim} must be even")
         if self.w_features == "one" and self.w_band != 1.0:

@@ -22,18 +22,19 @@ def flatten(data: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def type_at(keys: Sequence[str]) -> Any:
     """Return the type of a key, or None where there is no such key."""
     keys = [k for k in keys if not k.isdigit()]
-    model = _model_at(keys[:-1])
+    model = model_at(keys[:-1])
     field = None if model is None or not keys else model.model_fields.get(keys[-1])
     return None if field is None else field.annotation
 
 
 def keys_at(keys: Sequence[str]) -> list[str]:
     """Return the keys inside a part of a recipe."""
-    model = _model_at([k for k in keys if not k.isdigit()])
+    model = model_at([k for k in keys if not k.isdigit()])
     return [] if model is None else list(model.model_fields)
 
 
-def _model_at(keys: Sequence[str]) -> type[BaseModel] | None:
+def model_at(keys: Sequence[str]) -> type[BaseModel] | None:
+    """Return the model that describes a part of a recipe, or None where there is no such part."""
     model: type[BaseModel] = Recipe
     for key in keys:
         annotation = model.model_fields[key].annotation if key in model.model_fields else None

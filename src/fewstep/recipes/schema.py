@@ -28,7 +28,13 @@ class Part(BaseModel):
 
 
 class TeacherConfig(Optimisation):
-    """Training of the guided teacher. dropout: probability that an example loses its condition."""
+    """Training of the guided teacher.
+
+    Attributes:
+        updates: of the optimiser.
+        dropout: probability that an example loses its condition, which trains the unconditional
+            prediction that classifier-free guidance needs.
+    """
 
     updates: int = Field(3000, ge=1, le=MOST_UPDATES)
     dropout: float = Field(0.1, ge=0.0, lt=1.0)
@@ -43,10 +49,13 @@ class TeacherConfig(Optimisation):
 class DistillConfig(Optimisation):
     """Both stages: the range of w, the plan, and the settings that all students share.
 
-    updates, lr, states: of every stage that has none of its own.
-    lora: train a LoRA adapter; null trains every weight.
-    states: what students are trained on: "noised" data, or the states of the teacher's own
-        "trajectory".
+    Attributes:
+        w: range [low, high] of the guidance weight that students are trained for.
+        updates: of every stage that has none of its own.
+        lora: train a LoRA adapter; null trains every weight.
+        states: what students are trained on: "noised" data, or the states of the teacher's own
+            "trajectory". A stage may have its own.
+        stages: the students to make, in order.
     """
 
     w: tuple[W, W] = (0.0, 4.0)
@@ -98,14 +107,14 @@ class LatentConfig(Part):
     """Latents in place of images, encoded once and cached (`fewstep.data.cache_latents`).
 
     Attributes:
-        folder: of the encoders: a stock pipeline, or a folder with `vae/` in it; by default the
-            teacher's. A run that trains its teacher starts from the network of a stock pipeline
-            that takes the same condition.
-        cond: the model's condition: prompts, made of `data.captions`, or the class.
-        negative_prompt: condition of the teacher's unconditional pass, fixed in every student's
+        folder: folder of the encoders: a stock pipeline, or a folder with `vae/` in it; by default
+            the teacher's. A run that trains its teacher starts from the network of a stock
+            pipeline that takes the same condition.
+        cond: the model's condition: prompts, made from `data.captions`, or the class.
+        negative_prompt: the condition of the teacher's unconditional pass, fixed in every student's
             weights; by default that of its own pipelines: the empty prompt, or zeros.
         flip: also encode the mirror image of every image.
-        dtype: of the cached latents and embeddings.
+        dtype: precision of the cached latents and embeddings.
         shard_size: examples per file.
         root: folder of caches; by default `latents` in $FEWSTEP_CACHE or the user's cache.
     """
@@ -125,14 +134,14 @@ class EvaluateConfig(Part):
     Attributes:
         w: guidance weights.
         samples: images per cell; the same noise and classes in every cell.
-        reference_steps: of the many-step teacher that paired distances refer to.
+        reference_steps: steps of the teacher whose images paired distances refer to.
         teacher_steps, stage_one_steps: other numbers of steps to measure these models at.
         solver_steps: numbers of steps at which the teacher is also measured with the solvers of
             `fewstep.measure.solvers.SOLVERS`.
         features: the feature extractor: folder of a transformers vision model, or a weights file
             of the published Inception; without it the digits have features of their own, and
             other data get a classifier trained on them.
-        batch_size: of sampling; the images do not depend on it.
+        batch_size: images that are drawn at once; they do not depend on it.
     """
 
     w: tuple[W, ...] = Field((0.0, 1.0, 2.0, 4.0), min_length=1, max_length=1000)
@@ -148,7 +157,16 @@ class EvaluateConfig(Part):
 class Recipe(Part):
     """A study, from data to report.
 
-    `about` says what the recipe should reach and on what that was measured, or "unmeasured".
+    Attributes:
+        name: of the run; its folder is runs/NAME by default. Lower-case letters, digits and "-".
+        about: what the recipe should reach and on what that was measured, or "unmeasured".
+        seed: of the weights, the order of the data, and all draws.
+        data: the images.
+        latents: encode images and prompts once, for latent models; null for models of pixels.
+        network: of a teacher that is trained from nothing, and the w input of every student.
+        teacher: its training.
+        distill: the students.
+        evaluate: what `fewstep report` measures.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=64)

@@ -22,15 +22,19 @@ class Optimisation(BaseModel):
     Attributes:
         batch_size: examples per update, over all processes and accumulated parts.
         lr: AdamW's learning rate after warm-up.
-        warmup: updates over which it rises from 0.
-        decay: how it falls from there to `lr_final` times itself at the last update.
-        weight_decay, betas: of AdamW.
+        warmup: updates over which the learning rate rises from 0.
+        decay: how the learning rate falls after warm-up, to `lr_final` times itself at the last
+            update.
+        lr_final: the last learning rate, as a fraction of `lr`.
+        weight_decay: AdamW's weight decay.
+        betas: AdamW's decay rates of the moments.
         grad_clip: largest norm of the gradient.
         ema: decay of the averaged weights (EMA), which are the ones that are saved; the average
             starts faster, at (1 + update) / (10 + update).
         weighting: of the loss, a key of `fewstep.distill.problem.WEIGHTINGS`.
-        checkpoint_every, keep: updates between checkpoints, and how many checkpoints stay. With
-            at least 2, a damaged newest one costs only the updates since the one before.
+        checkpoint_every: updates between checkpoints.
+        keep: how many checkpoints stay. With at least 2, a damaged newest one costs only the
+            updates since the one before.
         log_every: updates between readings of the loss, where a non-finite loss is noticed.
         precision: of the network; fp32 on CPU.
         accumulate: parts in which a process computes its share of a batch, to save memory.
@@ -63,7 +67,11 @@ class Optimisation(BaseModel):
 
 
 class TrainConfig(Optimisation):
-    """All settings of a training run. updates: of the optimiser."""
+    """All settings of a training run.
+
+    Attributes:
+        updates: of the optimiser.
+    """
 
     updates: int = Field(1000, ge=1, le=MOST_UPDATES)
 
