@@ -20,6 +20,7 @@ STUDIES: dict[str, str] = {
     "autoencoder": "how far an autoencoder alone takes images from the training images",
     "stock_pipelines": "how far fewstep and stock diffusers pipelines differ on one student",
     "reference": "the pages of recipe keys and of the command line, from the code",
+    "notebook": "a notebook of a Markdown page",
     "architecture": "the picture of the packages and their imports, from the code",
     "mixture_states": "noised states against trajectories on an exact Gaussian mixture",
 }

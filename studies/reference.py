@@ -25,13 +25,14 @@ from studies.common import StudyError, argument_parser, markdown
 WIDTH = 88  # characters of the printed help
 KEYS = """# Recipe keys
 
-Every key of a recipe ([Recipes](../guide/recipes.md)): its type and range, its default, and what it means. A key without a
-default is required. `--set KEY=VALUE` overrides a key on the command line. This page is made from the code by
-`python -m studies reference docs/reference`.
+Every key of a recipe ([Recipes](../guide/recipes.md)): its type and range, its default, and what it
+means. A key without a default is required. `--set KEY=VALUE` overrides a key on the command line.
+This page is made from the code by `python -m studies reference docs/reference`.
 """
 COMMANDS = """# Command line
 
-What `fewstep COMMAND --help` prints. This page is made from the code by `python -m studies reference docs/reference`.
+What `fewstep COMMAND --help` prints. This page is made from the code by
+`python -m studies reference docs/reference`.
 """
 
 
@@ -89,7 +90,9 @@ def _rows(
             yield f"`{key}`", many, default, f"See [`{whole}`](#{whole.replace('.', '')})."
             continue
         if key not in meanings:
-            raise StudyError(f"every key must be described in its class's docstring; {whole} is not.")
+            raise StudyError(
+                f"every key must be described in its class's docstring; {whole} is not."
+            )
         required = key in schema.get("required", ())
         default = "" if required else f"`{_shown(value.get('default'))}`"
         yield f"`{key}`", _type(value, defs), default, meanings[key].replace("|", "\\|")
@@ -160,7 +163,12 @@ def command_line() -> str:
 
 def _help(command: Any, name: str, parent: Any) -> Iterator[str]:
     context = command.make_context(
-        name, [], parent=parent, resilient_parsing=True, max_content_width=WIDTH, terminal_width=WIDTH
+        name,
+        [],
+        parent=parent,
+        resilient_parsing=True,
+        max_content_width=WIDTH,
+        terminal_width=WIDTH,
     )
     title = f"## {name}" if parent is None else f"### {context.command_path}"
     yield f"{title}\n\n```text\n{command.get_help(context).strip()}\n```\n"

@@ -1,4 +1,4 @@
-"""Typeset formulas as MathML while the site is built, so that pages need no script and no network."""
+"""Typeset formulas as MathML while the site is built: pages need no script and no network."""
 
 from __future__ import annotations
 
