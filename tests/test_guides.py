@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch import Tensor
 
 from fewstep.cli.main import main
+from fewstep.core import angle
 from fewstep.recipes.config import load_recipe
+from fewstep.testing.exact import Gaussian
 
 GUIDES = Path(__file__).parents[1] / "docs" / "guide"
 
@@ -27,15 +30,35 @@ def test_a_network_of_ones_own_is_distilled_saved_and_loaded(
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     code = blocks("extending", "python")
-    assert len(code) == 2
+    assert len(code) == 4
     for block in code:
         exec(compile(block, "extending.md", "exec"), names)
     assert names["points"].shape == (3, 2)
     assert bool(torch.isfinite(names["points"]).all())
+    check_wrappers(names)
     capsys.readouterr()
     assert main(["show", "my-student-4"]) == 0
     shown = capsys.readouterr().out
     assert re.search(r"parents +\S+ \([0-9a-f]{8}\)", shown)
+
+
+def check_wrappers(names: dict[str, Any]) -> None:
+    """The wrappers of flow and EDM networks have the exact velocity of a Gaussian."""
+    exact = Gaussian(mean=0.5, std=0.4)
+    z = torch.randn(16, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    phi = torch.linspace(0.1, 1.5, 16, dtype=torch.float64)
+    cond, w = torch.zeros(16, dtype=torch.long), torch.zeros(16, dtype=torch.float64)
+    v = exact(z, phi, cond, w)
+
+    def flow(y: Tensor, s: Tensor, cond: Tensor) -> Tensor:
+        return angle.eps_from_v(z, v, phi) - angle.x_from_v(z, v, phi)
+
+    def edm(y: Tensor, sigma: Tensor, cond: Tensor) -> Tensor:
+        assert torch.allclose(sigma, phi.tan())
+        return angle.x_from_v(y * torch.cos(phi)[:, None], v, phi)
+
+    for wrapper, network in (("Flow", flow), ("Edm", edm)):
+        assert torch.allclose(names[wrapper](network)(z, phi, cond, w), v, atol=1e-9)
 
 
 @pytest.mark.parametrize("guide", ["recipes", "stable-diffusion"])
