@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tests.models.pipelines import dit_folder, sd_folder
 from torch import Tensor
 
 from fewstep.cli.main import main
@@ -59,6 +60,25 @@ def check_wrappers(names: dict[str, Any]) -> None:
 
     for wrapper, network in (("Flow", flow), ("Edm", edm)):
         assert torch.allclose(names[wrapper](network)(z, phi, cond, w), v, atol=1e-9)
+
+
+def test_stable_diffusion_and_dit_run_as_the_guides_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sd_folder(tmp_path / "sd")
+    dit_folder(tmp_path / "dit")
+    names: dict[str, Any] = {}
+    code = blocks("stable-diffusion", "python")
+    assert len(code) > 6
+    for block in code:
+        exec(compile(block, "stable-diffusion.md", "exec"), names)
+    assert names["image"].size == (16, 16)
+    for block in blocks("models", "python"):
+        if '"dit' in block:
+            exec(compile(block, "models.md", "exec"), names)
+    assert bool(torch.isfinite(names["z"]).all())
+    assert (tmp_path / "dit-4-at-4" / "fewstep.json").is_file()
 
 
 @pytest.mark.parametrize("guide", ["recipes", "stable-diffusion"])
