@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from fewstep.cli.help import Command
 from fewstep.cli.options import Device, say
 
 app = typer.Typer(
@@ -21,7 +22,7 @@ def features() -> None:
     """Feature extractors of the metrics."""
 
 
-@app.command("train")
+@app.command("train", cls=Command)
 def train_command(
     data: Annotated[str, typer.Argument(help="A data set, or the path of your images.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],

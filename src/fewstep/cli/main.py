@@ -27,6 +27,7 @@ from fewstep.cli import (
     img2img,
     inpaint,
     interpolate,
+    recipes,
     report,
     roundtrip,
     sample,
@@ -34,6 +35,7 @@ from fewstep.cli import (
     train,
     transfer,
 )
+from fewstep.cli.help import Command
 from fewstep.errors import FewstepError, FewstepWarning, Interrupted
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -42,7 +44,6 @@ app = typer.Typer(
     help="Distil a classifier-free guided diffusion model into a few-step student that still takes "
     "the guidance weight w.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings=CONTEXT,
@@ -79,6 +80,7 @@ def options(
 
 COMMANDS = (
     demo,
+    recipes,
     cache,
     train,
     distill,
@@ -97,7 +99,7 @@ COMMANDS = (
 )
 for module in COMMANDS:
     name = module.command.__name__.removesuffix("_command")
-    app.command(name, context_settings=CONTEXT)(module.command)
+    app.command(name, cls=Command, context_settings=CONTEXT)(module.command)
 app.add_typer(features.app, name="features", context_settings=CONTEXT)
 
 # The base of every usage error: click's own class, or in later releases typer's copy of it.

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fewstep.cli.recipes import names_of
 from fewstep.errors import NoDataError, RangeError
 
 if TYPE_CHECKING:
@@ -26,14 +27,18 @@ Set = Annotated[
 Out = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of the run; by default runs/<recipe>, or the run's own for its recipe.yaml."
+        help="Folder of the run; by default runs/RECIPE, or the run's own for its recipe.yaml."
     ),
 ]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda or cuda:N; by default a GPU where there is one.")
 ]
 RecipeName = Annotated[
-    str, typer.Argument(help="Name of a built-in recipe, a YAML file, or the folder of a run.")
+    str,
+    typer.Argument(
+        help="Name of a built-in recipe (`fewstep recipes`), a YAML file, or the folder of a run.",
+        autocompletion=names_of,
+    ),
 ]
 Encoder = Annotated[Path, typer.Argument(help="Folder of an encoder, or of a teacher.")]
 Decoder = Annotated[Path, typer.Argument(help="Folder of a student, or of a teacher.")]

@@ -29,6 +29,7 @@ from torch import Tensor
 
 import fewstep
 from fewstep.atomic import atomic_write
+from fewstep.core import cond as conds
 from fewstep.core.denoiser import Guided, cheapest, traits_of
 from fewstep.core.sample import sample
 from fewstep.core.samplers import get_sampler
@@ -190,7 +191,7 @@ class Evaluation:
         w, steps, sampler = inputs["w"], inputs["steps"], inputs["sampler"]
         started = time.perf_counter()
         try:
-            images = self._draw(model, w, steps, sampler)
+            images = self.draw(model, w, steps, sampler)
             seconds = (time.perf_counter() - started) / self.samples
             measured = self._figures(images, self.conditions.labels_for(model), teacher)
         except NonFiniteError as error:
@@ -210,10 +211,18 @@ class Evaluation:
         self.say(f"{name} {sampler} {steps} steps, w = {w:g}: {figures.fd_name} {shown}{again}")
         return found
 
-    def _draw(self, model: Model | Guided, w: float, steps: int, sampler: str) -> Tensor:
+    def draw(
+        self, model: Model | Guided, w: float, steps: int, sampler: str, count: int | None = None
+    ) -> Tensor:
+        """Return the images (B, C, H, W) of a cell, or its first `count`; nothing is kept.
+
+        sampler: as in `cell`. Raises NonFiniteError for images that are not finite.
+        """
         shared: dict[str, Any] = {"w": w, "steps": steps, "seed": self.seed}
         shared["batch_size"] = self.batch_size
         cond = self.conditions.of(model)
+        if count is not None:
+            cond = conds.take(cond, slice(0, count))
         if sampler in SOLVERS:
             states = solve(model, cond, solver=sampler, **shared)
         else:

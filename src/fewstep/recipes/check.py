@@ -18,14 +18,16 @@ from fewstep.folders import card_in, is_pipeline
 from fewstep.measure.evaluate import Evaluation
 from fewstep.measure.own_features import kept_features
 from fewstep.measure.room import check_samples
+from fewstep.measure.solvers import SOLVERS
 from fewstep.metrics.digits_features import FILE
+from fewstep.models.clocks.flow import FlowClock
 from fewstep.models.clocks.native import TIMESTEPS
 from fewstep.models.scheduler import StockClock, read_clock
 from fewstep.recipes.run import Run
 from fewstep.recipes.schema import EvaluateConfig
 
 MAX_STEPS = 100_000
-DDIM = ("reference_steps", "teacher_steps", "stage_one_steps")
+COUNTS = ("reference_steps", "teacher_steps", "stage_one_steps")
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,8 @@ def fit_steps(
     total = TIMESTEPS if timesteps is None else len(timesteps)
     changed: dict[str, int | tuple[int, ...]] = {}
     notes = []
-    for key in DDIM:
+    by_solver = settings.reference_sampler in SOLVERS
+    for key in COUNTS[by_solver:]:
         given = getattr(settings, key)
         default = EvaluateConfig.model_fields[key].default
         counts = (given,) if isinstance(given, int) else given
@@ -185,11 +188,25 @@ def fit_steps(
                 f"evaluate.{key} is {_listed(fitting)} instead of the default {_listed(counts)}, "
                 f"which does not divide the {total} timesteps of these models."
             )
-    for n in settings.solver_steps:
-        if not 1 <= n <= total:
-            raise RecipeError(f"evaluate.solver_steps must be from 1 to {total}, got {n}.")
+    _check_solvers(settings, timesteps, total)
     ws = tuple(dict.fromkeys(settings.w))
     return settings.model_copy(update={**changed, "w": ws}), notes
+
+
+def _check_solvers(settings: EvaluateConfig, timesteps: StockClock | None, total: int) -> None:
+    asked = {"solver_steps": settings.solver_steps}
+    if settings.reference_sampler in SOLVERS:
+        asked["reference_steps"] = (settings.reference_steps,)
+    for key, counts in asked.items():
+        for n in counts:
+            if isinstance(timesteps, FlowClock):
+                raise RecipeError(
+                    f"evaluate.{key} must be left to fewstep's own samplers for a flow-matching "
+                    f"model, got {n} steps of {' or '.join(SOLVERS)}. Leave evaluate.solver_steps "
+                    "out, and set evaluate.reference_sampler=heun."
+                )
+            if not 1 <= n <= total:
+                raise RecipeError(f"evaluate.{key} must be from 1 to {total}, got {n}.")
 
 
 def _listed(counts: Sequence[int]) -> str:

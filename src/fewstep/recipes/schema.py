@@ -135,6 +135,8 @@ class EvaluateConfig(Part):
         w: guidance weights.
         samples: images per cell; the same noise and classes in every cell.
         reference_steps: steps of the teacher whose images paired distances refer to.
+        reference_sampler: sampler of these images: "deterministic" (DDIM), "heun", "dpm-solver++"
+            or "unipc". The last three are of second order, and need fewer steps.
         teacher_steps, stage_one_steps: other numbers of steps to measure these models at.
         solver_steps: numbers of steps at which the teacher is also measured with the solvers of
             `fewstep.measure.solvers.SOLVERS`.
@@ -147,6 +149,7 @@ class EvaluateConfig(Part):
     w: tuple[W, ...] = Field((0.0, 1.0, 2.0, 4.0), min_length=1, max_length=1000)
     samples: int = Field(2000, ge=2, le=10_000_000)
     reference_steps: Steps = 256
+    reference_sampler: Literal["deterministic", "heun", "dpm-solver++", "unipc"] = "deterministic"
     teacher_steps: tuple[Steps, ...] = Field((8, 4, 2, 1), max_length=1000)
     stage_one_steps: tuple[Steps, ...] = Field((64,), max_length=1000)
     solver_steps: tuple[Steps, ...] = Field((), max_length=1000)

@@ -4,49 +4,56 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fewstep.measure.cell import Cell
+from fewstep.measure.cell import DDIM, Cell
 from fewstep.metrics import RMS
 from fewstep.show.escape import in_html
 from fewstep.show.page_style import page
 from fewstep.show.page_text import headline, limits
 from fewstep.show.plots import against_evaluations, loss_curves, score_against_distance
 from fewstep.show.sheet import contact_sheet, png
-from fewstep.show.study_data import KnobCheck, SheetRow, Study
+from fewstep.show.study_data import COLUMNS, KnobCheck, SheetRow, Study
 from fewstep.show.weak import marks_of
+
+SHORT = {DDIM: "DDIM"}  # names of samplers in the table
+LARGE = 96  # pixels; smaller images are enlarged to it
+OF_SHEETS = (
+    "Each column starts from the same noise and the same condition; rows differ in the model and "
+    "its number of steps."
+)
+OF_SCORE = (
+    "Each curve connects the values of w: more guidance makes the classes more certain, and takes "
+    "the samples further from the data."
+)
+OF_LOSSES = "The training loss of each model: as it was read (faint), and smoothed."
 
 
 def render(study: Study) -> str:
     """Return the page: one HTML text that refers to nothing outside itself."""
     w = study.main_w
-    fd = in_html(study.fd)
+    score = score_against_distance(study.cells, study.roles)
     body = [
         f"<h1>{in_html(study.title)}</h1>",
         headline(study, w),
         _facts(study.facts),
         _list(study.notes),
         "<h2>The same noise in every model</h2>",
-        "<p>Each column starts from the same noise and the same condition. Rows differ in the "
-        "model and in its number of steps.</p>",
         _sheets(study, w),
+        *_knob_strip(study),
         "<h2>Distance against evaluations</h2>",
-        f"<p>Left: {fd}, the Fréchet distance of the samples to the training images. Right: the "
-        "root mean square distance, pixel by pixel, of each sample to the many-step teacher's "
-        "sample from the same noise; pixels range from −1 to 1.</p>",
         *(_distance_plots(study, v) for v in sorted({w, max(study.cells.ws)})),
+        _warnings(study, study.fd, RMS),
         "<h2>Score against distance, over w</h2>",
-        "<p>Each curve connects the values of w in the table: more guidance gives more certain "
-        "classes, at a larger distance from the data.</p>",
-        _figure(
-            score_against_distance(study.cells, study.roles),
-            f"no model has both a class score and a {study.fd}",
-        ),
+        _figure(score, f"no model has both a class score and a {study.fd}", OF_SCORE),
+        _warnings(study, "score"),
         "<h2>Does the student follow w?</h2>",
         _knob(study.knob),
         "<h2>Training</h2>",
-        _figure(loss_curves(study.losses, study.roles), "no model was trained in this run"),
+        _figure(
+            loss_curves(study.losses, study.roles), "no model was trained in this run", OF_LOSSES
+        ),
         "<h2>All cells</h2>",
         _table(study),
         _below_table(study),
@@ -68,28 +75,41 @@ def _list(lines: Iterable[str], kind: str = "ul", mark: str = "") -> str:
     return f"<{kind}{mark}>{items}</{kind}>" if items else ""
 
 
-def _figure(svg: str, otherwise: str) -> str:
-    return f"<figure>{svg}</figure>" if svg else f"<p>None: {in_html(otherwise)}.</p>"
+def _figure(svg: str, otherwise: str, caption: str) -> str:
+    if not svg:
+        return f"<p>None: {in_html(otherwise)}.</p>"
+    return f"<figure>{svg}<figcaption>{in_html(caption)}</figcaption></figure>"
 
 
 def _sheets(study: Study, shown: float) -> str:
     out = []
     for w, rows in study.sheets.items():
-        lines = "".join(
-            f"<tr><th scope=row>{in_html(r.label)}</th><td>{_image(r)}</td></tr>" for r in rows
-        )
         opened = " open" if w == shown else ""
-        out.append(
-            f"<details{opened}><summary>w = {w:g}</summary>"
-            f"<table class=sheet>{lines}</table></details>"
-        )
-    return "\n".join(out)
+        out.append(f"<details{opened}><summary>w = {w:g}</summary>{_rows(rows)}</details>")
+    return "\n".join([f"<p>{OF_SHEETS}</p>", *out])
+
+
+def _knob_strip(study: Study) -> list[str]:
+    if study.knob is None or not study.strip:
+        return []
+    name = in_html(study.knob.name)
+    caption = f"{name} from the same noise at every w: each row is one value of the same input."
+    return ["<h2>The guidance weight of one student</h2>", f"<p>{caption}</p>", _rows(study.strip)]
+
+
+def _rows(rows: Sequence[SheetRow]) -> str:
+    lines = "".join(
+        f"<tr><th scope=row>{in_html(r.label)}</th><td>{_image(r)}</td></tr>" for r in rows
+    )
+    return f"<table class=sheet>{lines}</table>"
 
 
 def _image(row: SheetRow) -> str:
-    if not len(row.images):
+    images = row.images[:COLUMNS]
+    if not len(images):
         return "none: the images are infinite or not a number"
-    sheet = contact_sheet(row.images, len(row.images), scale=4)
+    side = max(images.shape[-2:])
+    sheet = contact_sheet(images, len(images), scale=max(1, LARGE // side))
     data = base64.b64encode(png(sheet)).decode()
     return f'<img alt="{in_html(row.label)}" src="data:image/png;base64,{data}">'
 
@@ -97,9 +117,25 @@ def _image(row: SheetRow) -> str:
 def _distance_plots(study: Study, w: float) -> str:
     fd = against_evaluations(study.cells, study.fd, study.fd, w, study.roles)
     rms = against_evaluations(study.cells, RMS, "paired distance", w, study.roles)
-    left = _figure(fd, f"no cell has a {study.fd} at w = {w:g}")
-    right = _figure(rms, f"no cell has a paired distance above 0 at w = {w:g}")
+    left = _figure(
+        fd,
+        f"no cell has a {study.fd} at w = {w:g}",
+        f"{study.fd} at w = {w:g}: the Fréchet distance of the samples to the training images.",
+    )
+    right = _figure(
+        rms,
+        f"no cell has a paired distance above 0 at w = {w:g}",
+        f"Paired distance at w = {w:g}: root mean square difference per pixel, on a scale from −1 "
+        "to 1, from the many-step teacher's sample of the same noise.",
+    )
     return f"<div class=pair>{left}{right}</div>"
+
+
+def _warnings(study: Study, *keys: str) -> str:
+    """Return the warnings about figures that a plot shows, in full."""
+    about = (w.sentence for w in study.warnings if set(keys) & set(w.keys))
+    items = "".join(f"<li>{in_html(sentence)}</li>" for sentence in about)
+    return f"<ul class=warning>{items}</ul>" if items else ""
 
 
 def _knob(knob: KnobCheck | None) -> str:
@@ -136,9 +172,10 @@ def _table(study: Study) -> str:
     cells = list(study.cells)
     keys = ["w", *(k for k in cells[0].row if k not in ("w", "seconds_per_image"))]
     marks = marks_of(study.warnings)
+    names = [in_html(k.replace("_", " ")) for k in [*keys, "ms per image", "speed-up"]]
     head = "".join(
-        f"<th scope=col>{in_html(k.replace('_', ' '))}{_marked(marks.get((None, k)))}</th>"
-        for k in [*keys, "ms per image", "speed-up"]
+        f"<th scope=col>{name}{_marked(marks.get((None, k)))}</th>"
+        for name, k in zip(names, [*keys, "", ""], strict=True)
     )
 
     def place(i: int) -> tuple[float, int]:
@@ -150,8 +187,13 @@ def _table(study: Study) -> str:
         row = cells[i].row
         texts = [f"{_number(row[k])}{_marked(marks.get((i, k)))}" for k in keys]
         texts += [_number(c) for c in _speed(study, cells[i])]
-        lines.append("<tr>" + "".join(f"<td>{text}</td>" for text in texts) + "</tr>")
+        lines.append("<tr>" + "".join(map(_cell, names, texts)) + "</tr>")
     return f"<div class=wide><table class=cells><tr>{head}</tr>{''.join(lines)}</table></div>"
+
+
+def _cell(name: str, text: str) -> str:
+    # On a narrow screen the name stands beside each figure, and the head is not shown.
+    return f'<td data-name="{name}"><span>{text}</span></td>'
 
 
 def _marked(numbers: list[int] | None) -> str:
@@ -180,4 +222,4 @@ def _speed(study: Study, cell: Cell) -> tuple[float | None, str | None]:
 def _number(value: Any) -> str:
     if value is None:
         return "none"
-    return f"{value:.3g}" if isinstance(value, float) else in_html(value)
+    return f"{value:.3g}" if isinstance(value, float) else in_html(SHORT.get(value, value))

@@ -18,9 +18,10 @@ from fewstep.show.escape import in_plot
 
 Roles = Mapping[str, str]
 
+INK = "#000000"  # drawn in the colour of the page's text
 # The colours of Okabe and Ito, which colour-blind readers can tell apart.
 COLOURS = {
-    "teacher": "#000000",
+    "teacher": INK,
     "stage-one": "#56B4E9",
     "student-8": "#009E73",
     "student-4": "#D55E00",
@@ -29,7 +30,7 @@ COLOURS = {
     "students": "#D55E00",
     "stochastic": "#0072B2",
     "dpm-solver++": "#777777",
-    "unipc": "#B0B0B0",
+    "unipc": "#8B6BB1",
     "heun": "#F0E442",
 }
 OTHERS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#D55E00")
@@ -61,7 +62,8 @@ def _figure(width: float, height: float) -> Iterator[tuple[Any, Any, Callable[[]
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.grid": True,
-        "grid.color": "#e4e4e4",
+        "grid.color": "#808080",
+        "grid.alpha": 0.25,
         "legend.frameon": False,
     }
     with mpl.rc_context(style):
@@ -79,8 +81,9 @@ def _figure(width: float, height: float) -> Iterator[tuple[Any, Any, Callable[[]
 
 
 def _scalable(svg: str) -> str:
-    """Let the page decide the width; the viewBox keeps the proportions."""
-    head, rest = svg.split(">", 1)
+    """Let the page decide the width and the ink; the viewBox keeps the proportions."""
+    head, rest = svg.replace(INK, "currentColor").split(">", 1)
+    head += ' fill="currentColor"'
     return re.sub(r' (width|height)="[^"]*"', "", head) + ' role="img">' + rest
 
 
@@ -116,7 +119,8 @@ def against_evaluations(
             axes.plot(x, y, f"{mark}-", color=COLOURS[group], label=GROUPS[group], markersize=4.5)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
-        _plain_ticks(axes)
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        _ticks_of_logarithms(axes)
         axes.set_xlabel("network evaluations per image")
         axes.set_ylabel(f"{in_plot(label)}, w = {w:g}")
         axes.legend(fontsize=9)
@@ -131,10 +135,9 @@ def _group(cell: Cell, roles: Roles) -> str:
     return role if role in (TEACHER, STAGE_ONE) else "students"
 
 
-def _plain_ticks(axes: Any) -> None:
+def _ticks_of_logarithms(axes: Any) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
     low, high = axes.get_ylim()
     # Few decades: label 2 and 5 as well, or an axis may carry a single number.
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 1e3 else (1,)))
@@ -150,10 +153,10 @@ def score_against_distance(cells: Cells, roles: Roles | None = None) -> str:
         return ""
     teachers = [line for line in known.lines if roles.get(line.model, line.model) == TEACHER]
     longest = max((line.steps for line in teachers), default=0)
-    with _figure(6.6, 4.2) as (_, axes, svg):
+    with _figure(5.6, 4.0) as (_, axes, svg):
         for line in known.lines:
             teacher, long = line in teachers, line.steps == longest
-            if teacher and not ((long or line.steps == 4) and line.sampler not in SOLVER_GROUPS):
+            if teacher and not (long or (line.steps == 4 and line.sampler not in SOLVER_GROUPS)):
                 continue
             curve = sorted(known.of(line), key=lambda cell: cell.w or 0.0)
             points = [(cell.figures.fd, cell.figures.score) for cell in curve]
@@ -176,7 +179,8 @@ def score_against_distance(cells: Cells, roles: Roles | None = None) -> str:
 
 def _label(line: Line, roles: Roles) -> str:
     if roles.get(line.model, line.model) in (TEACHER, STAGE_ONE):
-        return f"{line.model}, {line.steps} steps"
+        solver = f"{line.sampler}, " if line.sampler in SOLVER_GROUPS else ""
+        return f"{line.model}, {solver}{line.steps} steps"
     return line.model + (", stochastic" if line.sampler == STOCHASTIC else "")
 
 
@@ -184,7 +188,7 @@ def loss_curves(losses: dict[str, list[tuple[int, float]]], roles: Roles | None 
     """Return the training losses: as read (faint), and averaged over a twentieth of the run."""
     if not any(losses.values()):
         return ""
-    with _figure(6.6, 3.8) as (_, axes, svg):
+    with _figure(5.6, 3.6) as (_, axes, svg):
         for name, points in losses.items():
             if not points:
                 continue
@@ -194,6 +198,7 @@ def loss_curves(losses: dict[str, list[tuple[int, float]]], roles: Roles | None 
             smooth = _smooth(y, max(1, len(y) // 20))
             axes.plot(x, smooth, color=colour, label=in_plot(name))
         axes.set_yscale("log")
+        _ticks_of_logarithms(axes)
         axes.set_xlabel("update")
         axes.set_ylabel("loss (weighted squared error of v)")
         axes.legend(fontsize=8)

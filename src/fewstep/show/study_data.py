@@ -12,6 +12,8 @@ from fewstep.distill.plan import TEACHER
 from fewstep.measure.cell import DDIM, Cell, Cells, Line
 from fewstep.show.weak import Warned
 
+COLUMNS = 10  # images of a row of the page
+
 
 class SheetRow(NamedTuple):
     """One row of a sheet: images (n, C, H, W) in [-1, 1], from the same noise in every row."""
@@ -42,9 +44,10 @@ class Study:
         sheets: for each w, the images of some models.
         knob: of the deterministic student whose steps are nearest to 4, which is the student of
             the headline; None where there is none.
+        strip: images of that student from the same noise, a row for each of several w.
         losses: of each training, (update, loss).
         facts: shown at the top.
-        reference_steps: of the teacher's cells that the others are compared with; None takes those
+        reference: the teacher's cells that the others are compared with; None takes those of DDIM
             with most steps.
         warnings: about figures of the cells.
         missing: sentences, why figures are missing.
@@ -59,11 +62,12 @@ class Study:
     knob: KnobCheck | None
     losses: dict[str, list[tuple[int, float]]]
     facts: dict[str, str]
-    reference_steps: int | None = None
+    reference: Line | None = None
     warnings: list[Warned] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     roles: Mapping[str, str] = field(default_factory=dict)
+    strip: list[SheetRow] = field(default_factory=list)
 
     @property
     def fd(self) -> str:
@@ -76,11 +80,11 @@ class Study:
         return min(self.cells.ws, key=lambda w: abs(w - 1.0))
 
     def teacher(self, w: float, steps: int | None = None) -> Cell | None:
-        """Return a cell of the teacher; by default that which the others are compared with."""
-        steps = steps or self.reference_steps
-        if steps is None:
+        """Return the teacher's cell of so many DDIM steps; by default the reference."""
+        if steps is None and self.reference is None:
             return self.cells.longest(TEACHER, w)
-        return self.cells.get(Line(TEACHER, DDIM, steps), w)
+        line = self.reference if steps is None else Line(TEACHER, DDIM, steps)
+        return None if line is None else self.cells.get(line, w)
 
     def student(self, w: float) -> Cell | None:
         """Return the cell of the headline's student, which may have any name."""

@@ -1,0 +1,116 @@
+"""How long a run will take on this machine, from a short measurement of its network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fewstep.core import cond as conds
+from fewstep.data import Prompts
+from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan
+from fewstep.models import Model
+from fewstep.recipes.config import Recipe
+from fewstep.recipes.preflight import found_models
+from fewstep.recipes.run import Run
+from fewstep.recipes.teachers import fresh_teacher, load_parent
+from fewstep.train import processes
+
+REPEATS = 3
+AT_MOST = 1.0  # seconds that one measured call should take; larger batches are cut down to it
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Measured seconds per example, in all processes together.
+
+    forward: of one evaluation of the network. training: of a forward and a backward pass.
+    """
+
+    forward: float
+    training: float
+
+    def distillation(self, plan: Plan, recipe: Recipe, names: Sequence[str]) -> float:
+        """Return the seconds of the stages of these names."""
+        costs = [s.cost(recipe.distill.batch_size) for s in plan if s.name in names]
+        return sum(c.teacher * self.forward + c.student * self.training for c in costs)
+
+    def pretraining(self, recipe: Recipe) -> float:
+        """Return the seconds of the teacher's training."""
+        return recipe.teacher.updates * recipe.teacher.batch_size * self.training
+
+
+def speed_of(run: Run, teachers: Sequence[Path] = ()) -> Speed | None:
+    """Measure the network that a run distils, in about a second for a small one.
+
+    teachers: folders that are given for the run.
+
+    Returns None where there is no network yet to measure: data that are missing, or latents that
+    are not encoded yet.
+    """
+    model = _network(run, teachers)
+    if model is None:
+        return None
+    here, config = processes(run.device), run.recipe.train_config(None)
+    if run.plan.stages:
+        config = run.recipe.train_config(run.plan.stages[0])
+    model = model.to(here.device)
+    size = max(1, config.batch_size // (config.accumulate * here.num_processes))
+
+    def call(count: int) -> torch.Tensor:
+        z = torch.zeros(count, *model.card.shape, device=here.device)
+        phi, w = z.new_full((count,), 0.8), z.new_ones(count)
+        cond = conds.to(conds.repeat_null(model.null_cond, count), here.device)
+        v: torch.Tensor = model(z, phi, cond, w)
+        return v
+
+    def forward(count: int) -> None:
+        with torch.no_grad():
+            call(count)
+
+    def both(count: int) -> None:
+        call(count).square().mean().backward()
+
+    with torch.random.fork_rng():
+        forward(1)
+        one = _seconds(forward, 1, 1, here.device)
+        count = max(1, min(size, int(AT_MOST / one)))
+        ahead = _seconds(forward, count, REPEATS, here.device)
+        model.requires_grad_(True)
+        # A backward pass takes about twice as long as a forward pass; too slow ones are not tried.
+        trained = 3 * ahead if one > AT_MOST else _seconds(both, count, REPEATS, here.device)
+    shared = count * here.num_processes
+    return Speed(ahead / shared, trained / shared)
+
+
+def _seconds(call: Callable[[int], None], count: int, repeats: int, device: torch.device) -> float:
+    """Return the shortest time of a call with a batch of `count`, after one that warms up."""
+    times = []
+    for _ in range(repeats + (repeats > 1)):
+        _wait(device)
+        started = time.perf_counter()
+        call(count)
+        _wait(device)
+        times.append(time.perf_counter() - started)
+    return max(min(times), 1e-9)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _network(run: Run, teachers: Sequence[Path]) -> Model | None:
+    """Return the network that the run starts from, or None where it is not there to be made."""
+    found = found_models(run.workspace, teachers)
+    for name in (TEACHER, STAGE_ONE):
+        if name in found:
+            return load_parent(run.recipe, found[name][0])
+    if run.recipe.latents is not None or not run.data.are_there:
+        return None
+    images = run.data.images
+    assert not isinstance(images, Prompts)
+    return fresh_teacher(run.data, images)
