@@ -25,7 +25,9 @@ def cache_command(
     set_: Set = None,
     device: Device = None,
 ) -> None:
-    """Encode the images and captions of a recipe; a stopped run continues where it was.
+    """Encode the images and captions of a recipe into a cache.
+
+    Run the same command again to continue where it stopped.
 
     `train`, `distill` and `report` do the same when they need it. This command prints beforehand
     how large the cache becomes, and needs only the folder of the encoders.

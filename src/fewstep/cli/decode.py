@@ -44,7 +44,10 @@ def decode_command(
     overwrite: Overwrite = False,
     device: Device = None,
 ) -> None:
-    """Draw images from encoded noise: as the class that was encoded, or as another."""
+    """Draw images from encoded noise.
+
+    They are drawn as the class that was encoded, or as another one.
+    """
     check_out(out, overwrite, [noise])
     from fewstep.edit import decode
 

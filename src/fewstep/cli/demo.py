@@ -35,7 +35,7 @@ def _next(folder: Path, report: Path) -> str:
         ("draw", f"{fewstep} sample {student} --cond 0-9 --w 2 --out digits.png"),
         ("play", f"{fewstep} play {student} --teacher {teacher}    (in a clone: make play)"),
         ("study", f"{fewstep} report digits    (every student, more samples, 14 minutes)"),
-        ("read", "docs/guide/recipes.md (your images), docs/guide/stable-diffusion.md (your models)"),
+        ("read", "docs/guide/recipes.md for your images, stable-diffusion.md for your models"),
     )
     lines = (f"  {name:<6} {what}" for name, what in steps)
     return "\n".join(["Done. What next:", *lines])

@@ -19,7 +19,9 @@ from fewstep.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from fewstep.distill.plan import Stage
     from fewstep.recipes.config import Recipe
+    from fewstep.recipes.duration import Speed
 
 
 def distill_command(
@@ -29,13 +31,18 @@ def distill_command(
     plan: Annotated[
         bool,
         typer.Option(
-            "--plan", help="Check everything and print the stages and their cost, then exit."
+            "--plan",
+            help="Check everything, print the stages, their cost in network evaluations and an "
+            "estimate of the time on this machine, then exit.",
         ),
     ] = False,
     set_: Set = None,
     device: Device = None,
 ) -> None:
-    """Train the recipe's students from its teacher. The same command resumes where it stopped."""
+    """Train the students of a recipe from its teacher.
+
+    Run the same command again to continue where it stopped.
+    """
     given = folders_of(teacher)
     checked = load_run_recipe(recipe, set_, given, out)
     folder = run_folder(recipe, out, checked)
@@ -46,7 +53,9 @@ def distill_command(
     names = [stage.name for stage in run.plan]
     if plan:
         run.check(names, given, plan=True)
-        typer.echo(describe(checked))
+        from fewstep.recipes.duration import speed_of
+
+        typer.echo(describe(checked, speed_of(run, given)))
         return
     with run.writing(names, given):
         for parent in given:
@@ -56,23 +65,40 @@ def distill_command(
     run.tell(f"students: {', '.join(str(run.folder(s.name)) for s in run.plan)}")
 
 
-def describe(recipe: Recipe) -> str:
-    """Return the plan as a table: stages, their parents, and their network evaluations."""
+def describe(recipe: Recipe, speed: Speed | None = None) -> str:
+    """Return the plan as a table: stages, their parents, their network evaluations and times.
+
+    speed: of the network on this machine; without it there are no times.
+    """
+    from fewstep.train.progress import duration
+
     plan, batch = recipe.distill.plan(), recipe.distill.batch_size
-    lines = [_line("stage", "from", "steps", "substeps", "order", "updates", "evaluations")]
+
+    def seconds(*stages: Stage) -> str:
+        return "" if speed is None else duration(speed.distillation(stages, batch))
+
+    head = ("stage", "from", "steps", "substeps", "order", "updates", "evaluations")
+    lines = [_line(*head, "time" if speed else "")]
     for s in plan:
         steps = "any" if s.steps is None else str(s.steps)
         substeps, order = ("", "") if s.steps is None else (str(s.substeps), str(s.order))
         cost = f"{s.cost(batch).evaluations:,}"
-        lines.append(_line(s.name, s.parent, steps, substeps, order, str(s.updates), cost))
-    lines.append(_line("all", "", "", "", "", "", f"{plan.cost(batch).evaluations:,}"))
+        updates = str(s.updates)
+        lines.append(_line(s.name, s.parent, steps, substeps, order, updates, cost, seconds(s)))
+    cost = f"{plan.cost(batch).evaluations:,}"
+    lines.append(_line("all", "", "", "", "", "", cost, seconds(*plan)))
     lines.append("evaluations: calls of one network on one example; a backward pass counts as two")
+    lines.append(
+        "time: not estimated, since the network is not there to be measured"
+        if speed is None
+        else "time: an estimate, from a short measurement of this network on this machine"
+    )
     return "\n".join(lines)
 
 
 def _line(name: str, parent: str, *numbers: str) -> str:
-    columns = (n.rjust(width) for n, width in zip(numbers, (5, 8, 5, 7, 13), strict=True))
-    return f"{name:<22} {parent:<12} {' '.join(columns)}"
+    columns = (n.rjust(width) for n, width in zip(numbers, (5, 8, 5, 7, 13, 12), strict=True))
+    return f"{name:<22} {parent:<12} {' '.join(columns)}".rstrip()
 
 
 command = distill_command

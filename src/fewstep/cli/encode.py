@@ -35,7 +35,7 @@ def encode_command(
     overwrite: Overwrite = False,
     device: Device = None,
 ) -> None:
-    """Encode images to the noise that `fewstep decode` draws them from again."""
+    """Encode images to the noise that `decode` draws them from."""
     check_out(out, overwrite, image, (SUFFIX,), folder=False)
     from safetensors.torch import save
 

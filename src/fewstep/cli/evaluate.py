@@ -84,7 +84,10 @@ def evaluate_command(
     out: Results = Path("evaluation"),
     device: Device = None,
 ) -> None:
-    """Measure models. Cells that are kept in --out are not measured again."""
+    """Measure models: distances, scores and speed.
+
+    What is kept in --out is not measured again.
+    """
     ws = list(dict.fromkeys(numbers(w, "--w")))
     counts = None if steps is None else list(dict.fromkeys(whole(steps, "--steps")))
     samplers = None if sampler is None else _samplers(sampler)

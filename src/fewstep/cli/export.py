@@ -54,7 +54,7 @@ def export_command(
         ),
     ] = False,
 ) -> None:
-    """Write a student in the format of other programs."""
+    """Write a student for other programs: diffusers, LoRA."""
     check_out(out, overwrite, [model, *([] if base is None else [base])], ())
     from fewstep.folders.export import export
 

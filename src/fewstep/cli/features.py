@@ -52,7 +52,9 @@ def train_command(
     ] = 0,
     device: Device = None,
 ) -> None:
-    """Train a classifier on images, print its held-out accuracy, and write it to a folder.
+    """Train a classifier on images as a feature extractor.
+
+    Prints its accuracy on held-out images and writes it to a folder.
 
     The folder is a model of the transformers library. `fewstep evaluate --features` takes it, and
     any other vision model of that library.

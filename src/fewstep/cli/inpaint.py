@@ -59,7 +59,10 @@ def inpaint_command(
     overwrite: Overwrite = False,
     device: Device = None,
 ) -> None:
-    """Redraw the white part of a mask as a class or prompt; the rest stays as it is."""
+    """Redraw the masked part of images as a class or prompt.
+
+    White in the mask is drawn anew, and the rest stays as it is.
+    """
     check_out(out, overwrite, [*image, *mask])
     from fewstep.cli.masks import mask_files, read_masks
     from fewstep.edit import inpaint

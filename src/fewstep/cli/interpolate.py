@@ -55,7 +55,7 @@ def interpolate_command(
     overwrite: Overwrite = False,
     device: Device = None,
 ) -> None:
-    """Encode two images, interpolate between their noises, and decode the results."""
+    """Encode two images, interpolate their noise, and decode."""
     check_out(out, overwrite, image, (".png", ".gif"), folder=False)
     from fewstep.core.cond import repeat_null, take
     from fewstep.edit import check_together, decode, encode, interpolate

@@ -22,9 +22,10 @@ def report_command(
     set_: Set = None,
     device: Device = None,
 ) -> None:
-    """Train, distil and measure what is not done yet, and write tables, plots and report.html.
+    """Run a whole recipe: train, distil, measure.
 
-    Run the same command again to continue where it, `train` or `distill` stopped.
+    Writes report.html, tables and plots. What `train`, `distill` or an earlier `report`
+    has finished is not made again.
     """
     given = folders_of(teacher)
     checked = load_run_recipe(recipe, set_, given, out)

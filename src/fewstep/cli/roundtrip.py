@@ -47,7 +47,10 @@ def roundtrip_command(
     out: Results = Path("roundtrip"),
     device: Device = None,
 ) -> None:
-    """Measure encoding and decoding. Rows that are kept in --out are not measured again."""
+    """Measure encoding and decoding images back.
+
+    Rows that are kept in --out are not measured again.
+    """
     ws = list(dict.fromkeys(numbers(w, "--w")))
     from fewstep.atomic import atomic_write
     from fewstep.cli.evaluate import training_data

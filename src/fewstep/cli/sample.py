@@ -62,7 +62,10 @@ def sample_command(
     overwrite: Overwrite = False,
     device: Device = None,
 ) -> None:
-    """Draw images of classes or prompts: a PNG sheet that carries its settings, or a folder."""
+    """Draw images of classes or prompts.
+
+    Writes a PNG sheet that carries its settings, or a folder of images.
+    """
     check_out(out, overwrite)
     texts = _texts(prompt, prompts)
     import torch

@@ -27,7 +27,7 @@ def show_command(
     model: Annotated[Path, typer.Argument(help="Folder of a model.")],
     json: Annotated[bool, typer.Option("--json", help="Print the card as JSON.")] = False,
 ) -> None:
-    """Show what a model folder holds: stage, steps, range of w, parents, figures."""
+    """Show the stage, steps, w range and figures of a model."""
     from fewstep.folders import card_in
 
     card = card_in(model)

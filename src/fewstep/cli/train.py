@@ -8,9 +8,10 @@ from fewstep.cli.options import Device, Out, RecipeName, Set, load_run_recipe, r
 def train_command(
     recipe: RecipeName, out: Out = None, set_: Set = None, device: Device = None
 ) -> None:
-    """Train the recipe's guided teacher. The same command resumes where it stopped.
+    """Train the guided teacher of a recipe.
 
-    More updates (--set teacher.updates=N) train a finished teacher on.
+    Run the same command again to continue where it stopped. With more updates (--set
+    teacher.updates=N) it trains a finished teacher further.
     """
     checked = load_run_recipe(recipe, set_)
     folder = run_folder(recipe, out, checked)

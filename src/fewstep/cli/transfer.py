@@ -65,7 +65,10 @@ def transfer_command(
     overwrite: Overwrite = False,
     device: Device = None,
 ) -> None:
-    """Encode images under their class and decode them under others, shown below the sources."""
+    """Encode images under one class and decode under others.
+
+    The sheet shows each result below its source.
+    """
     check_out(out, overwrite, image)
     from fewstep.edit import check_together, decode, encode
     from fewstep.models import encoders_kept

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 
 from fewstep.core import cond as conds
 from fewstep.data import Prompts
-from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan
+from fewstep.distill.plan import STAGE_ONE, TEACHER, Stage
 from fewstep.models import Model
 from fewstep.recipes.config import Recipe
 from fewstep.recipes.preflight import found_models
@@ -33,9 +33,9 @@ class Speed:
     forward: float
     training: float
 
-    def distillation(self, plan: Plan, recipe: Recipe, names: Sequence[str]) -> float:
-        """Return the seconds of the stages of these names."""
-        costs = [s.cost(recipe.distill.batch_size) for s in plan if s.name in names]
+    def distillation(self, stages: Iterable[Stage], batch_size: int) -> float:
+        """Return the seconds of training some stages of a plan."""
+        costs = [stage.cost(batch_size) for stage in stages]
         return sum(c.teacher * self.forward + c.student * self.training for c in costs)
 
     def pretraining(self, recipe: Recipe) -> float:

@@ -95,9 +95,8 @@ def _seconds_left(run: Run, checked: Checked, teachers: Sequence[Path]) -> float
     if speed is None:
         return None
     made = run.workspace.is_made
-    seconds = speed.distillation(
-        run.plan, run.recipe, [s.name for s in run.plan if not made(s.name)]
-    )
+    left = [stage for stage in run.plan if not made(stage.name)]
+    seconds = speed.distillation(left, run.recipe.distill.batch_size)
     if not teachers and not made(TEACHER):
         seconds += speed.pretraining(run.recipe)
     settings = checked.settings
