@@ -1,12 +1,12 @@
 """Make and measure the plans of docs/lab/cost-to-quality.md.
 
-    python -m studies cost_to_quality make runs/demo --out runs/study-cost
-    python -m studies cost_to_quality make runs/demo --out runs/study-cost --plans none-8 --seeds 0
+    python -m studies cost_to_quality make runs/digits --out runs/study-cost
+    python -m studies cost_to_quality make runs/digits --out runs/study-cost --plans none-8
     python -m studies cost_to_quality write runs/study-cost
 
-`make` takes the teacher, the model of stage one and the many-step cells from a finished `fewstep
-demo`. Every plan ends at four steps. The same command continues where it stopped. `write` writes
-the page's CSV and plot from the plans that are finished, and prints its table.
+`make` takes the teacher, the model of stage one and the many-step cells from a finished
+`fewstep report digits`. Every plan ends at four steps. The same command continues where it stopped.
+`write` writes the page's CSV and plot from the plans that are finished, and prints its table.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = argument_parser("cost_to_quality", __doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     making = commands.add_parser("make", help="train and measure plans")
-    making.add_argument("demo", type=Path, help="the folder of a finished `fewstep demo`")
+    making.add_argument("demo", type=Path, help="the folder of a finished `fewstep report digits`")
     making.add_argument("--out", type=Path, required=True, help="where the plans are kept")
     making.add_argument("--plans", nargs="+", default=list(PLANS), choices=list(PLANS))
     making.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default 0 1 2")

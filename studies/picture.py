@@ -1,6 +1,6 @@
 r"""Draw the picture of a run, or write the labels of a contact sheet beside its rows.
 
-    python -m studies picture run runs/demo docs/images/digits.png
+    python -m studies picture run runs/digits docs/images/digits.png
     python -m studies picture run runs/cifar10-small docs/images/cifar10-small.png --w 1 --steps 64
     python -m studies picture sheet runs/roundtrip-digits/transfer-w2.png \
         docs/images/transfer-digits.png

@@ -1,6 +1,6 @@
 r"""Measure students against the teacher under several solvers: docs/results/quality.md.
 
-    python -m studies quality measure runs/demo --out runs/study-quality-digits --w 1 0 4
+    python -m studies quality measure runs/digits --out runs/study-quality-digits --w 1 0 4
     python -m studies quality measure runs/cifar10-small --out runs/study-quality-cifar10-small \
         --w 1 --solvers unipc=8,9,10,12,16,6,4,2,25 dpm-solver++ heun deterministic=8,16,25,4,2
     python -m studies quality write runs/study-quality-digits runs/study-quality-cifar10-small

@@ -1,6 +1,6 @@
 """Print the tables of docs/results from the report.json of one recipe.
 
-    python -m studies table runs/demo/report.json runs/seed-1/report.json
+    python -m studies table runs/digits/report.json runs/seed-1/report.json
     python -m studies table --best-w runs/latent-small/report.json
 
 Several reports are seeds of the same recipe: their figures have a slash between. The second table

@@ -15,7 +15,7 @@ import torch
 from fewstep.distill.plan import STAGE_ONE, Plan, Stage
 from fewstep.measure.cell import DDIM, Cell, Cells
 from fewstep.metrics import Figures
-from fewstep.recipes.study import shown_names
+from fewstep.recipes.wanted import shown_names
 from fewstep.show.report import KnobCheck, SheetRow, Study, render, write_report
 from fewstep.show.sheet import contact_sheet, png, to_pixels
 from fewstep.show.weak import Warned
@@ -177,7 +177,7 @@ def test_a_page_of_nothing_but_reasons(tmp_path: Path) -> None:
     assert "no deterministic few-step student" in page
     assert "<svg" not in page
     assert "None: no model was trained in this run" in page
-    assert page.count("<td>none</td>") > len(made.cells)
+    assert page.count("<span>none</span></td>") > len(made.cells)
     assert lost in page
     known = replace(empty, knob=KnobCheck("student-4", [0.0, 1.0], [[None, None], [None, 0.5]]))
     assert "so it is in 1 of 2 rows" in render(known)
@@ -195,7 +195,7 @@ def test_marks_stand_beside_the_figures_that_a_warning_is_about() -> None:
     warned = [Warned("All are rough.", ("fd_digits",)), Warned("This is worse.", ("score",), (1,))]
     page = render(replace(study(), warnings=warned, notes=["A note."]))
     assert "fd digits<sup>1</sup></th>" in page
-    assert page.count("8<sup>2</sup></td>") == 1
+    assert page.count("8<sup>2</sup></span></td>") == 1
     for line in ("All are rough.", "This is worse.", "A note."):
         assert f"<li>{line}</li>" in page
 

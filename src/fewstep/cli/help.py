@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-# typer's name of a type -> the word that stands for the value in a help page.
+# typer's name of a type -> the word for the value in a help page.
 VALUES = {"path": "PATH", "list[Path]": "PATH", "str": "TEXT", "list[str]": "TEXT"}
 _TYPE = re.compile(r"<([^<>]+)>$")
 _RANGE = re.compile(r"(-?[\d.]+)<=x<=(-?[\d.]+)")

@@ -15,7 +15,7 @@ from torch import Tensor
 from fewstep.errors import ShapeError
 
 Cond: TypeAlias = "Tensor | dict[str, Tensor]"
-# What `as_cond` makes a condition batch of; Any stands for NumPy arrays, which are not imported.
+# What `as_cond` makes a condition batch of; Any covers NumPy arrays, which are not imported.
 Given: TypeAlias = "Cond | Sequence[int] | int | Any"
 Copies: TypeAlias = "dict[torch.device, Cond]"
 

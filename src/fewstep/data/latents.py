@@ -31,7 +31,7 @@ from fewstep.errors import DataError, NonFiniteError, RangeError, in_units
 FORMAT = 1
 MANIFEST = "cache.json"
 Encode: TypeAlias = Callable[[range], tuple[Tensor, Cond]]
-Say: TypeAlias = Callable[[str], None]
+Log: TypeAlias = Callable[[str], None]
 
 
 def cache_latents(
@@ -42,7 +42,7 @@ def cache_latents(
     *,
     shard_size: int = 1024,
     dtype: torch.dtype = torch.float32,
-    say: Say | None = None,
+    say: Log | None = None,
     progress: bool = True,
 ) -> Latents:
     """Encode `count` examples, or go on where an earlier call was stopped; return the cache.
@@ -131,7 +131,7 @@ def _size(encode: Encode, dtype: torch.dtype) -> int:
     return sum(t.numel() * t.element_size() for t in _tensors(encode, range(1), dtype).values())
 
 
-def _announce(say: Say | None, folder: Path, count: int, total: int, left: int) -> None:
+def _announce(say: Log | None, folder: Path, count: int, total: int, left: int) -> None:
     there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(there).free
     if say is not None:

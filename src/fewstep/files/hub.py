@@ -30,24 +30,24 @@ def local(name: Path | str) -> Path:
             f"a model must be a folder's path or the id of a hub's model, got {str(name)[:60]}. "
             "Pass a string such as 'runs/demo/teacher'."
         ) from None
-    told = path.as_posix()
+    model_id = path.as_posix()
     if path.is_file():
         from fewstep.files.single import is_checkpoint, unpacked
 
         return unpacked(path) if is_checkpoint(path) else path
-    if path.exists() or not _ID.fullmatch(told) or path.parent.exists():
+    if path.exists() or not _ID.fullmatch(model_id) or path.parent.exists():
         return path
     from huggingface_hub import snapshot_download
 
     try:
         # Its errors are of many classes, of several libraries; all mean the same here.
-        found = Path(snapshot_download(told, allow_patterns=_WANTED, ignore_patterns=_VARIANTS))
+        found = Path(snapshot_download(model_id, allow_patterns=_WANTED, ignore_patterns=_VARIANTS))
         if _lacks_weights(found):
-            found = Path(snapshot_download(told, allow_patterns=_WANTED))
+            found = Path(snapshot_download(model_id, allow_patterns=_WANTED))
     except Exception as error:  # noqa: BLE001
         reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise FolderError(
-            f"{told} is neither a folder here nor a model that can be had of the hub "
+            f"{model_id} is neither a folder here nor a model that can be had of the hub "
             f"({type(error).__name__}: {reason}). Check the name, the network and HF_HUB_OFFLINE, "
             "or give a folder."
         ) from None

@@ -34,9 +34,9 @@ def reading(path: Path) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001  a damaged part makes libraries raise anything
         reason = (str(error).strip().splitlines() or [""])[0][:LONGEST]
         kind = "" if reason and isinstance(error, OSError | ValueError) else type(error).__name__
-        told = ": ".join(filter(None, (kind, reason)))
+        cause = ": ".join(filter(None, (kind, reason)))
         raise FolderError(
-            f"{path} cannot be read ({told}); the file is damaged or cut short. Copy it again."
+            f"{path} cannot be read ({cause}); the file is damaged or cut short. Copy it again."
         ) from None
 
 
@@ -80,9 +80,9 @@ def _not_a_number(constant: str) -> float:
 def components(index: dict[str, Any]) -> dict[str, str]:
     """Return name -> class of the parts that a `model_index.json` says are there."""
     return {
-        name: str(told[1])
-        for name, told in index.items()
-        if isinstance(told, list) and len(told) == 2 and told[1] is not None
+        name: str(entry[1])
+        for name, entry in index.items()
+        if isinstance(entry, list) and len(entry) == 2 and entry[1] is not None
     }
 
 

@@ -265,8 +265,8 @@ def _header(file: Path) -> dict[str, Any]:
             if length > MAX_HEADER:
                 raise ValueError(f"a header of {length} bytes")
             data = json.loads(opened.read(length))
-        tensors = {name: told for name, told in data.items() if name != "__metadata__"}
-        if not all(isinstance(told, dict) and "dtype" in told for told in tensors.values()):
+        tensors = {name: entry for name, entry in data.items() if name != "__metadata__"}
+        if not all(isinstance(entry, dict) and "dtype" in entry for entry in tensors.values()):
             raise ValueError("a header without dtypes")
     except (OSError, ValueError, AttributeError, struct.error, RecursionError) as error:
         raise FolderError(
@@ -278,10 +278,10 @@ def _header(file: Path) -> dict[str, Any]:
 def _check_headers(weights: Weights) -> None:
     seen: dict[str, Path] = {}
     for file in weights.files:
-        for name, told in _header(file).items():
-            if told["dtype"] not in FLOATS and not name.endswith("position_ids"):
+        for name, entry in _header(file).items():
+            if entry["dtype"] not in FLOATS and not name.endswith("position_ids"):
                 raise FolderError(
-                    f"{file}: {name} must be a float ({', '.join(FLOATS)}), got {told['dtype']}. "
+                    f"{file}: {name} must be a float ({', '.join(FLOATS)}), got {entry['dtype']}. "
                     "A quantised model cannot be distilled: give the one that it was made from."
                 )
             if name in seen:

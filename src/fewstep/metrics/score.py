@@ -11,8 +11,8 @@ from fewstep.errors import DataError, ShapeError
 def class_score(logits: Tensor) -> float:
     """Return the inception-style score exp(E KL(p(y|x) || p(y))), between 1 and K.
 
-    logits: (B, K). For probabilities p give `p.log()`, a logarithm being a logit; minus infinity
-    stands for 0. p(y) is the mean over all B samples, in one piece, in float64.
+    logits: (B, K). For probabilities p give `p.log()`, a logarithm being a logit (minus infinity
+    for 0). p(y) is the mean over all B samples, in one piece, in float64.
 
     Raises ShapeError unless logits are (B, K), and DataError for no samples.
 

@@ -142,7 +142,7 @@ def vision_features(folder: Path | str, device: str = "cpu") -> VisionFeatures:
 def _pooled(out: Any) -> Tensor:
     pooled = getattr(out, "pooler_output", None)
     if pooled is None:
-        # A vision transformer without a pooler: its first token stands for the image.
+        # A vision transformer without a pooler: its first token represents the image.
         pooled = out.last_hidden_state[:, 0]
     assert isinstance(pooled, Tensor)
     return pooled

@@ -67,7 +67,7 @@ class Card(BaseModel):
         num_classes, class_names, null_class: of a class-conditional model; 0 classes elsewhere.
         prediction: of a network on a table of betas: "epsilon", "v_prediction" or "sample"; "flow"
             of one on a clock of rectified flow; None of v.
-        null_prompt: what the unconditional pass was told, where there are prompts: "", a fixed
+        null_prompt: prompt of the unconditional pass, where there are prompts: "", a fixed
             negative prompt, or None: zeros.
         lora: of a student that was made by training an adapter; None elsewhere.
         parents: nearest first, back to the teacher.
@@ -144,9 +144,9 @@ def read_card(folder: Path) -> Card:
             "(owner/name)."
         )
     if not path.is_file():
-        told = describe(folder)
-        if told is not None:
-            raise FolderError(told)
+        explanation = describe(folder)
+        if explanation is not None:
+            raise FolderError(explanation)
         inside = sorted(p.parent.name for p in folder.glob(f"*/{CARD}"))
         hint = f" There are models in it: {', '.join(inside)}." if inside else ""
         raise FolderError(
@@ -239,10 +239,10 @@ def _rules_of_numbers(card: Card) -> Iterator[tuple[str, bool]]:
         f"w_band must be null, 'one', or a finite number above 0, got {card.w_band}",
         isinstance(card.w_band, float) and not 0 < card.w_band < math.inf,
     )
-    told = [*card.figures.values(), *card.training.values()]
+    values = [*card.figures.values(), *card.training.values()]
     yield (
         "figures and training must hold finite numbers",
-        any(isinstance(x, float) and not math.isfinite(x) for x in told),
+        any(isinstance(x, float) and not math.isfinite(x) for x in values),
     )
 
 

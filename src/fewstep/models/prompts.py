@@ -85,8 +85,8 @@ def encode(
     with torch.no_grad(), quietly():
         for first in range(0, len(prompts), batch_size):
             few = list(prompts[first : first + batch_size])
-            told = {**needed, "prompt": few, "device": device, "num_images_per_prompt": 1, **plain}
-            made = pipe.encode_prompt(**told)
+            given = {**needed, "prompt": few, "device": device, "num_images_per_prompt": 1}
+            made = pipe.encode_prompt(**{**given, **plain})
             batches.append(family.condition(made, folder))
     where = ", ".join(str(folder / name) for name in encoders)
     return check_finite_cond(_joined(batches), f"the text embeddings of {where}")
@@ -95,7 +95,7 @@ def encode(
 def null_condition(family: Family, folder: Path, prompt: str | None) -> Cond:
     """Return the condition of the unconditional pass, a batch of 1.
 
-    prompt: what that pass is told; None: zeros in place of the text.
+    prompt: of that pass; None: zeros in place of the text.
     """
     cond = encode(family, folder, [prompt or ""], unconditional=True)
     return cond if prompt is not None else family.zeros(cond)
@@ -147,10 +147,10 @@ def _pipeline(folder: Path, family: Family, device: str) -> Any:
 def _check_lengths(folder: Path, lengths: dict[str, int]) -> None:
     """Raise FolderError unless tokenizers of one class, whose embeddings are joined, agree."""
     if len(set(lengths.values())) > 1:
-        told = " and ".join(str(length) for length in lengths.values())
+        given = " and ".join(str(length) for length in lengths.values())
         again = " and ".join(f"{name}/" for name in lengths)
         raise FolderError(
-            f"{folder}: both tokenizers must have one model_max_length, got {told}. Copy {again} "
+            f"{folder}: both tokenizers must have one model_max_length, got {given}. Copy {again} "
             "again."
         )
 

@@ -27,15 +27,15 @@ def read_clock(folder: Path, base: Path | None = None) -> StockClock:
     MissingError: a scheduler that this diffusers is too old to have.
     """
     path = folder / CONFIG
-    told = read_json(path, infinities=True)
-    name = str(told.get("_class_name"))
+    given = read_json(path, infinities=True)
+    name = str(given.get("_class_name"))
     if name not in UNDERSTOOD:
         raise FolderError(
             f"{path}: _class_name: {name!r} is not understood; fewstep knows networks trained on "
             "betas or on rectified flow, that is "
             f"{', '.join(UNDERSTOOD)}.{did_you_mean(name, UNDERSTOOD)}"
         )
-    config = _with_defaults(name, told)
+    config = _with_defaults(name, given)
     base = base or folder
     family = stock_family(base) if (base / INDEX).is_file() else None
     if is_flow(config) != (family is not None and family.flow is not None):
@@ -51,8 +51,8 @@ def read_clock(folder: Path, base: Path | None = None) -> StockClock:
     return flow_clock(config, tokens, family.flow == "spaced", path)
 
 
-def _with_defaults(name: str, told: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings, those not told being the defaults of that very scheduler."""
+def _with_defaults(name: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings, with the defaults of that scheduler for those that are not set."""
     import diffusers
 
     kind = getattr(diffusers, name, None)
@@ -60,5 +60,5 @@ def _with_defaults(name: str, told: dict[str, Any]) -> dict[str, Any]:
         raise MissingError(f"{name} needs a newer diffusers: pip install -U diffusers")
     known = inspect.signature(kind.__init__).parameters
     found = {k: p.default for k, p in known.items() if p.default is not inspect.Parameter.empty}
-    settings = {k: v for k, v in told.items() if not k.startswith("_")}
+    settings = {k: v for k, v in given.items() if not k.startswith("_")}
     return {**found, **settings, "_class_name": name}

@@ -80,7 +80,7 @@ def student_of(
         assert inner.source is not None
         found = part_sha256(inner.source / inner.family.part)
         card = card.model_copy(update={"weights_sha256": found})
-    told = card.model_copy(
+    changed = card.model_copy(
         update={
             "name": stage.name,
             "stage": stage,
@@ -97,11 +97,11 @@ def student_of(
     dim = w_dim if not stage.pair and _needs_input(inner, w_range) else None
     if lora is not None:
         seed = derive(seed, stage.name)
-        return inner.like(adapted(inner.network, inner.family, lora, w_dim=dim, seed=seed), told)
+        return inner.like(adapted(inner.network, inner.family, lora, w_dim=dim, seed=seed), changed)
     plain = inner.like(merged(inner.network), inner.card)
     network = copy.deepcopy(plain.network) if dim is None else with_w_input(plain, dim)
     # The parent's are frozen where an adapter was trained over them.
-    return inner.like(network.requires_grad_(True), told)
+    return inner.like(network.requires_grad_(True), changed)
 
 
 def _needs_input(parent: Model, w_range: tuple[float, float]) -> bool:
@@ -179,15 +179,15 @@ def _adapter(parent: Model, lora: Lora) -> Adapter:
             "lora must be left out for a module of your own: adapters are for networks of "
             "diffusers. Train the module itself."
         )
-    told = lora.model_dump(exclude={"keep_apart"})
+    settings = lora.model_dump(exclude={"keep_apart"})
     if not lora.keep_apart:
-        return Adapter(**told)
+        return Adapter(**settings)
     if parent.family.native:
         raise RangeError(
             f"lora.keep_apart: models of the family {parent.card.family!r} are small and stand "
             "alone; only adapters of pipeline folders are kept apart. Leave it out."
         )
-    return Adapter(**told, merged=False, base_sha256=_base_sha256(parent, parent.card))
+    return Adapter(**settings, merged=False, base_sha256=_base_sha256(parent, parent.card))
 
 
 def _base_sha256(parent: Model, card: Card) -> str:

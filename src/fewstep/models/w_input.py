@@ -82,7 +82,7 @@ def _columns(dim: int, band: Band, device: torch.device) -> _Columns:
     """Return (1, dim // 2) frequencies and (dim,) which features are fed, on the device.
 
     Kept, because a copy from the host would make every call wait for the device. (In a dict, since
-    torch.compile looks through functools' caches.)
+    torch.compile traces the function behind functools' caches.)
     """
     if (dim, band, device) not in _kept:
         with torch.inference_mode(False):

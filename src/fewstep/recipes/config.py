@@ -102,10 +102,10 @@ def _refusal(error: ValidationError, where: Where) -> RecipeError:
     """Return the error of a wrong recipe: the first file with wrong keys, and three of them."""
     found = error.errors(include_url=False)
     files = [str(where([str(k) for k in e["loc"]])) for e in found]
-    told = [_explain(e) for e, file in zip(found, files, strict=True) if file == files[0]][:3]
+    explained = [_explain(e) for e, file in zip(found, files, strict=True) if file == files[0]][:3]
     kind = NoDataError if found[0]["type"] == NO_DATA else RecipeError
-    more = len(found) - len(told)
-    return kind(f"{files[0]}: {' '.join(told)}{f' And {more} more.' if more else ''}")
+    more = len(found) - len(explained)
+    return kind(f"{files[0]}: {' '.join(explained)}{f' And {more} more.' if more else ''}")
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:

@@ -20,7 +20,7 @@ from fewstep.folders import encode_prompts, encoders_sha256, is_pipeline, load_v
 from fewstep.models import encode_images, encoders_kept
 from fewstep.recipes.config import LatentConfig
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 def encoded(
@@ -30,7 +30,7 @@ def encoded(
     folder: Path,
     *,
     device: str = "cpu",
-    say: Say | None = None,
+    say: Log | None = None,
     progress: bool = True,
 ) -> Latents:
     """Return the latents and conditions of a data set, encoded now or found from before.

@@ -40,7 +40,7 @@ from fewstep.train import (
     translate_peer_failures,
 )
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Run:
     recipe: Recipe
     out: Path
     device: str | None = None
-    say: Say = quiet
+    say: Log = quiet
     progress: bool = True
 
     @cached_property

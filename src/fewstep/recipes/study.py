@@ -21,7 +21,7 @@ from fewstep.recipes.begun import check_folder
 from fewstep.recipes.check import Checked, check_report
 from fewstep.recipes.config import Recipe
 from fewstep.recipes.duration import speed_of
-from fewstep.recipes.run import Run, Say
+from fewstep.recipes.run import Log, Run
 from fewstep.recipes.study_page import remarks_of, study_of
 from fewstep.recipes.wanted import Wanted, evaluations_of, reference_of, wanted_of
 from fewstep.show.figures import SHEET, Remarks, remark_lines, write_figures
@@ -36,7 +36,7 @@ def run_study(
     recipe: Recipe,
     out: Path,
     device: str | None,
-    say: Say,
+    say: Log,
     progress: bool = True,
     teachers: Sequence[Path] = (),
 ) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 from fewstep.measure.cell import Row
 from fewstep.show.escape import in_csv, in_markdown, printable
 
-# (row, key) -> numbers of the warnings about that figure; row None stands for the whole column.
+# (row, key) -> numbers of the warnings about that figure; row None is the whole column.
 Marks = Mapping[tuple[int | None, str], Sequence[int]]
 
 

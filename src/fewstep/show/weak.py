@@ -24,7 +24,7 @@ LITTLE = 0.5  # precision of a teacher, or its accuracy as a share of that of re
 class Warned(NamedTuple):
     """A warning: its sentence, and the figures that it is about.
 
-    keys: columns of the table. rows: numbers of the rows; None stands for all.
+    keys: columns of the table. rows: numbers of the rows; None for all.
     """
 
     sentence: str

@@ -56,7 +56,8 @@ class Mixture:
         means: (K, M, D): M components for each class.
         std: of every component, above 0.
 
-    cond: (B,) class ids; K, the null, stands for all classes alike. Components weigh the same.
+    cond: (B,) class ids; K, the null condition, is the mixture of all classes. All components
+    have the same weight.
     """
 
     means: Tensor

@@ -41,7 +41,7 @@ def _nothing_to_say(index: Mapping[str, Any], config: Mapping[str, Any]) -> dict
 
 
 def _no_zeros(cond: Cond) -> Cond:
-    raise ShapeError("the unconditional pass of this family is told a prompt, and none is known.")
+    raise ShapeError("the unconditional pass of this family needs a prompt, and none is known.")
 
 
 def _only_one(config: Mapping[str, Any]) -> bool:
@@ -99,8 +99,8 @@ class Family:
             default of its own when it is called; not for the unconditional pass.
         condition: (what the first pipeline's `encode_prompt` returns for B prompts without
             guidance, folder) -> condition batch of B; None where conditions are class ids.
-        zeros: condition -> the same with zeros in place of the text: what the unconditional pass is
-            told where the card's null prompt is None.
+        zeros: condition -> the same with zeros in place of the text, for the unconditional
+            pass where the card's null prompt is None.
         prepare: (network); called once when a model is made of it, to switch off what the stock
             network does of its own accord in training.
         lora: whether an adapter can be trained over the network.

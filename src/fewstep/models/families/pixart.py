@@ -53,10 +53,10 @@ def _check_cond(network: Any, card: Card, cond: Cond) -> None:
 
 def _check_config(config: Mapping[str, Any], path: Path) -> None:
     check_output_channels(config, path)
-    told = config.get("use_additional_conditions")
-    if told or (told is None and config.get("sample_size") == 128):
+    conditions = config.get("use_additional_conditions")
+    if conditions or (conditions is None and config.get("sample_size") == 128):
         raise FolderError(
-            f"{path}: use_additional_conditions: {told!r} at sample_size "
+            f"{path}: use_additional_conditions: {conditions!r} at sample_size "
             f"{config.get('sample_size')}; this network takes resolution and aspect ratio of the "
             "picture, which fewstep does not give it. Use a model of 512 pixels, or PixArt-Sigma."
         )
