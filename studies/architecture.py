@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 
 import grimp
-import tomllib
+from importlinter.api import read_configuration
 
 from studies.common import StudyError, argument_parser
 
@@ -39,8 +39,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def layers() -> list[list[str]]:
     """Return the packages of every layer of the import contract, the highest first."""
-    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    contracts = settings["tool"]["importlinter"]["contracts"]
+    contracts = read_configuration(str(ROOT / "pyproject.toml"))["contracts_options"]
     (contract,) = (c for c in contracts if c.get("containers") == ["fewstep"])
     rows = [row.split(" | ") for row in contract["layers"]]
     return [shown for row in rows if (shown := [name for name in row if name not in HIDDEN])]
