@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -172,7 +173,10 @@ def test_numbers_in_scientific_notation_are_numbers(recipe: Path, tmp_path: Path
     done = fewstep("distill", recipe, "--plan", "--set", "distill.lr=3e-4", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     # match: 10 x 16 examples x (2 teacher passes + 3); halvings: 10 x 16 x (2 + 3).
-    assert "4,000" in done.stdout.splitlines()[-2]
+    *_, total, _, time = done.stdout.splitlines()
+    assert "4,000" in total
+    assert re.search(r"\d s$", total)
+    assert "estimate" in time
 
 
 def test_an_unknown_recipe_is_named(tmp_path: Path) -> None:

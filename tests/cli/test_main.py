@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import fewstep
-from fewstep.cli.main import main
+from fewstep.cli.main import app, main
 from fewstep.errors import FewstepWarning, FolderError, Interrupted
+from fewstep.recipes.config import built_in_recipes
 
 
 def raising(error: BaseException) -> Callable[..., object]:
@@ -44,6 +46,36 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert main(arguments) == 0
         assert "Usage:" in capsys.readouterr().out
+
+
+def test_help_names_values_in_capitals(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["distill", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "distill [OPTIONS] RECIPE\n" in shown
+    assert "--teacher PATH" in shown
+    assert main(["sample", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--steps NUMBER" in shown
+    assert "1 to 100000" in " ".join(shown.split())
+    assert not re.search(r"[<{]|x<=|\d{19}", shown)
+
+
+def test_recipes_are_listed_with_one_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == built_in_recipes()
+    assert all(len(line) < 100 for line in lines)
+
+
+def test_a_shell_completes_the_names_of_recipes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_FEWSTEP_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "fewstep distill di")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    with pytest.raises(SystemExit):
+        app(args=[], prog_name="fewstep")
+    assert capsys.readouterr().out.split() == ["digits", "digits-encoders"]
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,17 @@ import pytest
 from tests.models.pipelines import sd_folder
 from tests.recipes.making import features_folder, image_folder, student, teacher
 
+from fewstep.distill.plan import TEACHER, Plan, Stage
 from fewstep.errors import FewstepError, FolderError, RecipeError
 from fewstep.folders import save_model
+from fewstep.models.clocks.flow import FlowClock
 from fewstep.models.scheduler import read_clock
 from fewstep.recipes.check import check_report, fit_steps, nearest_divisor
 from fewstep.recipes.config import check_recipe
 from fewstep.recipes.run import Run
 from fewstep.recipes.schema import EvaluateConfig
 from fewstep.recipes.study import run_study
+from fewstep.recipes.wanted import evaluations_of
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +126,27 @@ def test_defaults_fit_the_table_and_given_numbers_must(home: Path) -> None:
     with pytest.raises(RecipeError, match=r"evaluate\.stage_one_steps.*48"):
         fit_steps(EvaluateConfig(stage_one_steps=(48,)), table)
     assert [nearest_divisor(n, 1000) for n in (1, 3, 48, 64, 256, 999)] == [1, 4, 50, 50, 250, 1000]
+
+
+def test_the_reference_may_be_of_a_solver_that_the_clock_allows(home: Path) -> None:
+    table = read_clock(home / "sd")
+    by_solver = EvaluateConfig(reference_sampler="unipc", reference_steps=26)
+    assert fit_steps(by_solver, table)[0].reference_steps == 26  # a solver needs no divisor
+    with pytest.raises(RecipeError, match=r"evaluate\.reference_steps must be from 1 to"):
+        fit_steps(EvaluateConfig(reference_sampler="unipc", reference_steps=9999), None)
+    with pytest.raises(RecipeError, match="reference_sampler=heun"):
+        fit_steps(by_solver, FlowClock())
+    heun = EvaluateConfig(reference_sampler="heun", reference_steps=20)
+    assert fit_steps(heun, FlowClock())[0] == heun
+
+
+def test_a_report_counts_its_evaluations() -> None:
+    plan = Plan((Stage(None, TEACHER, steps=4, updates=1),))
+    settings = EvaluateConfig(
+        w=(0.0, 1.0), reference_sampler="heun", reference_steps=8, teacher_steps=(2,)
+    )
+    # Heun: 15 calls, guided where w is not 0; DDIM of 2 steps; the student of 4 steps.
+    assert evaluations_of(plan, settings) == (15 + 30) + (2 + 4) + (4 + 4)
 
 
 def test_a_stage_one_of_a_narrow_range_is_not_asked_outside(home: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fewstep.distill.plan import STAGE_ONE, Plan, Stage
-from fewstep.measure.cell import DDIM, Cell, Cells
+from fewstep.measure.cell import DDIM, Cell, Cells, Line
 from fewstep.metrics import Figures
 from fewstep.recipes.wanted import shown_names
 from fewstep.show.report import KnobCheck, SheetRow, Study, render, write_report
@@ -98,6 +98,29 @@ def test_the_headline_is_computed_from_the_rows() -> None:
     assert "<b>1.50</b> against the teacher's 1.00" in page
     assert "2.00 for the teacher's own 4 DDIM steps (8 evaluations)" in page
     assert "<b>128 times faster</b>" in page
+
+
+def test_the_reference_may_be_of_another_sampler() -> None:
+    by_solver = [cell("teacher", 25, w, 0.9, "unipc") for w in (0.0, 1.0)]
+    cells = Cells([*study().cells, *by_solver])
+    page = render(replace(study(), cells=cells, reference=Line("teacher", "unipc", 25)))
+    assert "its teacher used <b>50</b>" in page
+    assert "2.00 for the teacher's own 4 DDIM steps" in page
+
+
+def test_one_student_is_shown_over_w() -> None:
+    assert "The guidance weight of one student" not in render(study())
+    rows = [SheetRow(f"w = {w:g}", torch.zeros(3, 1, 8, 8)) for w in (0.0, 0.5, 1.0)]
+    page = render(replace(study(), strip=rows))
+    assert "The guidance weight of one student" in page
+    assert "w = 0.5</th>" in page
+
+
+def test_a_warning_stands_below_the_plot_that_it_is_about() -> None:
+    page = render(replace(study(), warnings=[Warned("This is rough.", ("score",))]))
+    above, below = page.split("Does the student follow w?")
+    assert "This is rough." in above.split("Score against distance")[1]
+    assert "This is rough." in below  # and in the list below the table
 
 
 def test_the_matrix_marks_the_smallest_of_each_row() -> None:

@@ -9,7 +9,7 @@ from fewstep.measure.cell import DDIM, Line
 from fewstep.measure.solvers import SOLVERS
 from fewstep.recipes.schema import EvaluateConfig
 
-HEUN = "heun"  # the sampler with two evaluations per step
+HEUN = "heun"  # the sampler with two evaluations per step, and one in the last
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,15 @@ def _plain_name(stage: Stage) -> str:
 
 def evaluations_of(plan: Plan, settings: EvaluateConfig) -> int:
     """Return the network evaluations of one sample in every cell."""
-    sampler, steps = reference_of(settings)[1:]
-    columns = [Wanted(TEACHER, TEACHER, steps, sampler), *wanted_of(plan, settings)]
+    reference = reference_of(settings)
+    columns = [Wanted(TEACHER, TEACHER, reference.steps, reference.sampler)]
+    columns += wanted_of(plan, settings)
     guided = {TEACHER, *(stage.name for stage in plan if stage.pair)}
     own = {stage.name: stage.steps for stage in plan}
     total = 0
     for column in columns:
-        calls = (column.steps or own[column.name] or 0) * (1 + (column.sampler == HEUN))
+        steps = column.steps or own[column.name] or 0
+        calls = 2 * steps - 1 if column.sampler == HEUN else steps
         # At w = 0 a guided model skips the unconditional pass.
         total += sum(calls * (1 + (column.name in guided and w != 0)) for w in settings.w)
     return total
