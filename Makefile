@@ -13,6 +13,7 @@ help:  ## list the targets
 
 # torch goes first, alone: a resolver that sees other packages as well may pick a CUDA build.
 $(VENV)/.runtime: pyproject.toml constraints.txt
+	@echo "installing into $(VENV), which takes one to three minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)"
 	$(PIP) -e .
@@ -26,7 +27,7 @@ $(VENV)/.docs: $(VENV)/.runtime
 	$(PIP) -e ".[docs]"
 	touch $@
 
-demo: $(VENV)/.runtime  ## the whole method on the embedded digits, 24 minutes on one core, less on two: runs/demo/report.html
+demo: $(VENV)/.runtime  ## the method on the embedded digits, in about two minutes on two cores: runs/demo/report.html
 	$(BIN)/fewstep demo
 
 test: $(VENV)/.dev  ## all tests, on every core

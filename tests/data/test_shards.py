@@ -141,7 +141,7 @@ def test_what_cannot_be_streamed_is_refused(tmp_path: Path, folder: Path) -> Non
     with pytest.raises(RangeError, match="27 row groups for 28 parts"):
         Shards(config(folder)).examples(0, 0, 1, part=0, parts=28)
     (tmp_path / "cut.parquet").write_bytes((folder / "part-0.parquet").read_bytes()[:500])
-    with pytest.raises(DataError, match=r"cut.parquet is no whole parquet file"):
+    with pytest.raises(DataError, match=r"cut.parquet is not a complete parquet file"):
         Shards(config(tmp_path))
     for name, table, says in [
         ("null", {"image": [b"x"] * 3, "label": [0, None, 1]}, "row 1 has no label"),

@@ -175,7 +175,7 @@ def _is_whole(path: Path, known: dict[str, Any] | None) -> bool:
     if found != known["sha256"]:
         raise DataError(
             f"{path} is damaged: its sha256 is {found[:12]}..., it was written as "
-            f"{known['sha256'][:12]}... Remove that file and run again; it alone is made anew."
+            f"{known['sha256'][:12]}... Remove it and run again: only that file is encoded again."
         )
     return True
 

@@ -71,6 +71,6 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         rows = pq.ParquetFile(path).read().to_pylist()
     except (OSError, ValueError, OverflowError, pa.ArrowException) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path} is no whole parquet file: {first}.") from None
+        raise DataError(f"{path} is not a complete parquet file: {first}. Copy it again.") from None
     for number, row in enumerate(rows):
         yield f"{path}, row {number}", row

@@ -67,5 +67,5 @@ def _check(update: int, batch_size: int, length: int, rank: int, world: int) -> 
     if not 0 <= rank < world:
         raise RangeError(
             f"rank = {rank} of world = {world}; ranks go from 0 to world - 1. Give both as the "
-            "launcher says them."
+            "launcher sets them."
         )

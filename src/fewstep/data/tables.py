@@ -57,7 +57,7 @@ def is_arrow(file: Path) -> bool:
 def _damaged(file: Path, error: Exception) -> DataError:
     kind = "arrow" if is_arrow(file) else "parquet"
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return DataError(f"{file} is no whole {kind} file: {first}. Write or copy it again.")
+    return DataError(f"{file} is not a complete {kind} file: {first}. Write or copy it again.")
 
 
 def _table(file: Path, rows: int, schema: Any) -> TableFile:

@@ -201,12 +201,12 @@ def _check_solvers(settings: EvaluateConfig, timesteps: StockClock | None, total
         for n in counts:
             if isinstance(timesteps, FlowClock):
                 raise RecipeError(
-                    f"evaluate.{key} must be left to fewstep's own samplers for a flow-matching "
-                    f"model, got {n} steps of {' or '.join(SOLVERS)}. Leave evaluate.solver_steps "
-                    "out, and set evaluate.reference_sampler=heun."
+                    f"evaluate.{key} must not use {' or '.join(SOLVERS)} with a flow-matching "
+                    f"model, got {n} steps. Leave evaluate.solver_steps out, and set "
+                    "evaluate.reference_sampler=heun."
                 )
             if not 1 <= n <= total:
-                raise RecipeError(f"evaluate.{key} must be from 1 to {total}, got {n}.")
+                raise RecipeError(f"evaluate.{key} must be from 1 to {total}, got {n}. Change it.")
 
 
 def _listed(counts: Sequence[int]) -> str:

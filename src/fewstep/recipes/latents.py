@@ -75,11 +75,13 @@ class _Encoder:
         alone = isinstance(images, Prompts)
         if alone and config.flip:
             raise RecipeError(
-                "latents.flip=true needs images, and the data are prompts alone. Leave it out."
+                "latents.flip=true needs images, and the data are prompts alone. Leave "
+                "latents.flip out."
             )
         if alone and config.cond == "class":
             raise RecipeError(
-                "latents.cond=class needs images, and the data are prompts alone. Set prompt."
+                "latents.cond=class needs images, and the data are prompts alone. Set "
+                "latents.cond=prompt."
             )
         self.count = len(images) * (2 if config.flip else 1)
 

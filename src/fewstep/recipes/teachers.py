@@ -30,7 +30,10 @@ def fresh_teacher(data: TrainingData, images: Dataset) -> Model:
     if recipe.latents is not None and is_pipeline(data.encoders):
         card = card_in(data.encoders)
         if not card.is_teacher:
-            raise FolderError(f"{data.encoders} is a student; a teacher does not start there.")
+            raise FolderError(
+                f"latents.folder must be the folder of a teacher, and {data.encoders} is a "
+                "student. Give the folder of the pipeline that it was made from."
+            )
         if recipe.latents.cond == condition_of(card):
             model = load_parent(recipe, data.encoders)
             model.card = model.card.model_copy(update={"name": TEACHER, "figures": {}})
