@@ -17,6 +17,7 @@ from fewstep.models.clocks.flow import FlowClock
 from fewstep.models.scheduler import read_clock
 from fewstep.recipes.check import check_report, fit_steps, nearest_divisor
 from fewstep.recipes.config import check_recipe
+from fewstep.recipes.duration import Speed
 from fewstep.recipes.run import Run
 from fewstep.recipes.schema import EvaluateConfig
 from fewstep.recipes.study import run_study
@@ -147,6 +148,12 @@ def test_a_report_counts_its_evaluations() -> None:
     )
     # Heun: 15 calls, guided where w is not 0; DDIM of 2 steps; the student of 4 steps.
     assert evaluations_of(plan, settings) == (15 + 30) + (2 + 4) + (4 + 4)
+
+
+def test_a_plan_takes_the_time_of_its_evaluations() -> None:
+    plan = Plan((Stage(None, TEACHER, steps=4, updates=3),))
+    # 3 x 8 examples, each with two guided sub-steps of the teacher.
+    assert Speed(forward=1.0, training=10.0).distillation(plan, 8) == 24 * 4 + 24 * 10
 
 
 def test_a_stage_one_of_a_narrow_range_is_not_asked_outside(home: Path, tmp_path: Path) -> None:

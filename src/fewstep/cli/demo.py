@@ -28,12 +28,13 @@ def demo_command(out: Out = None, set_: Set = None, device: Device = None) -> No
 
 def _next(folder: Path, report: Path) -> str:
     """Return what to look at and what to try after the demo."""
-    fewstep = "fewstep" if shutil.which("fewstep") else sys.argv[0]
+    called = "python -m fewstep" if sys.argv[0].endswith(".py") else sys.argv[0]
+    fewstep = "fewstep" if shutil.which("fewstep") else called
     student, teacher = folder / "student-4", folder / "teacher"
     steps = (
         ("open", f"{report}"),
         ("draw", f"{fewstep} sample {student} --cond 0-9 --w 2 --out digits.png"),
-        ("play", f"{fewstep} play {student} --teacher {teacher}    (in a clone: make play)"),
+        ("play", f"make play, or {fewstep} play {student} --teacher {teacher}"),
         ("study", f"{fewstep} report digits    (every student, more samples, 14 minutes)"),
         ("read", "docs/guide/recipes.md for your images, stable-diffusion.md for your models"),
     )

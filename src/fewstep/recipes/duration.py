@@ -75,27 +75,27 @@ def speed_of(run: Run, teachers: Sequence[Path] = ()) -> Speed | None:
         call(count).square().mean().backward()
 
     with torch.random.fork_rng():
-        forward(1)
-        one = _seconds(forward, 1, 1, here.device)
-        count = max(1, min(size, int(AT_MOST / one)))
-        ahead = _seconds(forward, count, REPEATS, here.device)
+        count, ahead = 1, _seconds(forward, 1, here.device)
+        while count < size and ahead < AT_MOST / 4:
+            count = min(size, 4 * count)
+            ahead = _seconds(forward, count, here.device)
         model.requires_grad_(True)
         # A backward pass takes about twice as long as a forward pass; too slow ones are not tried.
-        trained = 3 * ahead if one > AT_MOST else _seconds(both, count, REPEATS, here.device)
+        trained = 3 * ahead if ahead > AT_MOST else _seconds(both, count, here.device)
     shared = count * here.num_processes
     return Speed(ahead / shared, trained / shared)
 
 
-def _seconds(call: Callable[[int], None], count: int, repeats: int, device: torch.device) -> float:
-    """Return the shortest time of a call with a batch of `count`, after one that warms up."""
-    times = []
-    for _ in range(repeats + (repeats > 1)):
+def _seconds(call: Callable[[int], None], count: int, device: torch.device) -> float:
+    """Return the shortest time of a few calls with a batch of `count`."""
+    times: list[float] = []
+    while len(times) < REPEATS and sum(times) < AT_MOST:
         _wait(device)
         started = time.perf_counter()
         call(count)
         _wait(device)
         times.append(time.perf_counter() - started)
-    return max(min(times), 1e-9)
+    return min(times)
 
 
 def _wait(device: torch.device) -> None:

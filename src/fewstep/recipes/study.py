@@ -91,11 +91,13 @@ def _run(run: Run, checked: Checked, teachers: Sequence[Path], started: float) -
 
 def _seconds_left(run: Run, checked: Checked, teachers: Sequence[Path]) -> float | None:
     """Estimate the seconds of what the run has not trained yet, and of its samples."""
+    made = run.workspace.is_made
+    left = [stage for stage in run.plan if not made(stage.name)]
+    if not left and (run.out / "report.html").exists():
+        return None
     speed = speed_of(run, teachers)
     if speed is None:
         return None
-    made = run.workspace.is_made
-    left = [stage for stage in run.plan if not made(stage.name)]
     seconds = speed.distillation(left, run.recipe.distill.batch_size)
     if not teachers and not made(TEACHER):
         seconds += speed.pretraining(run.recipe)
