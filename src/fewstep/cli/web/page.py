@@ -1,0 +1,308 @@
+"""The page: what is on it, and what happens when something changes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from fewstep.cli.pictures import Opened
+from fewstep.cli.web.code import command_line, picture_name, python
+from fewstep.cli.web.controls import Controls
+from fewstep.cli.web.drawing import WIDE, Drawn, Settings, draw, save
+from fewstep.cli.web.models import Models, w_range
+from fewstep.cli.web.sources import Sources
+from fewstep.cli.web.style import CSS, SCALE, THEME
+from fewstep.errors import FewstepError, FewstepWarning
+
+Values = dict[Any, Any]  # component -> what it holds
+HINT = "Upload an image, or take images from Draw."
+HINTS = {"inpaint": "Paint over the part of the image that is to be drawn anew."}
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "draw", "concurrency_limit": 1}
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+
+
+class Panel(NamedTuple):
+    """A picture with its caption, the button that saves it, and its code."""
+
+    picture: gr.Image
+    caption: gr.HTML
+    button: gr.DownloadButton
+    python: gr.Code
+    command: gr.Code
+
+
+class Page:
+    """What happens on a page. Its pictures are files in `folder`."""
+
+    def __init__(self, models: Models, sources: Sources, folder: Path) -> None:
+        """Lay out the page of these models."""
+        self.models, self.sources, self.folder = models, sources, folder
+        with gr.Blocks(title="fewstep play", analytics_enabled=False) as self.blocks:
+            gr.HTML(
+                "<h1>fewstep play</h1><span>Move the guidance slider: one student, every w.</span>",
+                elem_id="head",
+                padding=False,
+            )
+            self.controls = Controls(models)
+            with self.controls.right:
+                self._lay_out_pictures()
+            self._connect()
+
+    def _lay_out_pictures(self) -> None:
+        names = ["student", *(["teacher"] if self.models.teacher else [])]
+        pictures, codes = {}, {}
+        with gr.Row(equal_height=False):
+            for name in names:
+                with gr.Column(min_width=260):
+                    picture = gr.Image(
+                        show_label=False,
+                        buttons=["fullscreen"],
+                        interactive=False,
+                        elem_classes="picture",
+                        elem_id=f"{name}-picture",
+                    )
+                    with gr.Row(elem_classes="under"):
+                        caption = gr.HTML(
+                            elem_classes="caption", elem_id=f"{name}-caption", padding=False
+                        )
+                        button = gr.DownloadButton(
+                            "Save picture", size="sm", elem_id=f"{name}-save", interactive=False
+                        )
+                    pictures[name] = (picture, caption, button)
+        with gr.Accordion("Code for these pictures", open=True), gr.Tabs():
+            for name in names:
+                label = "" if len(names) == 1 else f" ({name})"
+                with gr.Tab(f"Python{label}"):
+                    text = gr.Code(language="python", show_label=False, elem_id=f"{name}-python")
+                with gr.Tab(f"Command line{label}"):
+                    line = gr.Code(language="shell", show_label=False, elem_id=f"{name}-command")
+                codes[name] = (text, line)
+        self.panels = {name: Panel(*pictures[name], *codes[name]) for name in names}
+
+    def _connect(self) -> None:
+        c = self.controls
+        c.w.change(None, c.w, c.scale, js=SCALE, **PRIVATE)
+        c.model.change(self._range, [c.model, c.w], [c.w], **PRIVATE)
+        c.new_seed.click(None, None, c.seed, js="() => Math.floor(1e6 * Math.random())", **PRIVATE)
+        for task, tab in c.tabs.items():
+            tab.select(
+                partial(self._turn_to, task),
+                c.all,
+                [c.task, *c.groups.values(), c.given, c.gallery, c.editor, c.shown],
+                **ONE_AT_A_TIME,
+                **PRIVATE,
+            )
+        c.take.click(
+            self._take, c.all, [c.given, c.gallery, c.editor, c.shown], **ONE_AT_A_TIME, **PRIVATE
+        )
+        c.editor.change(self._painted, [c.editor], [c.painted], show_progress="hidden", **PRIVATE)
+        # A prompt counts when it is finished, not letter by letter.
+        changed = [x.blur if isinstance(x, gr.Textbox) else x.change for x in c.watched]
+        for name, panel in self.panels.items():
+            # The slider redraws the student as it moves, and the slower teacher when it rests.
+            slider = c.w.change if name == "student" else c.w.release
+            gr.on(
+                [self.blocks.load, slider, *changed],
+                partial(self._redraw, name),
+                c.all,
+                list(panel),
+                trigger_mode="always_last",
+                show_progress="hidden" if name == "student" else "minimal",
+                **ONE_AT_A_TIME,
+                **PRIVATE,
+            )
+
+    def _range(self, model: str, w: float) -> Any:
+        low, high = w_range(self.models.named[model])
+        return gr.update(minimum=low, maximum=high, value=min(max(w, low), high))
+
+    def _turn_to(self, task: str, values: Values) -> list[Any]:
+        c = self.controls
+        shown = [gr.update(visible=task in c.used_by[name]) for name in c.groups]
+        taken: list[Any] = [gr.skip()] * 4
+        if task != "sample" and _receiver(task) not in values[c.given]:
+            taken = self._take({**values, c.task: task})
+        return [task, *shown, *taken]
+
+    def _take(self, values: Values) -> list[Any]:
+        """Return images of the tab Draw for the open tab: for its gallery, or its editor."""
+        c = self.controls
+        with errors_shown():
+            one, s = self.models.named[values[c.model]], self._sampled(values)
+            if one.takes_text:
+                s, shown = replace(s, prompts=s.prompts[:1], count=2), s.prompt
+            else:
+                few = c.classes.first(s.cond or "", WIDE)
+                s, shown = replace(s, cond=few, count=1), few
+            paths = [str(path) for path in self.sources.drawn(draw(one, None, s).rows[0])]
+        receiver = _receiver(values[c.task])
+        given = (*values[c.given], receiver)
+        if receiver == "editor":
+            return [
+                given,
+                gr.skip(),
+                {"background": paths[0], "layers": [], "composite": None},
+                gr.skip(),
+            ]
+        return [given, paths, gr.skip(), shown]
+
+    def _painted(self, editor: dict[str, Any] | None) -> Any:
+        with errors_shown():
+            return self.sources.edited(editor)
+
+    def _sampled(self, values: Values) -> Settings:
+        c = self.controls
+        steps, seed = values[c.steps], values[c.seed]
+        text = self.models.first.takes_text
+        return Settings(
+            w=round(float(values[c.w]), 4),
+            steps=None if steps is None else int(steps),
+            seed=int(seed or 0),
+            cond=None if text else c.classes.joined(values[c.cond]),
+            prompts=prompts_in(values[c.cond]) if text else (),
+            count=int(values[c.count]),
+        )
+
+    def _settings(self, values: Values) -> Settings:
+        """Return what is to be drawn by what stands on the page."""
+        c, task = self.controls, values[self.controls.task]
+        s = replace(self._sampled(values), task=task)
+        if task == "sample":
+            return s
+        wanted = values[c.become if task in ("img2img", "inpaint") else c.targets]
+        if task == "interpolate":
+            wanted = values[c.end]
+        if self.models.first.takes_text:
+            s = replace(s, prompts=prompts_in(wanted))
+        else:
+            s = replace(s, cond=c.classes.joined(wanted) or None)
+        if task == "inpaint":
+            image, mask = values[c.painted] or (None, None)
+            return replace(
+                s,
+                images=(image,) if image else (),
+                mask=mask,
+                strength=values[c.inpaint_strength],
+            )
+        files = tuple(self.sources.upload(path) for path, _ in values[c.gallery] or ())
+        s = replace(s, images=files, strength=values[c.strength], shown=values[c.shown] or None)
+        if task == "transfer":
+            return replace(s, w_from=round(float(values[c.w_from]), 4))
+        if task == "img2img":
+            return s
+        if s.shown and not self.models.first.takes_text:
+            s = replace(s, shown=c.classes.first(s.shown, 2))
+        return replace(s, images=files[:2], count=int(values[c.frames]))
+
+    def _redraw(self, panel: str, values: Values) -> list[Any]:
+        """Return what a panel shows: picture, caption, file to save, and code."""
+        c, named = self.controls, self.models.named
+        one = named[values[c.model] if panel == "student" else str(self.models.teacher)]
+        encoder = named.get(values[c.encoder])
+        try:
+            with warnings_shown():
+                s = self._settings(values)
+                if s.task != "sample" and not s.images:
+                    return nothing(HINTS.get(s.task, HINT))
+                drawn = draw(one, encoder, s)
+                name = picture_name(s, one)
+                path = self._saved(drawn, one, self.folder / panel / name)
+        except FewstepError as error:
+            # Both panels have most errors in common; one message is enough.
+            if panel == "student":
+                gr.Warning(escape(str(error)), title="Not drawn")
+            return nothing(escape(str(error)))
+        at = {"out": name, "device": self.models.device}
+        return [
+            path,
+            caption(one, s, drawn),
+            gr.update(value=path, interactive=True),
+            python(s, drawn, one, encoder, **at),
+            command_line(s, drawn, one, encoder, **at),
+        ]
+
+    def _saved(self, drawn: Drawn, one: Opened, path: Path) -> str:
+        """Write a picture in place of the panel's last one; return its path."""
+        path.parent.mkdir(exist_ok=True)
+        for old in path.parent.iterdir():
+            old.unlink()
+        save(drawn, one, path)
+        return str(path)
+
+
+def nothing(why: str) -> list[Any]:
+    """Return what a panel shows where nothing can be drawn."""
+    return [None, why, gr.update(value=None, interactive=False), "", ""]
+
+
+def _receiver(task: str) -> str:
+    return "editor" if task == "inpaint" else "gallery"
+
+
+def prompts_in(text: str | None) -> tuple[str, ...]:
+    """Return the prompts of a text, one per line, without empty lines."""
+    return tuple(line.strip() for line in (text or "").splitlines() if line.strip())
+
+
+def caption(one: Opened, s: Settings, drawn: Drawn) -> str:
+    """Return the line under a picture."""
+    steps = one.card.steps or s.steps
+    spent = f"{drawn.evaluations:.3g}"
+    return (
+        f"<b>{escape(one.folder.name)}</b> &middot; w = {s.w:g}, {steps} step{'s' * (steps != 1)}"
+        f"<br><span class='cost'>{spent} evaluation{'s' * (spent != '1')} and "
+        f"{drawn.milliseconds:.3g} ms per image</span>"
+    )
+
+
+@contextmanager
+def warnings_shown() -> Iterator[None]:
+    """Show warnings of fewstep as messages on the page."""
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always", FewstepWarning)
+        yield
+    for warning in heard:
+        if issubclass(warning.category, FewstepWarning):
+            gr.Warning(escape(str(warning.message)), title="Please note")
+
+
+@contextmanager
+def errors_shown() -> Iterator[None]:
+    """Show errors and warnings of fewstep as messages on the page."""
+    try:
+        with warnings_shown():
+            yield
+    except FewstepError as error:
+        raise gr.Error(escape(str(error)), title="Not done", print_exception=False) from None
+
+
+@contextmanager
+def serving(page: Page, host: str, port: int, browser: bool = False) -> Iterator[str]:
+    """Serve a page at its address until the end of the context."""
+    page.blocks.launch(
+        server_name=host,
+        server_port=port,
+        inbrowser=browser,
+        prevent_thread_lock=True,
+        quiet=True,
+        share=False,
+        ssr_mode=False,
+        show_error=True,
+        footer_links=[],
+        run_history=False,
+        theme=THEME,
+        css=CSS,
+        allowed_paths=[str(page.folder), str(page.sources.folder.absolute())],
+    )
+    try:
+        yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    finally:
+        page.blocks.close(verbose=False)
