@@ -157,16 +157,17 @@ class Controls:
             )
         with self._group("editor"):
             self.editor = gr.ImageEditor(
-                label="Paint over what is to be drawn anew",
+                show_label=False,
                 type="pil",
                 format="png",
                 sources=["upload"],
                 transforms=[],
                 layers=False,
                 brush=gr.Brush(48, ["#6366f1"], "#6366f1", "fixed"),
-                height=420,
+                height=380,
                 elem_id="editor",
             )
+            self.paint = gr.Button("Redraw the painted part", size="sm", elem_id="paint")
         with self._group("take"):
             self.take = gr.Button("Take images from Draw", size="sm", elem_id="take")
         with self._group("become"):

@@ -19,10 +19,11 @@ from fewstep.cli.web.controls import Controls
 from fewstep.cli.web.drawing import WIDE, Drawn, Settings, draw, save
 from fewstep.cli.web.models import Models, w_range
 from fewstep.cli.web.sources import Sources
-from fewstep.cli.web.style import CSS, SCALE, THEME
+from fewstep.cli.web.style import CSS, SCALE, STROKES, THEME
 from fewstep.errors import FewstepError, FewstepWarning
 
 Values = dict[Any, Any]  # component -> what it holds
+ROW = 130  # pixels of a row, on the page, where rows are more than columns
 HINT = "Upload an image, or take images from Draw."
 HINTS = {"inpaint": "Paint over the part of the image that is to be drawn anew."}
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "draw", "concurrency_limit": 1}
@@ -103,7 +104,9 @@ class Page:
         c.take.click(
             self._take, c.all, [c.given, c.gallery, c.editor, c.shown], **ONE_AT_A_TIME, **PRIVATE
         )
-        c.editor.change(self._painted, [c.editor], [c.painted], show_progress="hidden", **PRIVATE)
+        for painted in (c.paint.click, c.editor.upload, c.editor.clear):
+            painted(self._painted, c.editor, c.painted, show_progress="hidden", **PRIVATE)
+        self.blocks.load(None, None, None, js=STROKES, **PRIVATE)
         # A prompt counts when it is finished, not letter by letter.
         changed = [x.blur if isinstance(x, gr.Textbox) else x.change for x in c.watched]
         for name, panel in self.panels.items():
@@ -221,8 +224,10 @@ class Page:
                 gr.Warning(escape(str(error)), title="Not drawn")
             return nothing(escape(str(error)))
         at = {"out": name, "device": self.models.device}
+        rows = len(drawn.rows)
         return [
-            path,
+            # A column of few images would be drawn small.
+            gr.update(value=path, height=ROW * rows if 1 < rows > drawn.rows[0].shape[0] else None),
             caption(one, s, drawn),
             gr.update(value=path, interactive=True),
             python(s, drawn, one, encoder, **at),
@@ -255,11 +260,11 @@ def prompts_in(text: str | None) -> tuple[str, ...]:
 def caption(one: Opened, s: Settings, drawn: Drawn) -> str:
     """Return the line under a picture."""
     steps = one.card.steps or s.steps
-    spent = f"{drawn.evaluations:.3g}"
+    spent, ms = f"{drawn.evaluations:.3g}", drawn.milliseconds
     return (
         f"<b>{escape(one.folder.name)}</b> &middot; w = {s.w:g}, {steps} step{'s' * (steps != 1)}"
         f"<br><span class='cost'>{spent} evaluation{'s' * (spent != '1')} and "
-        f"{drawn.milliseconds:.3g} ms per image</span>"
+        f"{ms:{'.2g' if ms < 10 else ',.0f'}} ms per image</span>"
     )
 
 

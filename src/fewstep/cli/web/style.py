@@ -34,7 +34,7 @@ CSS = """
 #gallery, #editor { border: 1px solid var(--border-color-primary) !important; }
 .picture { min-height: 140px; }
 .picture img { image-rendering: pixelated; object-fit: contain !important; width: 100% !important;
-  max-height: 600px; padding: 8px; }
+  height: 100% !important; max-height: 600px; padding: 8px; }
 .under { align-items: center; flex-wrap: nowrap; }
 .under button { flex: 0 0 auto; min-width: 110px; }
 .caption { font-variant-numeric: tabular-nums; line-height: 1.45; padding: 0 2px; }
@@ -54,3 +54,12 @@ footer { display: none !important; }
 """
 
 SCALE = "w => `guidance scale = 1 + w = ${(1 + w).toFixed(1)}`"
+
+# The editor does not announce the first stroke; the button after every stroke does.
+STROKES = """() => {
+  let inside = false
+  document.addEventListener("pointerdown", e => { inside = !!e.target.closest("#editor") })
+  document.addEventListener("pointerup", () => {
+    if (inside) setTimeout(() => document.querySelector("#paint")?.click(), 300)
+  })
+}"""
