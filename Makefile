@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench soak clean
+.PHONY: help demo play test lint docs bench soak clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -23,12 +23,19 @@ $(VENV)/.dev: $(VENV)/.runtime
 	$(PIP) -e ".[dev]"
 	touch $@
 
+$(VENV)/.web: $(VENV)/.runtime
+	$(PIP) -e ".[web]"
+	touch $@
+
 $(VENV)/.docs: $(VENV)/.runtime
 	$(PIP) -e ".[docs]"
 	touch $@
 
 demo: $(VENV)/.runtime  ## the method on the embedded digits, in about two minutes on two cores: runs/demo/report.html
 	$(BIN)/fewstep demo
+
+play: $(VENV)/.web  ## a page with the guidance slider, on the models of the demo
+	$(BIN)/fewstep play $(addprefix runs/demo/,student-4 student-2 student-1) --teacher runs/demo/teacher --open
 
 test: $(VENV)/.dev  ## all tests, on every core
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal

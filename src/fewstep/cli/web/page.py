@@ -48,7 +48,7 @@ class Page:
         self.models, self.sources, self.folder = models, sources, folder
         with gr.Blocks(title="fewstep play", analytics_enabled=False) as self.blocks:
             gr.HTML(
-                "<h1>fewstep play</h1><span>Move the guidance slider: one student, every w.</span>",
+                "<h1>fewstep play</h1><span>Few-step students with a live guidance weight.</span>",
                 elem_id="head",
                 padding=False,
             )
@@ -263,7 +263,7 @@ def caption(one: Opened, s: Settings, drawn: Drawn) -> str:
     spent, ms = f"{drawn.evaluations:.3g}", drawn.milliseconds
     return (
         f"<b>{escape(one.folder.name)}</b> &middot; w = {s.w:g}, {steps} step{'s' * (steps != 1)}"
-        f"<br><span class='cost'>{spent} evaluation{'s' * (spent != '1')} and "
+        f"<br><span class='cost'>{spent} evaluation{'s' * (spent != '1')}, "
         f"{ms:{'.2g' if ms < 10 else ',.0f'}} ms per image</span>"
     )
 

@@ -23,7 +23,7 @@ THEME = gr.themes.Base(
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1320px !important; margin: 0 auto !important;
   padding: 8px 12px !important; }
-.gradio-container main { padding: 4px 8px !important; }
+.gradio-container .main.fillable, .gradio-container main { padding: 4px 8px !important; }
 #head { padding: 6px 2px 0; }
 #head h1 { font-size: 1.3rem; font-weight: 700; margin: 0; display: inline; }
 #head span { color: var(--body-text-color-subdued); margin-left: .6em; }
@@ -43,7 +43,7 @@ CSS = """
 #tasks .tabitem { display: none; }
 footer { display: none !important; }
 @media (max-width: 720px) {
-  .gradio-container { padding: 4px !important; }
+  .gradio-container, .gradio-container .main.fillable { padding: 2px !important; }
   #head span { display: block; margin-left: 0; }
   /* The slider, then the pictures, then what else can be set. */
   #left { display: contents; }
