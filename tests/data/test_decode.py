@@ -160,7 +160,9 @@ def test_every_mode_becomes_red_or_grey(mode: str) -> None:
     found = np.asarray(opaque(made, "it").convert("RGB")).reshape(-1, 3).mean(0)
     grey = mode in ("1", "L")
     assert grey or (found[0] > 235 and found[1] < 30)
-    data = encoded(made, "TIFF") if mode in ("CMYK", "YCbCr", "LAB", "P", "1") else None
+    # Pillow 12 reads no TIFF file of YCbCr.
+    kind = "JPEG" if mode == "YCbCr" else "TIFF"
+    data = encoded(made, kind) if mode in ("CMYK", "YCbCr", "LAB", "P", "1") else None
     if data is not None:
         np.testing.assert_allclose(pixels(data).reshape(-1, 3).mean(0), found, atol=2)
 

@@ -148,6 +148,9 @@ def the_slider_redraws(browser: Browser) -> None:
     browser.caption("student", "4 evaluations")
     browser.caption("teacher", "64 evaluations")
     browser.caption("teacher", "ms per image")
+    browser.page.get_by_label("Teacher's steps").click()
+    browser.page.get_by_role("option", name="4", exact=True).click()
+    browser.caption("teacher", "w = 6, 4 steps")
     box = browser.page.locator("#w input[type=range]").bounding_box()
     student = browser.source("student")
     browser.changes("teacher", lambda: browser.drag(box, 0.5, 0.9))
@@ -182,7 +185,7 @@ def tabs_draw(browser: Browser) -> None:
     page = browser.page
     browser.tab("Image to image")
     browser.code("student-python", "fewstep.img2img(")
-    browser.caption("teacher", "48 evaluations")
+    browser.caption("teacher", "6 evaluations")
     browser.tab("Inpaint")
     browser.caption("student", "Paint over")
     canvas = page.locator("#editor canvas").first
