@@ -105,6 +105,11 @@ class Model(nn.Module):
         """Whether w is an input of the network."""
         return self.family.slot == "value" or self.w_dim is not None
 
+    @property
+    def can_fold(self) -> bool:
+        """Whether one w can be fixed in the weights, by `fewstep.models.fold_w`."""
+        return self.family.fix is not None or self.w_dim is not None
+
     def like(self, network: Any, card: Card) -> Model:
         """Return another model of this clock and folder."""
         return Model(network, card, self.clock, self.source)

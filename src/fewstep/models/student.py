@@ -141,16 +141,12 @@ def fold_w(model: Denoiser, w: float) -> Model:
     low, high = inner.card.w_range or (-math.inf, math.inf)
     if not low <= w <= high:
         raise RangeError(f"w must lie in [{low:g}, {high:g}], the range of the student, got {w:g}.")
-    if inner.family.slot == "value" and not inner.family.native:
-        raise RangeError(
-            "only an input for features of w can be folded; this network takes w itself, from its "
-            "stock pipeline too. Save the student as it is."
-        )
-    if inner.w_dim is None:
+    if not inner.can_fold:
         raise RangeError("only a network with an input for w can be folded, and this has none.")
     inner = merge_adapter(inner)
     network = fold(inner.network, inner.family, w, inner.card.w_band)
-    return inner.like(network, _changed(inner.card, w_range=(w, w), parents=lineage(inner.card)))
+    facts = {"family": inner.family.fixed or inner.card.family, "w_range": (w, w)}
+    return inner.like(network, _changed(inner.card, **facts, parents=lineage(inner.card)))
 
 
 def merge_adapter(model: Denoiser) -> Model:

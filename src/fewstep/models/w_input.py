@@ -152,9 +152,10 @@ def features_of(network: Any) -> int | None:
     return None if projection is None else projection.in_features
 
 
-def _first(embedder: Any) -> Any:
+def first_layer(embedder: Any) -> nn.Linear:
     """Return the layer that takes an embedder's input; Chroma has an approximator in its place."""
-    return embedder.in_proj if hasattr(embedder, "in_proj") else embedder.linear_1
+    layer: nn.Linear = embedder.in_proj if hasattr(embedder, "in_proj") else embedder.linear_1
+    return layer
 
 
 def add_w_input(network: Any, family: Family, dim: int) -> None:
@@ -163,7 +164,7 @@ def add_w_input(network: Any, family: Family, dim: int) -> None:
     dim: number of features of w.
     """
     embedders = family.embedders(network)
-    projection = _zero_linear(dim, _first(embedders[0]))
+    projection = _zero_linear(dim, first_layer(embedders[0]))
     if family.slot == "features":
         network.time_embedding.cond_proj = projection
         network.register_to_config(time_cond_proj_dim=dim)
@@ -179,13 +180,13 @@ def restore_w_input(network: Any, family: Family, name: str, weight: Tensor) -> 
     """
     embedders = family.embedders(network)
     first = embedders[0]
-    size = _first(first).in_features if name == ADDED else first.linear_2.out_features
+    size = first_layer(first).in_features if name == ADDED else first.linear_2.out_features
     if weight.ndim != 2 or len(weight) != size:
         raise FolderError(
             f"{name}.weight must be a matrix of {size} rows, got the shape {list(weight.shape)}. "
             "Copy the whole folder again."
         )
-    projection = _zero_linear(weight.shape[1], _first(first), size)
+    projection = _zero_linear(weight.shape[1], first_layer(first), size)
     with torch.no_grad():
         projection.weight.copy_(weight)
     _attach(network, embedders, name, projection)
@@ -230,12 +231,18 @@ def checkpoint_activations(network: Any) -> None:
 def fold(network: Any, family: Family, w: float, band: Band) -> Any:
     """Return a copy of the network in which one w is fixed, without an input for it.
 
-    What w adds before the first layer of an embedder is a constant for one w, so it is a bias:
-    `b += W1 P f(w)`. The copy is a stock network of the teacher's class, whose answers are those of
-    `network` at this w but for rounding. The network has an input for w, and no adapter.
+    What features of one w add before the first layer of an embedder is a constant, so it is a bias:
+    `b += W1 P f(w)`. A slot for w itself is fixed by the family. The copy is a stock network of the
+    teacher's class, whose answers are those of `network` at this w but for rounding. The network
+    has an input for w, and no adapter.
 
     band: of the features, as the card says.
     """
+    if family.fix is not None:
+        changes, weights = family.fix(network, w)
+        stock = _rebuilt(network, changes)
+        stock.load_state_dict(weights)
+        return stock.train(network.training)
     projection = projection_of(network)
     assert projection is not None
     slot = {"time_cond_proj_dim": None} if family.slot == "features" else {}
@@ -250,8 +257,8 @@ def fold(network: Any, family: Family, w: float, band: Band) -> Any:
                 second = embedder.linear_2
                 second.bias += constant.to(second.bias.dtype)
             else:
-                first = _first(embedder)
-                first.bias += (first.weight.double() @ constant).to(first.bias.dtype)
+                first = first_layer(embedder)
+                first.bias.add_((first.weight.double() @ constant).to(first.bias.dtype))
     return stock.train(network.training)
 
 

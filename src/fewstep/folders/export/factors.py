@@ -52,7 +52,8 @@ def of_difference(
     """Return the factors of rank `rank` that come nearest to a network, and what they leave out.
 
     The second result is the norm of what is left out over that of the whole difference: 0 where
-    nothing is. Weights of norms are left out, which no LoRA can change.
+    nothing is. What belongs to no linear layer or plain convolution is left out, such as the
+    weights of norms: no LoRA can change it.
 
     Args:
         network: of the student, with its adapter merged.
@@ -73,7 +74,8 @@ def of_difference(
         total = sum(float(d.square().sum()) for d in difference.values())
         for name, layer in network.named_modules():
             weight, bias = f"{name}.weight", f"{name}.bias"
-            if not isinstance(layer, nn.Linear | nn.Conv2d) or weight not in difference:
+            grouped = getattr(layer, "groups", 1) > 1  # no LoRA has the shape of such a convolution
+            if not isinstance(layer, nn.Linear | nn.Conv2d) or grouped or weight not in difference:
                 continue
             if not changed & {weight, bias}:
                 continue

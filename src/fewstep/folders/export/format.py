@@ -8,12 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewstep.models.families.stable_diffusion import STABLE_DIFFUSION
-from fewstep.models.families.stable_diffusion_xl import STABLE_DIFFUSION_XL
+from fewstep.models.clocks.flow import FlowClock
 from fewstep.models.model import Model
 
-# Families whose files other programs read.
-SHARED = (STABLE_DIFFUSION.name, STABLE_DIFFUSION_XL.name)
+# Family -> what other programs call the architecture, where a family has one alone.
+ARCHITECTURES = {
+    "stable-diffusion-xl": "stable-diffusion-xl-v1-base",
+    "stable-diffusion-3": "stable-diffusion-3",
+    "flux": "flux-1-schnell",
+    "flux-guided": "flux-1-dev",
+    "chroma": "chroma",
+    "sana": "sana",
+    "qwen-image": "qwen-image",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,15 +58,28 @@ class Format:
     write: Callable[[Model, Path, Options], tuple[str, ...]]
 
 
-def metadata(title: str, steps: int | None, facts: Mapping[str, Any]) -> dict[str, str]:
+def metadata(
+    title: str, model: Model, facts: Mapping[str, Any], architecture: str
+) -> dict[str, str]:
     """Return the metadata of a safetensors file, under the names that other programs show.
 
-    steps: that the student was made for; None for any number. facts: kept as JSON.
+    model: whose steps and guidance are told. facts: kept as JSON. architecture: name of the
+    original model's; "" where it is not known.
     """
-    return {
+    about = {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": title,
-        "modelspec.usage_hint": f"{steps or 'any number of'} DDIM steps, trailing, CFG 1",
+        "modelspec.usage_hint": f"{model.card.steps or 'any number of'} {_steps(model)}",
         "fewstep": json.dumps(facts),
     }
+    return {**about, "modelspec.architecture": architecture} if architecture else about
+
+
+def _steps(model: Model) -> str:
+    """Return which steps a model makes, and with which guidance."""
+    steps = "DDIM steps, trailing"
+    if isinstance(model.clock, FlowClock):
+        steps = f"Euler steps of rectified flow, shift {model.clock.shift:.4g}"
+    guidance = ", guidance 1 + w" if model.family.slot == "value" else ""
+    return f"{steps}, CFG 1{guidance}"

@@ -14,9 +14,9 @@ from fewstep.atomic import atomic_folder
 from fewstep.errors import RangeError, did_you_mean
 from fewstep.files.copies import copy_licences
 from fewstep.folders.export.factors import Factors, of_adapter, of_difference
-from fewstep.folders.export.format import SHARED, Format, Options, metadata
-from fewstep.folders.export.slider import LAYER, slider_factors, table
-from fewstep.folders.export.stock_folder import check_w_input
+from fewstep.folders.export.format import ARCHITECTURES, Format, Options, metadata
+from fewstep.folders.export.slider import slider_factors, table
+from fewstep.folders.export.stock_folder import check_w_input, is_for_one_w
 from fewstep.folders.read import load_model
 from fewstep.folders.readme import README, escaped, licence_of
 from fewstep.models.lora import has_adapter, merged
@@ -32,54 +32,90 @@ KOHYA = {"add_embedding_linear_1": "label_emb_0_0", "add_embedding_linear_2": "l
 
 
 def write(model: Model, out: Path, options: Options) -> tuple[str, ...]:
-    """Write both files, the scheduler whose steps the student makes, and a README.md."""
+    """Write the files, the scheduler whose steps the student makes, and a README.md."""
     _check(model)
-    style = options.style or STYLES[0]
+    card, network, style = model.card, merged(model.network), _style(model, options)
+    timesteps = _timesteps(model)
+    student, made = _student(model, options, biases=style == "diffusers")
+    files, facts = {STUDENT: student}, _facts(model, timesteps)
+    if model.w_dim is not None:
+        layer, (down, up) = slider_factors(network, model.family, timesteps)
+        files[SLIDER] = {layer: Factors(down, up)}
+        facts["guidance_strength"] = table(card.w_range or (0.0, 0.0))
+    facts |= made
+    architecture = ARCHITECTURES.get(card.family)
+    with atomic_folder(out, STUDENT) as partial:
+        for name, factors in files.items():
+            title = f"{card.name}: {Path(name).stem}"
+            about = metadata(title, model, facts, f"{architecture}/lora" if architecture else "")
+            tensors = _named(factors, style, model.family.part)
+            save_file(tensors, partial / name, metadata=about)
+        model.clock.scheduler().save_pretrained(partial / "scheduler")
+        if model.source is not None:
+            copy_licences(model.source, partial)
+        (partial / README).write_text(_readme(model, facts), encoding="utf-8")
+    line = f"{STUDENT}: {made['made']}; layers changed: {len(student)}"
+    return (line, _guidance_line(model, facts))
+
+
+def _guidance_line(model: Model, facts: Mapping[str, Any]) -> str:
+    strengths = list(facts.get("guidance_strength", {}).items())
+    if strengths:
+        ends = strengths[:: len(strengths) - 1 or 1]
+        told = ", ".join(f"{strength:g} at w = {w}" for w, strength in ends)
+        return f"{SLIDER}: its strength is sin(0.1 w): {told}"
+    low, high = model.card.w_range or (0.0, 0.0)
+    if low == high:
+        return f"w = {low:g} is in {STUDENT}; there is no {SLIDER}"
+    return f"w is an input of the network, as guidance scale 1 + w; there is no {SLIDER}"
+
+
+def _style(model: Model, options: Options) -> str:
+    """Return the style of the keys. Raises RangeError for one that is not there."""
+    style, family = options.style or STYLES[0], model.family
     if style not in STYLES:
         raise RangeError(
             f"style must be one of {', '.join(STYLES)}, got {style!r}.{did_you_mean(style, STYLES)}"
         )
-    card, network = model.card, merged(model.network)
-    scheduler = model.clock.scheduler()
-    scheduler.set_timesteps(card.steps)
-    down, up = slider_factors(network, scheduler.timesteps)
-    student, made = _student(model, options, biases=style == "diffusers")
-    strengths = table(card.w_range or (0.0, 0.0))
-    facts = {
+    if style == "kohya" and family.part != "unet":
+        raise RangeError(
+            f"style must be diffusers for a transformer such as one of {family.name}, got 'kohya', "
+            "whose keys are those of a U-Net. Leave style out."
+        )
+    return style
+
+
+def _timesteps(model: Model) -> Tensor:
+    """Return the timesteps (N,) of a student's steps, float64."""
+    assert model.card.steps is not None
+    grid = model.clock.traits(model.network).clock(model.card.steps)
+    return model.clock.place(torch.tensor(grid[:-1], dtype=torch.float64))[1]
+
+
+def _facts(model: Model, timesteps: Tensor) -> dict[str, Any]:
+    card = model.card
+    return {
         "model": card.name,
         "weights_sha256": card.weights_sha256,
         "base": card.parents[-1].name,
         "base_sha256": card.parents[-1].sha256,
         "steps": card.steps,
-        "timesteps": scheduler.timesteps.tolist(),
+        "timesteps": timesteps.tolist(),
         "w_range": card.w_range,
-        "guidance_strength": strengths,
-        **made,
     }
-    with atomic_folder(out, SLIDER) as partial:
-        for name, factors in ((STUDENT, student), (SLIDER, {LAYER: Factors(down, up)})):
-            about = metadata(f"{card.name}: {Path(name).stem}", card.steps, facts)
-            save_file(_named(factors, style), partial / name, metadata=about)
-        scheduler.save_pretrained(partial / "scheduler")
-        if model.source is not None:
-            copy_licences(model.source, partial)
-        (partial / README).write_text(_readme(model, facts), encoding="utf-8")
-    ends = ", ".join(
-        f"{s:g} at w = {w}" for w, s in list(strengths.items())[:: len(strengths) - 1 or 1]
-    )
-    return (
-        f"{STUDENT}: {made['made']}; layers changed: {len(student)}",
-        f"{SLIDER}: its strength is sin(0.1 w): {ends}",
-    )
 
 
 def _check(model: Model) -> None:
-    """Raise RangeError unless the guidance of a model is a LoRA of rank 1."""
+    """Raise RangeError unless a model is a LoRA over its teacher, and its guidance one of rank 1.
+
+    No LoRA is needed for the guidance of a student for one w, or of one that takes w itself.
+    """
     card, other = model.card, "Use --to diffusers."
-    check_w_input(model)
-    if card.family not in SHARED:
+    if not is_for_one_w(model):
+        check_w_input(model)
+    if model.family.time_features is None:
         raise RangeError(
-            f"only students of {' and '.join(SHARED)} become LoRA files, got one of "
+            "only students whose stock pipeline loads LoRA files can become such files, got one of "
             f"{card.family}. {other}"
         )
     if card.steps is None or card.sampler not in (None, "deterministic"):
@@ -93,7 +129,7 @@ def _check(model: Model) -> None:
             f"{card.name} must name the teacher that it was made from to become LoRA files, and "
             f"its card names none. {other}"
         )
-    if card.w_band != ONE:
+    if model.w_dim is not None and card.w_band != ONE:
         raise RangeError(
             f"{card.name} must be trained on one feature of w to become LoRA files, got several. "
             "Train it with network.w_features=one, or use --to diffusers."
@@ -139,8 +175,8 @@ def _student(
     }
 
 
-def _named(factors: Mapping[str, Factors], style: str) -> dict[str, Tensor]:
-    """Return the tensors of a file under the names of its style."""
+def _named(factors: Mapping[str, Factors], style: str, part: str) -> dict[str, Tensor]:
+    """Return the tensors of a file under the names of its style. part: of the stock pipeline."""
     out: dict[str, Tensor] = {}
     has_biases = any(f.bias is not None for f in factors.values())
     # One for all layers: diffusers 0.42 loses those of attention layers where they differ.
@@ -153,11 +189,11 @@ def _named(factors: Mapping[str, Factors], style: str) -> dict[str, Tensor]:
             out[f"{name}.lora_up.weight"] = f.up * (len(f.down) / alpha)
             out[f"{name}.alpha"] = torch.tensor(float(alpha))
         else:
-            out[f"unet.{layer}.lora_A.weight"] = f.down
-            out[f"unet.{layer}.lora_B.weight"] = f.up
+            out[f"{part}.{layer}.lora_A.weight"] = f.down
+            out[f"{part}.{layer}.lora_B.weight"] = f.up
             if has_biases:  # of all layers or of none, since peft switches them on together
                 bias = torch.zeros(len(f.up)) if f.bias is None else f.bias
-                out[f"unet.{layer}.lora_B.bias"] = bias
+                out[f"{part}.{layer}.lora_B.bias"] = bias
     return {key: t.detach().cpu().contiguous().clone() for key, t in out.items()}
 
 
@@ -172,6 +208,11 @@ def _readme(model: Model, facts: dict[str, Any]) -> str:
         tags=["lora"],
         ignore_metadata_errors=True,
     )
+    one, scale = "`guidance_scale` must be 1", ", guidance_scale=1"
+    if model.family.true_cfg:
+        one, scale = "`true_cfg_scale` must be 1 or without a negative prompt", ""
+    if model.family.slot == "value":
+        scale = ", guidance_scale=1 + w"
     text = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
@@ -179,6 +220,10 @@ def _readme(model: Model, facts: dict[str, Any]) -> str:
         facts=facts,
         licence=licence,
         pipeline=model.family.pipelines[0],
+        scheduler=type(model.clock.scheduler()).__name__,
+        slot=model.family.slot == "value",
+        one=one,
+        scale=scale,
         student=STUDENT,
         slider=SLIDER,
         middle=sum(model.card.w_range or (0.0, 0.0)) / 2,

@@ -4,6 +4,9 @@ A student of the one feature s = sin(0.1 w) adds p s to the embedding t of a tim
 first layer W1 of its timestep embedder: W1 (t + p s) + b. Over the N timesteps t_1 ... t_N that the
 student is made for, the least-norm vector q with q . t_i = 1 gives dW = (W1 p) q^T, for which
 (W1 + s dW) t_i + b is the same. So dW is a LoRA of rank 1, and its strength s is the guidance.
+
+Chroma's first layer is given many tokens, all with the same features of a guidance weight of 0
+among others: with these for the t_i it holds at every timestep.
 """
 
 from __future__ import annotations
@@ -15,29 +18,33 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import RangeError
-from fewstep.models.w_input import one_feature, projection_of
+from fewstep.models.families import Family
+from fewstep.models.w_input import first_layer, one_feature, projection_of
 
-LAYER = "time_embedding.linear_1"
 MOST_CONDITION = 100.0  # of the timesteps' embeddings: float16 then still has one digit
 ROWS = 16  # of the table of strengths
 
 
-def slider_factors(network: Any, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (down (1, D), up (H, 1)) of the slider: down is q, and up is W1 p.
+def slider_factors(
+    network: Any, family: Family, timesteps: Tensor
+) -> tuple[str, tuple[Tensor, Tensor]]:
+    """Return the name of the layer, and (down (1, D), up (H, 1)): down is q, and up is W1 p.
 
-    network: a U-Net whose adapter is merged. timesteps: (N,), those that it is asked at.
+    network: its adapter is merged. timesteps: (N,), those that it is asked at.
     Raises RangeError where no q is there, or float16 could not hold its effect.
     """
-    projection, first = projection_of(network), network.time_embedding.linear_1
+    projection, first = projection_of(network), first_layer(family.embedders(network)[0])
     assert projection is not None
+    assert family.time_features is not None
+    layer = next(name for name, module in network.named_modules() if module is first)
     with torch.no_grad():
-        embeddings = network.time_proj(timesteps.to(network.device)).double()
+        embeddings = family.time_features(network, timesteps.to(network.device)).double()
         up = (
             first.weight.double()
             @ projection.weight[:, one_feature(projection.in_features)].double()
         )
     down = least_norm(embeddings)
-    return down[None, :].float().cpu(), up[:, None].float().cpu()
+    return layer, (down[None, :].float().cpu(), up[:, None].float().cpu())
 
 
 def least_norm(embeddings: Tensor) -> Tensor:

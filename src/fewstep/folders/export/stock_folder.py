@@ -15,12 +15,10 @@ from fewstep.models.student import fold_w
 def check_w_input(model: Model) -> None:
     """Raise RangeError unless the network has an input for w."""
     card = model.card
-    if model.w_dim is not None:
+    if model.can_fold:
         return
     if card.family == OWN:
         found = "a module of your own. Save it with fewstep.save_model"
-    elif model.family.slot == "value":
-        found = "one that takes w itself, which its pipeline gives it. Use its folder as it is"
     elif card.is_teacher:
         found = "a teacher, which stock pipelines guide by two passes. Distil it first"
     elif card.w_range is None:
@@ -30,6 +28,12 @@ def check_w_input(model: Model) -> None:
     raise RangeError(
         f"{card.name} must be a student with an input for w to be exported, got {found}."
     )
+
+
+def is_for_one_w(model: Model) -> bool:
+    """Whether a student was made for one w, and has no input for it."""
+    low, high = model.card.w_range or (0.0, 1.0)
+    return low == high and not model.can_fold
 
 
 def folded(model: Model, options: Options) -> Model:
@@ -46,10 +50,19 @@ def folded(model: Model, options: Options) -> Model:
 
 def write(model: Model, out: Path, options: Options) -> tuple[str, ...]:
     """Write the folder of the model with w folded into its weights."""
-    save_model(folded(model, options), out)
-    assert options.w is not None
-    scale = 1 + options.w if model.family.native else 1
-    return (f"w = {options.w:g} is fixed in the weights; use guidance scale {scale:g}",)
+    made = folded(model, options)
+    save_model(made, out)
+    return (fixed_line(made, "the weights"),)
+
+
+def fixed_line(model: Model, where: str) -> str:
+    """Return the line on a model that was made for one w: where it is, and how it is used."""
+    assert model.card.w_range is not None
+    w = model.card.w_range[0]
+    scale = f"guidance scale {1 + w if model.family.native else 1:g}"
+    if model.family.true_cfg:
+        scale = "true_cfg_scale 1, its default"
+    return f"w = {w:g} is fixed in {where}; use {scale}"
 
 
 STOCK_FOLDER = Format(

@@ -49,6 +49,15 @@ def _embedders(network: Any) -> list[Any]:
     return [network.distilled_guidance_layer]
 
 
+def _time_features(network: Any, timesteps: Tensor) -> Tensor:
+    """Return the features of the guidance weight 0, (1, D): all tokens have them, at any time."""
+    tokens = network.time_text_embed(timesteps[:1])[0]
+    each = tokens.shape[-1] // 4  # features of time, of guidance, and twice as many of the token
+    shared = torch.zeros_like(tokens[:1])
+    shared[:, each : 2 * each] = tokens[:1, each : 2 * each]
+    return shared
+
+
 def _prepare(network: Any) -> None:
     # Recomputed, its single blocks would be called without the mask.
     network._supports_gradient_checkpointing = False
@@ -78,6 +87,7 @@ CHROMA = Family(
     },
     call=_call,
     embedders=_embedders,
+    time_features=_time_features,
     prepare=_prepare,
     check_config=check_config,
     conditions=empty_prompt,

@@ -83,10 +83,16 @@ class Family:
         slot: where the stock network takes w: "features" (B, dim), as `timestep_cond` of a U-Net;
             "value" (B,), w itself, which `call` converts to what the network is given; None: it has
             no such input, and one is added to its timestep embedders.
+        fix: (network whose slot takes w itself, w) -> the changes to its config and the weights of
+            the network in which this w is fixed; None: w cannot be fixed.
+        fixed: name of the family of that network.
         embedders: network -> its `TimestepEmbedding`s, or what it has in their place, to whose
             input w is added.
         check_config: (config.json of the network, its path); raises FolderError where the network
             needs something that `call` does not give it.
+        time_features: (network, timesteps (N,)) -> (M, D), what the first layer of the `embedders`
+            is given at these timesteps, without w; where it is given many tokens, the part that all
+            have in common, the rest being 0. None where stock pipelines load no LoRA files.
         true_cfg: whether the stock pipeline guides by two passes where it is given
             `true_cfg_scale` and a `negative_prompt`.
         rescale: of guidance by two passes, where the stock pipeline does more than mix the two
@@ -122,7 +128,10 @@ class Family:
     tokens: Callable[[Mapping[str, Any], Path], int] | None = None
     shape: Callable[[Mapping[str, Any], Path], tuple[int, int, int]] = network_shape
     slot: Literal["features", "value"] | None = None
+    fix: Callable[[Any, float], tuple[dict[str, Any], dict[str, Tensor]]] | None = None
+    fixed: str = ""
     embedders: Callable[[Any], Sequence[Any]] = _of_a_unet
+    time_features: Callable[[Any, Tensor], Tensor] | None = None
     true_cfg: bool = False
     rescale: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
     condition: Callable[[tuple[Any, ...], Path], Cond] | None = None

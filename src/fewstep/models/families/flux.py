@@ -9,16 +9,19 @@ Two families, by `guidance_embeds` in the network's config:
 - "flux-guided" (true, as dev): guidance was distilled into the network, which takes a guidance
   scale g. It is read as a model of guidance distillation: one pass, w is live, and step
   distillation keeps it so. g = 1 + w: Flux's g = 1 is no guidance, as in `v_uncond + g (v_cond -
-  v_uncond)`. The pipeline feeds g as it is, and the network multiplies by 1000.
+  v_uncond)`. The pipeline feeds g as it is, and the network multiplies by 1000. With one w fixed
+  in its weights the network is of "flux".
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fewstep.core.cond import Cond
@@ -34,9 +37,17 @@ from fewstep.models.families.packed import (
     positions,
     unpack,
 )
-from fewstep.models.families.text import check_text, empty_prompt, of_time_and_text, parts_of
+from fewstep.models.families.text import (
+    check_text,
+    empty_prompt,
+    of_time_and_text,
+    parts_of,
+    time_of_time_and_text,
+)
 
 KEYS = ("text", "pooled")
+EMBED = "time_text_embed."
+GUIDANCE = f"{EMBED}guidance_embedder."  # of the names of its weights
 DISTILLED = Stage(parent=TEACHER)
 # g from 1 to 10. The range of training was not published; 3.5 is the pipeline's default, and the
 # services that offer "dev" take up to 10.
@@ -56,6 +67,22 @@ def _call(network: Any, z: Tensor, timestep: Tensor, cond: Cond, w: Tensor | Non
         return_dict=False,
     )[0]
     return unpack(out, z.shape)
+
+
+def _fix(network: Any, w: float) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return config and weights without the guidance embedder, whose output for w is a constant.
+
+    The embeddings of timestep, guidance and text are added up, so that the constant is a bias of
+    the timestep embedder's last layer.
+    """
+    embed, bias = network.time_text_embed, f"{EMBED}timestep_embedder.linear_2.bias"
+    scale = 1000.0 * (1.0 + torch.tensor([w], device=network.device))
+    with torch.no_grad():
+        features = embed.time_proj(scale).double()
+        constant = copy.deepcopy(embed.guidance_embedder).double()(features)[0]
+        weights = {k: t for k, t in network.state_dict().items() if not k.startswith(GUIDANCE)}
+        weights[bias] = weights[bias] + constant.to(weights[bias].dtype)
+    return {"guidance_embeds": False}, weights
 
 
 def _check_cond(network: Any, card: Card, cond: Cond) -> None:
@@ -116,6 +143,7 @@ FLUX = Family(
     call=_call,
     true_cfg=True,
     embedders=of_time_and_text,
+    time_features=time_of_time_and_text,
     check_config=check_config,
     conditions=empty_prompt,
     check_cond=_check_cond,
@@ -126,6 +154,8 @@ FLUX_GUIDED = replace(
     name="flux-guided",
     owns=_has_slot,
     slot="value",
+    fix=_fix,
+    fixed=FLUX.name,
     true_cfg=False,
     conditions=_conditions_guided,
 )

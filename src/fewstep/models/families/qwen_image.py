@@ -32,6 +32,7 @@ from fewstep.models.families.text import (
     check_text_and_mask,
     of_time_and_text,
     parts_of,
+    time_of_time_and_text,
 )
 
 LENGTH = 512  # tokens that the stock pipeline reads by default
@@ -61,6 +62,10 @@ def _rescale(v: Tensor, v_cond: Tensor, z: Tensor, phi: Tensor) -> Tensor:
     guided, plain = pack(v - still), pack(v_cond - still)
     ratio = plain.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
     return still + unpack(guided * ratio, z.shape)
+
+
+def _time_features(network: Any, timesteps: Tensor) -> Tensor:
+    return time_of_time_and_text(network, timesteps / 1000)  # its features multiply by 1000
 
 
 def _check_cond(network: Any, card: Card, cond: Cond) -> None:
@@ -106,6 +111,7 @@ QWEN_IMAGE = Family(
     true_cfg=True,
     rescale=_rescale,
     embedders=of_time_and_text,
+    time_features=_time_features,
     check_config=_check_config,
     conditions=_conditions,
     check_cond=_check_cond,

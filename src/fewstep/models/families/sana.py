@@ -44,6 +44,11 @@ def _embedders(network: Any) -> list[Any]:
     return [network.time_embed.emb.timestep_embedder]
 
 
+def _time_features(network: Any, timesteps: Tensor) -> Tensor:
+    out: Tensor = network.time_embed.emb.time_proj(timesteps * network.config.timestep_scale)
+    return out
+
+
 def _check_cond(network: Any, card: Card, cond: Cond) -> None:
     check_text_and_mask(cond, network.config.caption_channels)
 
@@ -70,6 +75,7 @@ SANA = Family(
     flow="own",
     call=_call,
     embedders=_embedders,
+    time_features=_time_features,
     check_config=_check_config,
     conditions=empty_prompt,
     check_cond=_check_cond,

@@ -18,7 +18,13 @@ from fewstep.errors import FolderError, ShapeError
 from fewstep.files.parts import is_count
 from fewstep.models.card import Card
 from fewstep.models.families.family import Family, network_shape
-from fewstep.models.families.text import check_text, empty_prompt, of_time_and_text, parts_of
+from fewstep.models.families.text import (
+    check_text,
+    empty_prompt,
+    of_time_and_text,
+    parts_of,
+    time_of_time_and_text,
+)
 
 KEYS = ("text", "pooled")
 
@@ -90,6 +96,7 @@ STABLE_DIFFUSION_3 = Family(
     tokens=_tokens,
     call=_call,
     embedders=of_time_and_text,
+    time_features=time_of_time_and_text,
     check_config=_check_config,
     conditions=empty_prompt,
     check_cond=_check_cond,

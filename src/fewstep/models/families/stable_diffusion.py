@@ -13,7 +13,7 @@ from fewstep.core.cond import Cond
 from fewstep.errors import ShapeError
 from fewstep.models.card import Card
 from fewstep.models.families.family import Family
-from fewstep.models.families.text import check_text, check_unet, empty_prompt
+from fewstep.models.families.text import check_text, check_unet, empty_prompt, time_of_unet
 
 NAME = "stable-diffusion"
 
@@ -57,6 +57,7 @@ STABLE_DIFFUSION = Family(
     },
     call=_call,
     slot="features",
+    time_features=time_of_unet,
     check_config=partial(check_unet, name=NAME, wanted={"addition_embed_type": None}),
     conditions=empty_prompt,
     check_cond=_check_cond,

@@ -20,7 +20,7 @@ from fewstep.files.parts import read_json, size_of, vae_factor
 from fewstep.models.card import Card
 from fewstep.models.families.family import Family
 from fewstep.models.families.stable_diffusion import STABLE_DIFFUSION
-from fewstep.models.families.text import check_text, check_unet, parts_of
+from fewstep.models.families.text import check_text, check_unet, parts_of, time_of_unet
 
 NAME = "stable-diffusion-xl"
 KEYS = ("text", "pooled", "time_ids")
@@ -89,6 +89,7 @@ STABLE_DIFFUSION_XL = Family(
     },
     call=_call,
     slot="features",
+    time_features=time_of_unet,
     check_config=partial(check_unet, name=NAME, wanted={"addition_embed_type": "text_time"}),
     conditions=_conditions,
     check_cond=_check_cond,

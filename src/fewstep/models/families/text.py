@@ -30,6 +30,18 @@ def of_time_and_text(network: Any) -> list[Any]:
     return [network.time_text_embed.timestep_embedder]
 
 
+def time_of_unet(network: Any, timesteps: Tensor) -> Tensor:
+    """Return the features (N, D) of timesteps (N,) that a U-Net's timestep embedder is given."""
+    out: Tensor = network.time_proj(timesteps)
+    return out
+
+
+def time_of_time_and_text(network: Any, timesteps: Tensor) -> Tensor:
+    """Return the features (N, D) of timesteps (N,) where the embeddings of time and text add up."""
+    out: Tensor = network.time_text_embed.time_proj(timesteps)
+    return out
+
+
 def empty_prompt(index: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the card says of conditions: the unconditional pass is given an empty prompt."""
     return {"null_prompt": ""}
