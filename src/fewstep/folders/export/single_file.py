@@ -19,6 +19,7 @@ from fewstep.folders.export.stock_folder import fixed_line, folded, is_for_one_w
 from fewstep.folders.vae import load_vae
 from fewstep.models.families.stable_diffusion import STABLE_DIFFUSION
 from fewstep.models.model import Model
+from fewstep.models.student import merge_adapter
 
 FILE = "model.safetensors"
 OPENAI = "quick_gelu"  # the activation of OpenAI's CLIP; OpenCLIP has another
@@ -33,7 +34,7 @@ def write(model: Model, out: Path, options: Options) -> tuple[str, ...]:
             "which diffusers reads none. Use --to diffusers."
         )
     as_it_is = model.family.slot == "value" or is_for_one_w(model)
-    made = model if options.w is None and as_it_is else folded(model, options)
+    made = merge_adapter(model) if options.w is None and as_it_is else folded(model, options)
     tensors = TENSORS[family](made)
     low, high = made.card.w_range or (0.0, 0.0)
     w = low if low == high else None
