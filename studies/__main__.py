@@ -21,6 +21,7 @@ STUDIES: dict[str, str] = {
     "stock_pipelines": "how far fewstep and stock diffusers pipelines differ on one student",
     "reference": "the pages of recipe keys and of the command line, from the code",
     "notebook": "a notebook of a Markdown page",
+    "two_files": "what the two LoRA files of a student cost beside its folder, at several ranks",
     "architecture": "the picture of the packages and their imports, from the code",
     "mixture_states": "noised states against trajectories on an exact Gaussian mixture",
 }

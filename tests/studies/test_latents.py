@@ -33,9 +33,8 @@ def _cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEWSTEP_CACHE", str(home / "cache"))
 
 
-@pytest.fixture(scope="module")
-def images(home: Path) -> Path:
-    """Bright and dark noise of 16 x 16, in turn."""
+def write_images(path: Path) -> Path:
+    """Write bright and dark noise of 16 x 16, in turn, as parquet; return the path."""
     draws = np.random.default_rng(0)
     rows: dict[str, list[Any]] = {"image": [], "label": []}
     for k in range(120):
@@ -47,9 +46,13 @@ def images(home: Path) -> Path:
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=["dark", "bright"])}
     )
-    path = home / "images.parquet"
     datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def images(home: Path) -> Path:
+    return write_images(home / "images.parquet")
 
 
 @pytest.fixture(scope="module")
