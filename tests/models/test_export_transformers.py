@@ -251,7 +251,7 @@ def test_a_student_for_one_w_has_files_without_w(guided_flux: Path, tmp_path: Pa
     assert not (tmp_path / "lora" / SLIDER).exists()
     text = (tmp_path / "lora" / "README.md").read_text()
     assert "guidance at w = 3 is in `student.safetensors`" in text
-    assert 'pipe("a photograph of a cat", num_inference_steps=2).images' in text
+    assert 'pipe("a photograph of a cat", num_inference_steps=2, height=16, width=16)' in text
     (line,) = fewstep.export(student, tmp_path / "one", to="single-file")
     assert line.startswith("w = 3 is fixed in the weights of model.safetensors")
     live = student_of(load_model(guided_flux), stage, (0.0, 5.0), lora=lora)
@@ -260,7 +260,7 @@ def test_a_student_for_one_w_has_files_without_w(guided_flux: Path, tmp_path: Pa
         "w is an input of the network, as guidance scale 1 + w; there is no guidance.safetensors"
     )
     text = (tmp_path / "live" / "README.md").read_text()
-    assert "num_inference_steps=2, guidance_scale=1 + w).images" in text
+    assert "num_inference_steps=2, guidance_scale=1 + w, height=16, width=16)" in text
     assert "`guidance_scale` is 1 + w, for w from 0 to 5." in text
 
 

@@ -17,16 +17,19 @@ def export_command(
         str,
         typer.Option(
             help="diffusers: a folder that stock diffusers pipelines open, with one w fixed in its "
-            "weights; single-file: a checkpoint of Stable Diffusion 1, 2 or XL in the original "
-            "layout, with one w fixed; lora: two LoRA files for the teacher, one for its steps and "
-            "one for guidance; onnx: the network for onnxruntime, with w as an input or one w "
-            "fixed."
+            "weights; single-file: a checkpoint in the original layout, with one w fixed, whole "
+            "for Stable Diffusion 1, 2 and XL, and the transformer alone for others; lora: two "
+            "LoRA files for the teacher, one for its steps and one for guidance; onnx: the network "
+            "for onnxruntime, with w as an input or one w fixed."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     w: Annotated[
         float | None,
-        typer.Option(help="Guidance weight to fix in the weights (diffusers, single-file, onnx)."),
+        typer.Option(
+            help="Guidance weight to fix in the weights (diffusers, single-file, onnx); the single "
+            "file of a Flux with guidance_embeds may be made without it, and then takes any w."
+        ),
     ] = None,
     base: Annotated[
         Path | None,

@@ -93,7 +93,7 @@ def _facts(model: Model, card: Card, source: Path) -> dict[str, Any]:
         "null": _null(card),
         "pipeline": model.family.pipelines[0],
         "place": json.dumps(f"path/to/{card.name}".replace("`", "'"), ensure_ascii=False),
-        "size": _size(model, source),
+        "size": size_in_call(model, source),
         "scale": 1 if knob == "fixed" else 1 + w,
         "signal": math.cos(float(model.clock.phis[-1])),
         "some_steps": card.steps or (50 if card.w_range is None else 8),
@@ -103,7 +103,7 @@ def _facts(model: Model, card: Card, source: Path) -> dict[str, Any]:
     }
 
 
-def _size(model: Model, source: Path) -> str:
+def size_in_call(model: Model, source: Path) -> str:
     """Return arguments of the stock pipeline for the model's size, where it knows no size of it."""
     if model.family.flow != "spaced":
         return ""

@@ -18,7 +18,7 @@ from fewstep.folders.export.format import ARCHITECTURES, Format, Options, metada
 from fewstep.folders.export.slider import slider_factors, table
 from fewstep.folders.export.stock_folder import check_w_input, is_for_one_w
 from fewstep.folders.read import load_model
-from fewstep.folders.readme import README, escaped, licence_of
+from fewstep.folders.readme import README, escaped, licence_of, size_in_call
 from fewstep.models.lora import has_adapter, merged
 from fewstep.models.model import Model
 from fewstep.models.w_input import ONE
@@ -51,8 +51,8 @@ def write(model: Model, out: Path, options: Options) -> tuple[str, ...]:
             tensors = _named(factors, style, model.family.part)
             save_file(tensors, partial / name, metadata=about)
         model.clock.scheduler().save_pretrained(partial / "scheduler")
-        if model.source is not None:
-            copy_licences(model.source, partial)
+        assert model.source is not None
+        copy_licences(model.source, partial)
         (partial / README).write_text(_readme(model, facts), encoding="utf-8")
     line = f"{STUDENT}: {made['made']}; layers changed: {len(student)}"
     return (line, _guidance_line(model, facts))
@@ -200,7 +200,9 @@ def _named(factors: Mapping[str, Factors], style: str, part: str) -> dict[str, T
 def _readme(model: Model, facts: dict[str, Any]) -> str:
     from huggingface_hub import ModelCard, ModelCardData
 
-    licence = {} if model.source is None else licence_of(model.source)
+    source, family = model.source, model.family
+    assert source is not None
+    licence, there = licence_of(source), family.parts_in(source)
     data = ModelCardData(
         **licence,  # type: ignore[arg-type]
         library_name="diffusers",
@@ -208,22 +210,18 @@ def _readme(model: Model, facts: dict[str, Any]) -> str:
         tags=["lora"],
         ignore_metadata_errors=True,
     )
-    one, scale = "`guidance_scale` must be 1", ", guidance_scale=1"
-    if model.family.true_cfg:
-        one, scale = "`true_cfg_scale` must be 1 or without a negative prompt", ""
-    if model.family.slot == "value":
-        scale = ", guidance_scale=1 + w"
     text = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
         plain=escaped,
         facts=facts,
         licence=licence,
-        pipeline=model.family.pipelines[0],
+        pipeline=family.pipelines[0],
+        absent="".join(f", {part}=None" for part in family.parts if part not in there),
+        size=size_in_call(model, source),
         scheduler=type(model.clock.scheduler()).__name__,
-        slot=model.family.slot == "value",
-        one=one,
-        scale=scale,
+        slot=family.slot == "value",
+        true_cfg=family.true_cfg,
         student=STUDENT,
         slider=SLIDER,
         middle=sum(model.card.w_range or (0.0, 0.0)) / 2,
