@@ -157,7 +157,7 @@ def test_lora_files_and_single_files_draw_as_the_live_student(name: str, tmp_pat
     stock = FOLDERS[name](tmp_path / "stock")
     pipelines, teacher = Pipelines(name, stock), load_model(stock)
     apart = Lora(rank=2, alpha=4, targets=CASES[name].targets, keep_apart=True)
-    students = {steps: made(teacher, steps, apart) for steps in MANY_STEPS}
+    students = {steps: made(teacher, steps, apart) for steps in (1, 4, 8)}
     save_model(students[4], tmp_path / "student")
     students[4] = load_model(tmp_path / "student")
     for steps, student in students.items():
@@ -174,9 +174,8 @@ def test_lora_files_and_single_files_draw_as_the_live_student(name: str, tmp_pat
         told = file.metadata()
     assert json.loads(told["fewstep"])["left_out"] < 1e-6
     assert told["modelspec.architecture"] == f"{ARCHITECTURES[name]}/lora"
-    for w in (0.0, W):
-        job = {"loras": files_of(out, w), "scheduler": str(out), **guided(name, w)}
-        pipelines.ask(f"whole {w}", whole, w, **job)
+    job = {"loras": files_of(out, W), "scheduler": str(out), **guided(name, W)}
+    pipelines.ask("whole", whole, W, **job)
 
     student, files = students[4], {"loras": files_of(tmp_path / "lora-4", W)}
     (line,) = fewstep.export(student, tmp_path / "one", to="single-file", w=W)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DiTPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from tests.models.packed import chroma_folder, flux_folder, qwen_folder
 from tests.models.pipelines import (
@@ -26,8 +25,8 @@ import fewstep
 from fewstep.core.cond import Cond, batch_size, repeat_null, take
 from fewstep.distill.plan import Stage
 from fewstep.errors import FolderError, RangeError
-from fewstep.folders import card_in, encode_prompts, load, load_vae, save_model
-from fewstep.models import FAMILIES, Lora, Model, decode_latents, fold_w, model_of, student_of
+from fewstep.folders import card_in, encode_prompts, load, save_model
+from fewstep.models import FAMILIES, Lora, Model, fold_w, model_of, student_of
 from fewstep.models.families.own import OWN
 from fewstep.models.w_input import BAND, features_of, frequencies, projection_of, w_features
 from fewstep.testing import check_denoiser
@@ -118,38 +117,6 @@ def test_one_w_folds_into_the_weights(folder: Path, tmp_path: Path, w: float) ->
         assert torch.equal(again(z, phi, cond, ws), found)
     with pytest.raises(RangeError, match="outside the range"):
         fewstep.sample(again, cond, w=w + 0.1)
-
-
-def test_a_folded_student_draws_in_the_stock_pipeline_without_guidance(tmp_path: Path) -> None:
-    stock = sd_folder(tmp_path / "sd")
-    student = live(stock)
-    save_model(fold_w(student, 2.5), tmp_path / "folded")
-    pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "folded")
-    pipe.set_progress_bar_config(disable=True)
-    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
-    theirs = pipe(
-        "a cat", latents=noise, num_inference_steps=4, guidance_scale=1.0, output_type="latent"
-    ).images
-    ours = fewstep.sample(student, encode_prompts(stock, ["a cat"]), w=2.5, z=noise)
-    torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
-
-
-def test_a_folded_dit_draws_in_the_stock_pipeline(tmp_path: Path) -> None:
-    stock = dit_folder(tmp_path / "dit", classes=1000)
-    student = live(stock)
-    save_model(fold_w(student, 2.5), tmp_path / "folded")
-    pipe = DiTPipeline.from_pretrained(tmp_path / "folded")
-    pipe.set_progress_bar_config(disable=True)
-    theirs = pipe(
-        [3], guidance_scale=1.0, num_inference_steps=4, output_type="np",
-        generator=torch.Generator().manual_seed(7),
-    ).images  # fmt: skip
-    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(7))
-    latents = fewstep.sample(student, torch.tensor([3]), w=2.5, z=noise)
-    ours = (decode_latents(load_vae(stock), latents) / 2 + 0.5).clamp(0, 1)
-    torch.testing.assert_close(
-        torch.from_numpy(theirs), ours.permute(0, 2, 3, 1), atol=1e-4, rtol=1e-4
-    )
 
 
 def test_an_adapter_is_merged_when_w_is_folded(tmp_path: Path) -> None:
