@@ -113,7 +113,7 @@ def _check(model: Model) -> None:
     card, other = model.card, "Use --to diffusers."
     if not is_for_one_w(model):
         check_w_input(model)
-    if model.family.time_features is None:
+    if model.family.time_features is None or model.source is None:
         raise RangeError(
             "only students whose stock pipeline loads LoRA files can become such files, got one of "
             f"{card.family}. {other}"
@@ -121,8 +121,8 @@ def _check(model: Model) -> None:
     if card.steps is None or card.sampler not in (None, "deterministic"):
         made = "any number of steps" if card.steps is None else f"the sampler {card.sampler!r}"
         raise RangeError(
-            f"{card.name} must be made for a number of DDIM steps to become LoRA files, got one "
-            f"for {made}. {other}"
+            f"{card.name} must be made for a number of deterministic steps to become LoRA files, got "
+            f"one for {made}. {other}"
         )
     if not card.parents:
         raise RangeError(
