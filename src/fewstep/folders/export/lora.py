@@ -121,8 +121,8 @@ def _check(model: Model) -> None:
     if card.steps is None or card.sampler not in (None, "deterministic"):
         made = "any number of steps" if card.steps is None else f"the sampler {card.sampler!r}"
         raise RangeError(
-            f"{card.name} must be made for a number of deterministic steps to become LoRA files, got "
-            f"one for {made}. {other}"
+            f"{card.name} must be made for a number of deterministic steps to become LoRA files, "
+            f"got one for {made}. {other}"
         )
     if not card.parents:
         raise RangeError(
