@@ -41,7 +41,7 @@ from fewstep.folders import to_images
 from fewstep.metrics import Features, Reference, measure, train_features, vision_features
 from fewstep.models import Model, student_of
 from fewstep.show.sheet import rows_of, save_sheet
-from fewstep.train import TrainConfig, Watch, estimate, read_metrics, time_limit, train
+from fewstep.train import TrainConfig, Watch, estimate, read_metrics, train
 
 # Shares of the time. What is left is for samples and metrics.
 SHARES = {"teacher": 0.50, "student-4": 0.17, "student-1": 0.10}
@@ -174,7 +174,7 @@ class Leg:
         """Train for so many seconds at most; load the average into the model; return the update."""
         name = model.card.name
         try:
-            with time_limit(seconds):
+            with fewstep.time_limit(seconds):
                 result = train(
                     model, problem, self.batches(name, config), config, folder,
                     seed=self.seed(name), device=self.context.device, progress=False,

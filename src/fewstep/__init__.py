@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fewstep.errors import FewstepError
     from fewstep.folders import load, save_model
     from fewstep.folders.export import export
+    from fewstep.limit import time_limit
     from fewstep.models import Model
     from fewstep.models.pipeline import ClassConditionalPipeline
     from fewstep.train import TrainConfig
@@ -52,6 +53,7 @@ _HOMES = {
     "load": "fewstep.folders",
     "sample": "fewstep.core.sample",
     "save_model": "fewstep.folders",
+    "time_limit": "fewstep.limit",
     "transfer": "fewstep.edit",
 }
 
@@ -83,6 +85,7 @@ __all__ = [
     "load",
     "sample",
     "save_model",
+    "time_limit",
     "transfer",
 ]
 

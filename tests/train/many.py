@@ -2,7 +2,7 @@
 
 Usage: many.py FOLDER SETTINGS. SETTINGS is JSON: of TrainConfig, and "kill": {rank: update}, at
 which a process kills itself with SIGKILL; several wait for each other, so that none sees another
-one die. Exit code 3 and a line on stderr for a FewstepError.
+one die; "late": the rank whose time is up at once. Exit code 3 and a line on stderr for a FewstepError.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fewstep import time_limit
 from fewstep.core.cond import Cond
 from fewstep.core.seed import generator
 from fewstep.distill.pretrain import Pretrain
@@ -53,6 +54,7 @@ class Net(nn.Module):
 def main() -> None:
     folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
     kill = {int(k): v for k, v in settings.pop("kill", {}).items()}
+    late = settings.pop("late", None)
     rank = int(os.environ.get("RANK", "0"))
     torch.set_num_threads(1)
 
@@ -72,7 +74,8 @@ def main() -> None:
     shared = {"updates": 30, "batch_size": BATCH, "lr": 1e-2, "warmup": 5, "checkpoint_every": 10}
     config = TrainConfig(**{**shared, "log_every": 5, "ema": 0.9, **settings})
     try:
-        train(Net(), Pretrain(torch.tensor([2])), batch, config, folder, device="cpu")
+        with time_limit(1e-9 if rank == late else "1h"):
+            train(Net(), Pretrain(torch.tensor([2])), batch, config, folder, device="cpu")
         leave()
     except FewstepError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")

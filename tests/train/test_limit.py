@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fewstep import time_limit
 from fewstep.core.cond import Cond
 from fewstep.distill.pretrain import Pretrain
 from fewstep.errors import RangeError, TimeUp
-from fewstep.train import TrainConfig, TrainResult, is_time_up, read_metrics, time_limit, train
+from fewstep.limit import is_time_up, seconds_of
+from fewstep.train import TrainConfig, TrainResult, read_metrics, train
 
 CONFIG = TrainConfig(updates=6, batch_size=4, warmup=2, log_every=1)
 
@@ -69,4 +71,19 @@ def test_the_earliest_of_nested_limits_counts() -> None:
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
 def test_other_limits_are_refused(seconds: float) -> None:
     with pytest.raises(RangeError, match="above 0"), time_limit(seconds):
+        pass
+
+
+def test_times_are_read_as_people_write_them() -> None:
+    told = {"90s": 90, "5m": 300, "2h": 7200, "1h30m": 5400, " 1m5s ": 65}
+    assert {text: seconds_of(text) for text in told} == told
+    with time_limit("5m"):
+        assert not is_time_up()
+
+
+@pytest.mark.parametrize("text", ["0", "0s", "0m", "5x", "", "5", "-5m", "30m1h", "1.5h", "5 m"])
+def test_other_times_are_refused(text: str) -> None:
+    with pytest.raises(RangeError, match="--for must be a time above 0"):
+        seconds_of(text, "--for")
+    with pytest.raises(RangeError, match="above 0"), time_limit(text):
         pass

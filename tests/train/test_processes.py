@@ -92,6 +92,17 @@ def test_killed_processes_go_on_to_the_same_bits(
     assert distance(final(two), final(tmp_path)) == 0.0
 
 
+def test_when_the_time_of_one_is_up_all_stop_after_the_same_update(
+    forks: Forks, two: Path, tmp_path: Path
+) -> None:
+    for update in (5, 10):
+        for code, said in go(forks, tmp_path, 2, late=1):
+            assert code == 3
+            assert f"TimeUp: time is up at update {update} of 30" in said
+    assert [code for code, _ in go(forks, tmp_path, 2)] == [0, 0]
+    assert distance(final(two), final(tmp_path)) == 0.0
+
+
 def test_shards_learn_the_same_and_load_in_one_process(
     forks: Forks, two: Path, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ import typer
 
 from fewstep.cli.options import (
     Device,
+    For,
     Out,
     RecipeName,
     Set,
@@ -38,6 +39,7 @@ def distill_command(
     ] = False,
     set_: Set = None,
     device: Device = None,
+    _for: For = None,
 ) -> None:
     """Train the students of a recipe from its teacher.
 

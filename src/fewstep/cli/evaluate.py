@@ -10,6 +10,7 @@ import typer
 from fewstep.cli.options import (
     LARGEST_SEED,
     Device,
+    For,
     Results,
     WList,
     numbers,
@@ -83,6 +84,7 @@ def evaluate_command(
     ] = 0,
     out: Results = Path("evaluation"),
     device: Device = None,
+    _for: For = None,
 ) -> None:
     """Measure models: distances, scores and speed.
 

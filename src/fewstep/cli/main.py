@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import sys
 import traceback
@@ -37,7 +38,7 @@ from fewstep.cli import (
     transfer,
 )
 from fewstep.cli.help import Command
-from fewstep.errors import FewstepError, FewstepWarning, Interrupted
+from fewstep.errors import FewstepError, FewstepWarning, Interrupted, TimeUp
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 app = typer.Typer(
@@ -109,14 +110,16 @@ UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__mro__[1])
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
-
+EXIT_TIME_UP = 75  # EX_TEMPFAIL of sysexits.h: try again
 
 DEBUG = "--debug"
 GUIDANCE_SCALE = "--guidance-scale"  # the option of other programs, whose value is 1 + w
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; return its exit code: 0, 1 (error), 2 (usage) or 130 (Ctrl-C).
+    """Run the command line; return its exit code.
+
+    It is 0, 1 (error), 2 (usage), 75 (the time of --for is up) or 130 (Ctrl-C).
 
     Every error ends in one line on stderr. With `--debug` anywhere among the arguments its
     traceback comes first.
@@ -142,6 +145,8 @@ def main(arguments: list[str] | None = None) -> int:
                 raise
             if debug:
                 traceback.print_exception(error)
+            if isinstance(error, TimeUp):
+                return _say_how_to_continue(error, kept)
             return _fail(*_explained(error))
     if code == EXIT_INTERRUPTED:  # typer returns this number for Ctrl-C, and prints nothing
         return _fail(*_explained(KeyboardInterrupt()))
@@ -159,6 +164,18 @@ def _other_convention(error: Exception, arguments: list[str]) -> str | None:
         return None
     w = float(found[1]) - 1
     return f"fewstep uses w = guidance scale - 1; you probably mean --w {w:g}."
+
+
+def _say_how_to_continue(error: TimeUp, arguments: list[str]) -> int:
+    """Print the command that continues, once for all processes; return the exit code."""
+    if os.environ.get("RANK", "0") != "0":
+        return EXIT_TIME_UP
+    world, here = (os.environ.get(n, "1") for n in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    command = shlex.join(["fewstep", *arguments])
+    if world != "1":
+        launcher = f"torchrun --nproc_per_node {here}" if world == here else "your launcher:"
+        command = f"{launcher} -m {command}"
+    return _fail(f"{str(error).removesuffix('.')}: {command}", EXIT_TIME_UP)
 
 
 def _explained(error: BaseException) -> tuple[str, int]:

@@ -12,6 +12,7 @@ import typer
 
 from fewstep.cli.recipes import names_of
 from fewstep.errors import NoDataError, RangeError
+from fewstep.limit import seconds_of, time_limit
 
 if TYPE_CHECKING:
     from fewstep.recipes.config import Recipe
@@ -70,6 +71,26 @@ Overwrite = Annotated[
         "--overwrite",
         help="Replace files at --out that fewstep did not draw. Without it, only pictures that "
         "fewstep drew before are replaced.",
+    ),
+]
+
+
+def _limit_time(context: typer.Context, text: str | None) -> str | None:
+    """Limit the time of the command from now on."""
+    if text is not None:
+        context.with_resource(time_limit(seconds_of(text, "--for")))
+    return text
+
+
+# The callback acts on it, so commands leave the value unused.
+For = Annotated[
+    str | None,
+    typer.Option(
+        "--for",
+        callback=_limit_time,
+        metavar="TIME",
+        help="Stop after this time, for example 90s, 5m or 1h30m. What was done is kept, and the "
+        "same command continues; the exit code is 75 until all is done.",
     ),
 ]
 Teachers = Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fewstep.cli.options import (
     Device,
+    For,
     Out,
     RecipeName,
     Set,
@@ -21,6 +22,7 @@ def report_command(
     teacher: Teachers = None,
     set_: Set = None,
     device: Device = None,
+    _for: For = None,
 ) -> None:
     """Run a whole recipe: train, distil, measure.
 

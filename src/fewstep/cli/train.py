@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from fewstep.cli.options import Device, Out, RecipeName, Set, load_run_recipe, run_folder, say
+from fewstep.cli.options import Device, For, Out, RecipeName, Set, load_run_recipe, run_folder, say
 
 
 def train_command(
-    recipe: RecipeName, out: Out = None, set_: Set = None, device: Device = None
+    recipe: RecipeName,
+    out: Out = None,
+    set_: Set = None,
+    device: Device = None,
+    _for: For = None,
 ) -> None:
     """Train the guided teacher of a recipe.
 

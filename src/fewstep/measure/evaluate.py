@@ -36,6 +36,7 @@ from fewstep.core.samplers import get_sampler
 from fewstep.data import DataConfig, Dataset, open_dataset
 from fewstep.errors import DataError, NonFiniteError
 from fewstep.folders import to_images
+from fewstep.limit import stop_when_time_is_up
 from fewstep.measure.cell import DDIM, IMAGES, Cell
 from fewstep.measure.conditions import Conditions
 from fewstep.measure.database import Inputs, Record, Results, key_of, what_changed
@@ -182,6 +183,7 @@ class Evaluation:
         found = self.results.get(key)
         if found is None or IMAGES not in tensors_in(path):
             found = self._measure(model, inputs, teacher, path)
+            stop_when_time_is_up(f"the cell of {name} at {steps} steps and w = {w:g}")
         return _cell(found, path, "No teacher was given to compare with.")
 
     def _measure(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fewstep.train.checkpoint import begun_run, extend_run
 from fewstep.train.config import Optimisation, TrainConfig
-from fewstep.train.limit import is_time_up, time_limit
 from fewstep.train.log import read_metrics
 from fewstep.train.loop import Batch, TrainResult, check_trainable, train
 from fewstep.train.memory import Estimate, Watch, estimate
@@ -22,12 +21,10 @@ __all__ = [
     "check_trainable",
     "estimate",
     "extend_run",
-    "is_time_up",
     "leave",
     "memory_limit",
     "processes",
     "read_metrics",
-    "time_limit",
     "train",
     "translate_peer_failures",
 ]

@@ -21,9 +21,9 @@ from fewstep.core.cond import Cond
 from fewstep.core.seed import derive, generator
 from fewstep.distill.problem import WEIGHTINGS, Problem, loss
 from fewstep.errors import Interrupted, NonFiniteError, RangeError, TimeUp
+from fewstep.limit import is_time_up, stop_requests
 from fewstep.train.checkpoint import load_checkpoint, save_checkpoint
 from fewstep.train.config import TrainConfig
-from fewstep.train.limit import is_time_up, stop_requests
 from fewstep.train.log import Log, read_metrics
 from fewstep.train.processes import processes, summed, translate_peer_failures
 from fewstep.train.progress import Progress
@@ -138,8 +138,8 @@ class _Loop:
                 if progress is not None:
                     progress.step()
                 last = self.update == config.updates
-                late = is_time_up()
-                stop = self._agree(late or stopping(), last)
+                asked, late = self._agree(stopping(), is_time_up(), last)
+                stop = asked or late
                 # A stop writes no row of its own, so the log does not depend on it; a loss that is
                 # not finite is reported at once, as nothing would be saved.
                 if (
@@ -151,7 +151,7 @@ class _Loop:
                 if last or stop or self.update % config.checkpoint_every == 0:
                     self._save()
                 if stop and not last:
-                    kind, why = (TimeUp, "time is up") if late else (Interrupted, "stopped")
+                    kind, why = (Interrupted, "stopped") if asked else (TimeUp, "time is up")
                     raise kind(
                         f"{why} at update {self.update} of {config.updates}, which is saved; run "
                         "the same command to continue."
@@ -162,13 +162,17 @@ class _Loop:
             if log is not None:
                 log.close()
 
-    def _agree(self, stop: bool, last: bool) -> bool:
-        """Whether any process was asked to stop; several ask each other when they read the loss."""
+    def _agree(self, asked: bool, late: bool, last: bool) -> tuple[bool, bool]:
+        """Whether any process was asked to stop, and whether the time of any is up.
+
+        Several processes ask each other when they read the loss.
+        """
         if self.accelerator.num_processes == 1:
-            return stop
+            return asked, late
         if not last and self.update % self.config.log_every:
-            return False
-        return bool(summed(torch.tensor(float(stop), device=self.device)) > 0)
+            return False, False
+        flags = summed(torch.tensor([float(asked), float(late)], device=self.device)).tolist()
+        return flags[0] > 0, flags[1] > 0
 
     def _step(self) -> None:
         update, config = self.update, self.config
