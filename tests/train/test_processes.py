@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +16,9 @@ from safetensors.torch import load_file
 from tests.forks import Forks
 from torch import Tensor
 
-from fewstep.errors import RangeError
+from fewstep.errors import CheckpointError, RangeError
 from fewstep.train import TrainConfig
+from fewstep.train.checkpoint import read_checkpoint
 from fewstep.train.config import FREE
 
 SCRIPT = Path(__file__).parent / "many.py"
@@ -42,9 +45,8 @@ def go(forks: Forks, folder: Path, count: int, **settings: object) -> list[tuple
 
 
 def final(folder: Path, update: int = 30) -> dict[str, Tensor]:
-    where = folder / "checkpoints" / f"{update:08d}"
-    found = {f"ema {k}": v for k, v in load_file(where / "ema.safetensors").items()}
-    return {**load_file(where / "weights.safetensors"), **found}
+    found = read_checkpoint(folder / "checkpoints" / f"{update:08d}")
+    return {**found.weights, **{f"ema {k}": v for k, v in found.ema.items()}}
 
 
 def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
@@ -109,9 +111,42 @@ def test_shards_learn_the_same_and_load_in_one_process(
     done = go(forks, tmp_path, 2, shard=True, kill={0: 25, 1: 25})
     assert [code for code, _ in done] == [-signal.SIGKILL] * 2
     assert distance(final(two, 20), final(tmp_path, 20)) < 1e-5
+    files = {p.name for p in (tmp_path / "checkpoints" / "00000020").iterdir()}
+    shards = {f"shard-0000{k}-model-00001-of-00001.safetensors" for k in (1, 2)}
+    assert files == {*shards, "rest.pt", "state.json"}
     done = go(forks, tmp_path, 1, accumulate=2)
     assert done[0][0] == 0, done[0][1]
     assert distance(final(two), final(tmp_path)) < 1e-5
+
+
+def test_shards_go_on_in_any_number_of_processes(forks: Forks, tmp_path: Path) -> None:
+    shared: dict[str, Any] = {"batch_size": 24, "updates": 12, "checkpoint_every": 4, "shard": True}
+    whole, begun = tmp_path / "whole", tmp_path / "begun"
+    assert [code for code, _ in go(forks, whole, 2, accumulate=3, **shared)] == [0, 0]
+    go(forks, begun, 2, accumulate=3, kill={0: 9, 1: 9}, **shared)
+    for count, bits in ((1, 1e-6), (2, 0.0), (3, 1e-6)):
+        shutil.copytree(begun, tmp_path / str(count))
+        for rank in range(count):
+            (tmp_path / str(count) / f"killed-{rank}").unlink(missing_ok=True)
+        settings = {**shared, "shard": count > 1, "accumulate": 6 // count}
+        done = go(forks, tmp_path / str(count), count, **settings)
+        assert [code for code, _ in done] == [0] * count, done
+        assert distance(final(whole, 12), final(tmp_path / str(count), 12)) <= bits, count
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_shards_are_whole_or_absent(forks: Forks, tmp_path: Path, rank: int) -> None:
+    done = go(forks, tmp_path, 2, shard=True, cut={rank: 20})
+    assert done[rank][0] == -signal.SIGKILL
+    assert "ProcessLostError" in done[1 - rank][1]
+    there = [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.isdecimal()]
+    assert there == ["00000010"]
+    assert [code for code, _ in go(forks, tmp_path, 2, shard=True)] == [0, 0]
+    assert not list((tmp_path / "checkpoints").glob(".partial-*"))
+    (damaged,) = (tmp_path / "checkpoints" / "00000030").glob("shard-00002-*")
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"shard-00002.* is missing, damaged or cut short"):
+        final(tmp_path)
 
 
 def test_a_whole_checkpoint_goes_on_in_shards(forks: Forks, two: Path, tmp_path: Path) -> None:

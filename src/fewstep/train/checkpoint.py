@@ -3,6 +3,8 @@
     folder/checkpoints/00000250/  weights.safetensors  ema.safetensors  optimizer.pt  state.json
     folder/checkpoints/latest.json   {"update": 250}
 
+A sharded run has shard-*.safetensors, a file of each process, and rest.pt in place of the three.
+
 A checkpoint folder is complete when it has its name; the pointer moves after that. Where the newest
 checkpoint is damaged, the one before it is used.
 """
@@ -13,7 +15,7 @@ import json
 import pickle
 import shutil
 import warnings
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,12 +27,14 @@ from torch import Tensor
 
 from fewstep.atomic import PARTIAL, atomic_folder, atomic_write, sha256
 from fewstep.errors import CheckpointError, FewstepWarning
+from fewstep.train.shards import SHARD, put_back, read_shards, take_out, write_shards
 
 POINTER = "latest.json"
 STATE = "state.json"
 WEIGHTS = "weights.safetensors"
 EMA = "ema.safetensors"
 OPTIMIZER = "optimizer.pt"
+REST = "rest.pt"  # what is not sharded of a checkpoint in shards
 
 
 class _DamagedError(Exception):
@@ -55,22 +59,60 @@ class Checkpoint(NamedTuple):
         return self._replace(weights=renamed(self.weights), ema=renamed(self.ema))
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, run: dict[str, Any], keep: int) -> Path:
+def save_sharded(
+    folder: Path, checkpoint: Checkpoint, run: dict[str, Any], keep: int, *, first: bool
+) -> None:
+    """Write a checkpoint of sharded tensors as `save_checkpoint` does; each process its own part.
+
+    Every process must call this; the folder must be the same for all.
+    first: whether this process is the one that names the folder and completes the checkpoint.
+    """
+    rest = checkpoint._asdict()
+    found = take_out(rest)
+    names = {"/".join(map(str, keys)): keys for keys in found}
+    tensors = {name: found[keys] for name, keys in names.items()}
+
+    def write(partial: Path) -> None:
+        write_shards(partial, tensors)
+        torch.save({**rest, "names": names}, partial / REST)
+
+    if first:
+        save_checkpoint(folder, checkpoint, run, keep, write)
+    else:
+        write_shards(None, tensors)
+
+
+def write_whole(checkpoint: Checkpoint, partial: Path) -> None:
+    """Write the three files of a checkpoint that is not sharded."""
+    save_file(_plain(checkpoint.weights), partial / WEIGHTS)
+    save_file(_plain(checkpoint.ema), partial / EMA)
+    torch.save(checkpoint.optimizer, partial / OPTIMIZER)
+
+
+def save_checkpoint(
+    folder: Path,
+    checkpoint: Checkpoint,
+    run: dict[str, Any],
+    keep: int,
+    write: Callable[[Path], None] | None = None,
+) -> Path:
     """Write a checkpoint, move the pointer to it, and remove all but the newest `keep`.
 
     Checkpoints of later updates, which an earlier run left and which could not be read, are
     removed too.
 
     run: what the checkpoint belongs to; a resume under another is refused.
+    write: writes the files into a folder; by default `write_whole`.
     Raises FolderError where the disk is full: nothing half-written is left.
     """
     path = folder / f"{checkpoint.update:08d}"
     if path in _checkpoints(folder) and not (path / STATE).is_file():
         shutil.rmtree(path)  # a damaged one of the same update
     with atomic_folder(path, STATE) as partial:
-        save_file(_plain(checkpoint.weights), partial / WEIGHTS)
-        save_file(_plain(checkpoint.ema), partial / EMA)
-        torch.save(checkpoint.optimizer, partial / OPTIMIZER)
+        if write is None:
+            write_whole(checkpoint, partial)
+        else:
+            write(partial)
         hashes = {p.name: sha256(p) for p in sorted(partial.iterdir())}
         state = {"update": checkpoint.update, "run": run, "sha256": hashes}
         (partial / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
@@ -135,6 +177,14 @@ def check_moments(
             )
 
 
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Return one checkpoint, whole, on the CPU. Raises CheckpointError where it is damaged."""
+    try:
+        return _read(path, _read_state(path), torch.device("cpu"))
+    except _DamagedError as error:
+        raise CheckpointError(f"{error}. Remove {path} to use the one before it.") from None
+
+
 def begun_run(folder: Path) -> dict[str, Any] | None:
     """Return what the newest readable checkpoint belongs to, or None where there is none."""
     for path in _candidates(folder, []):
@@ -179,12 +229,14 @@ def _checkpoints(folder: Path) -> list[Path]:
     """Return the folders that are checkpoints, whole or damaged, oldest first."""
     if not folder.is_dir():
         return []
-    names = {STATE, WEIGHTS, EMA, OPTIMIZER}
+    names = {STATE, WEIGHTS, EMA, OPTIMIZER, REST}
     return sorted(
         (
             p
             for p in folder.iterdir()
-            if p.name.isdecimal() and p.is_dir() and names.issuperset(f.name for f in p.iterdir())
+            if p.name.isdecimal()
+            and p.is_dir()
+            and all(f.name in names or SHARD.fullmatch(f.name) for f in p.iterdir())
         ),
         key=lambda p: int(p.name),
     )
@@ -195,7 +247,7 @@ def _read_state(path: Path) -> dict[str, Any]:
         state = json.loads((path / STATE).read_bytes())
         whole = isinstance(state["run"], dict) and isinstance(state["update"], int)
         hashes = state["sha256"]
-        if not whole or not {WEIGHTS, EMA, OPTIMIZER} <= set(hashes):
+        if not whole or not ({WEIGHTS, EMA, OPTIMIZER} <= set(hashes) or REST in hashes):
             raise ValueError("keys are missing")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _DamagedError(f"{path / STATE} is damaged ({_brief(error)})") from None
@@ -219,6 +271,8 @@ def _read(path: Path, state: dict[str, Any], device: torch.device) -> Checkpoint
         if not (path / name).is_file() or sha256(path / name) != expected:
             raise _DamagedError(f"{path / name} is missing, damaged or cut short")
     try:
+        if REST in state["sha256"]:
+            return _read_sharded(path, device)
         return Checkpoint(
             state["update"],
             load_file(path / WEIGHTS, device=str(device)),
@@ -227,6 +281,13 @@ def _read(path: Path, state: dict[str, Any], device: torch.device) -> Checkpoint
         )
     except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
         raise _DamagedError(f"{path} cannot be read ({_brief(error)})") from None
+
+
+def _read_sharded(path: Path, device: torch.device) -> Checkpoint:
+    rest = torch.load(path / REST, map_location=device, weights_only=True)
+    names = rest.pop("names")
+    put_back(rest, {names[name]: t.to(device) for name, t in read_shards(path).items()})
+    return Checkpoint(**rest)
 
 
 def _brief(error: Exception) -> str:

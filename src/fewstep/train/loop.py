@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
+import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
@@ -20,9 +21,9 @@ from fewstep.core import cond as conds
 from fewstep.core.cond import Cond
 from fewstep.core.seed import derive, generator
 from fewstep.distill.problem import WEIGHTINGS, Problem, loss
-from fewstep.errors import Interrupted, NonFiniteError, RangeError, TimeUp
+from fewstep.errors import Interrupted, MissingError, NonFiniteError, RangeError, TimeUp
 from fewstep.limit import is_time_up, stop_requests
-from fewstep.train.checkpoint import load_checkpoint, save_checkpoint
+from fewstep.train.checkpoint import load_checkpoint, save_checkpoint, save_sharded
 from fewstep.train.config import TrainConfig
 from fewstep.train.log import Log, read_metrics
 from fewstep.train.processes import processes, summed, translate_peer_failures
@@ -239,8 +240,11 @@ class _Loop:
         if not self.readings.are_finite():
             return  # the next reading raises; this state must not replace a good one
         checkpoint = self.trained.checkpoint(self.update, self.readings.state())
-        if self.accelerator.is_main_process:
-            save_checkpoint(self.folder / "checkpoints", checkpoint, self.run_key, self.config.keep)
+        first, to = self.accelerator.is_main_process, self.folder / "checkpoints"
+        if self.config.shard:
+            save_sharded(to, checkpoint, self.run_key, self.config.keep, first=first)
+        elif first:
+            save_checkpoint(to, checkpoint, self.run_key, self.config.keep)
         self.accelerator.wait_for_everyone()
 
     def result(self) -> TrainResult:
@@ -268,6 +272,11 @@ def check_trainable(config: TrainConfig, device: str | None) -> None:
         )
     if config.shard and config.precision == "fp16":
         raise RangeError("shard with precision fp16 is not supported; use bf16.")
+    if config.shard and not hasattr(dcp, "HuggingFaceStorageWriter"):
+        raise MissingError(
+            f"shard needs a torch whose distributed checkpoints can be safetensors, got "
+            f"{torch.__version__}. Install a newer torch, or leave the setting out."
+        )
     if config.shard and state.num_processes == 1:
         raise RangeError(
             "shard: there is one process, and nothing to share. Start several, with torchrun "

@@ -122,12 +122,14 @@ class Trained:
         return whole(torch.as_tensor(norm)).detach()
 
     def checkpoint(self, update: int, readings: dict[str, Any]) -> Checkpoint:
-        """Return what a checkpoint holds, whole; every process must call this."""
-        weights, ema = self._unfrozen(self.weights()), self._unfrozen(self.ema_state())
+        """Return what a checkpoint holds; with `shard`, this process's part of each tensor."""
+        averaged = zip(self._names, self._ema, strict=True)
+        state = {k: v.detach() for k, v in self.module.state_dict().items()}
+        weights = {k: v for k, v in state.items() if k not in self._frozen}
+        ema = {**weights, **{k: v.detach() for k, v in averaged}}
         adamw = self._optimizer.state_dict()
-        moments = {i: {k: whole(v) for k, v in s.items()} for i, s in adamw["state"].items()}
         # Without the sums, the row of the log after a resume would average fewer updates.
-        optimizer = {"adamw": {**adamw, "state": moments}, "readings": readings}
+        optimizer = {"adamw": adamw, "readings": readings}
         if self.accelerator.scaler is not None:
             optimizer["scaler"] = self.accelerator.scaler.state_dict()
         return Checkpoint(update, weights, ema, optimizer)
@@ -160,9 +162,6 @@ class Trained:
             k: v.detach() if k in self._frozen else whole(averaged.get(k, v).detach()).clone()
             for k, v in self.module.state_dict().items()
         }
-
-    def _unfrozen(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {k: v for k, v in state.items() if k not in self._frozen}
 
 
 def _sharded(student: nn.Module, accelerator: Accelerator) -> nn.Module:
