@@ -28,6 +28,7 @@ from fewstep.cli import (
     img2img,
     inpaint,
     interpolate,
+    pack,
     play,
     recipes,
     report,
@@ -36,6 +37,7 @@ from fewstep.cli import (
     show,
     train,
     transfer,
+    unpack,
 )
 from fewstep.cli.help import Command
 from fewstep.errors import FewstepError, FewstepWarning, Interrupted, TimeUp
@@ -99,6 +101,8 @@ COMMANDS = (
     report,
     show,
     export,
+    pack,
+    unpack,
 )
 for module in COMMANDS:
     name = module.command.__name__.removesuffix("_command")

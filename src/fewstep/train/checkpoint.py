@@ -42,7 +42,10 @@ class _DamagedError(Exception):
 
 
 class Checkpoint(NamedTuple):
-    """Everything that a run needs to resume exactly, after `update` updates."""
+    """Everything that a run needs to resume exactly, after `update` updates.
+
+    optimizer: empty where the checkpoint was unpacked without the optimiser's state.
+    """
 
     update: int
     weights: dict[str, Tensor]
@@ -151,6 +154,13 @@ def load_checkpoint(folder: Path, run: dict[str, Any], device: torch.device) -> 
                 FewstepWarning,
                 stacklevel=2,
             )
+        if lost := state.get("lost"):
+            warnings.warn(
+                f"training continues at update {found.update} from a packed run "
+                f"({', '.join(lost)}), so it ends with other weights than without packing.",
+                FewstepWarning,
+                stacklevel=2,
+            )
         return found
     if damage:
         raise CheckpointError(
@@ -183,6 +193,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
         return _read(path, _read_state(path), torch.device("cpu"))
     except _DamagedError as error:
         raise CheckpointError(f"{error}. Remove {path} to use the one before it.") from None
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the folder of the newest checkpoint that is whole, or None."""
+    for path in _candidates(folder, []):
+        with suppress(_DamagedError):
+            _check_files(path, _read_state(path))
+            return path
+    return None
 
 
 def begun_run(folder: Path) -> dict[str, Any] | None:
@@ -247,7 +266,8 @@ def _read_state(path: Path) -> dict[str, Any]:
         state = json.loads((path / STATE).read_bytes())
         whole = isinstance(state["run"], dict) and isinstance(state["update"], int)
         hashes = state["sha256"]
-        if not whole or not ({WEIGHTS, EMA, OPTIMIZER} <= set(hashes) or REST in hashes):
+        needed = {WEIGHTS, EMA} if "lost" in state else {WEIGHTS, EMA, OPTIMIZER}
+        if not whole or not (needed <= set(hashes) or REST in hashes):
             raise ValueError("keys are missing")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _DamagedError(f"{path / STATE} is damaged ({_brief(error)})") from None
@@ -255,7 +275,9 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 
 def _check_run(folder: Path, made: dict[str, Any], run: dict[str, Any]) -> None:
-    changed = sorted(k for k in {*made, *run} if made.get(k) != run.get(k))
+    # A packed run that was rounded has parents of other hashes, and so no fingerprint.
+    keys = {*made, *run} - ({"fingerprint"} - made.keys())
+    changed = sorted(k for k in keys if made.get(k) != run.get(k))
     if changed:
         named = [f"{k} {made.get(k)!r} -> {run.get(k)!r}" for k in changed if k != "fingerprint"]
         shown = ", ".join(named[:3]) or "other data, another parent model, or another network"
@@ -266,10 +288,14 @@ def _check_run(folder: Path, made: dict[str, Any], run: dict[str, Any]) -> None:
         )
 
 
-def _read(path: Path, state: dict[str, Any], device: torch.device) -> Checkpoint:
+def _check_files(path: Path, state: dict[str, Any]) -> None:
     for name, expected in state["sha256"].items():
         if not (path / name).is_file() or sha256(path / name) != expected:
             raise _DamagedError(f"{path / name} is missing, damaged or cut short")
+
+
+def _read(path: Path, state: dict[str, Any], device: torch.device) -> Checkpoint:
+    _check_files(path, state)
     try:
         if REST in state["sha256"]:
             return _read_sharded(path, device)
@@ -277,7 +303,9 @@ def _read(path: Path, state: dict[str, Any], device: torch.device) -> Checkpoint
             state["update"],
             load_file(path / WEIGHTS, device=str(device)),
             load_file(path / EMA, device=str(device)),
-            torch.load(path / OPTIMIZER, map_location=device, weights_only=True),
+            torch.load(path / OPTIMIZER, map_location=device, weights_only=True)
+            if OPTIMIZER in state["sha256"]
+            else {},
         )
     except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
         raise _DamagedError(f"{path} cannot be read ({_brief(error)})") from None

@@ -82,8 +82,7 @@ class Trained:
         )
         self._ema = [p.detach().clone() for p in self.parameters]
         if found is not None:
-            check_moments(found.optimizer["adamw"]["state"], self.parameters, folder)
-            self._restore(found)
+            self._restore(found, folder)
         # accelerate's wrapper looks for a package on the disk twice a step; only fp16 needs it.
         self._stepper: Any = self._optimizer
         if accelerator.scaler is not None:
@@ -134,12 +133,15 @@ class Trained:
             optimizer["scaler"] = self.accelerator.scaler.state_dict()
         return Checkpoint(update, weights, ema, optimizer)
 
-    def _restore(self, found: Checkpoint) -> None:
+    def _restore(self, found: Checkpoint, folder: Path) -> None:
         device = self.accelerator.device
         named = zip(self._names, self.parameters, strict=True)
         cut = [shared_like(found.ema[name].to(device), p) for name, p in named]
         self._ema = [e.clone() for e in cut]
+        if not found.optimizer:
+            return
         adamw = found.optimizer["adamw"]
+        check_moments(adamw["state"], self.parameters, folder)
         moments = {
             i: {k: shared_like(v.to(device), self.parameters[i]) for k, v in s.items()}
             for i, s in adamw["state"].items()

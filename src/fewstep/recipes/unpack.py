@@ -1,0 +1,153 @@
+"""Restore a packed run, once every hash of it is as it was written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+
+from fewstep.atomic import atomic_folder, sha256, translate_os_errors, write_json
+from fewstep.distill.plan import TEACHER
+from fewstep.errors import FolderError
+from fewstep.folders.readme import README
+from fewstep.models.card import CARD
+from fewstep.recipes.pack import FORMAT, MANIFEST, PIECE, ROUNDED, moments_as, to_bytes
+from fewstep.recipes.workspace import TRAINING
+from fewstep.train.checkpoint import OPTIMIZER, STATE
+
+
+def unpack_run(folder: Path, run: Path) -> dict[str, Any]:
+    """Restore a packed run as a new folder, whole or not at all; return the manifest.
+
+    All hashes are checked first. Weights that were rounded are float32 again, and the cards of the
+    models have their hashes.
+
+    Raises FolderError: not a packed run, a part that is missing or damaged, or a run that exists.
+    """
+    told = _checked(folder)
+    with translate_os_errors(run):
+        if run.is_symlink() or (run.exists() and (not run.is_dir() or any(run.iterdir()))):
+            raise FolderError(
+                f"{run} must not exist yet, and it does. A run is never unpacked over another one: "
+                "use another --out."
+            )
+    with atomic_folder(run) as partial:
+        _restore(folder, told, partial)
+        if told["bf16"]:
+            _restore_floats(told, partial)
+        for path in partial.glob(f"{TRAINING}/*/checkpoints/*/{STATE}"):
+            _complete(path, told["bf16"])
+    return told
+
+
+def _checked(folder: Path) -> dict[str, Any]:
+    """Return the manifest, once it and every part are as they were written."""
+    path = folder / MANIFEST
+    try:
+        told: dict[str, Any] = json.loads(path.read_bytes())
+        if told["format"] != FORMAT:
+            raise ValueError("another format")
+        names = [str(entry["name"]) for entry in (*told["files"], *told["parts"])]
+        total = sum(int(entry["size"]) for entry in told["files"])
+        packed = sum(int(entry["size"]) for entry in told["parts"])
+        if total != packed or not all(map(_is_inside, names)) or not isinstance(told["bf16"], bool):
+            raise ValueError("files that cannot be")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FolderError(
+            f"{folder} must be a folder that `fewstep pack` wrote, and its {MANIFEST} cannot be "
+            f"read ({str(reason)[:80]}). Copy the whole folder again."
+        ) from None
+    for part in told["parts"]:
+        file = folder / part["name"]
+        if (
+            not file.is_file()
+            or file.stat().st_size != part["size"]
+            or sha256(file) != part["sha256"]
+        ):
+            raise FolderError(
+                f"{file} must be as `fewstep pack` wrote it, and it is missing, damaged or cut "
+                "short. Copy it again."
+            )
+    return told
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name is that of a file inside the folder, in the form that `pack_run` writes."""
+    path = PurePosixPath(name)
+    plain = path.as_posix() == name and not path.is_absolute() and "\\" not in name
+    return plain and bool(path.parts) and ".." not in path.parts
+
+
+def _restore(folder: Path, told: dict[str, Any], run: Path) -> None:
+    """Write the files of the run, and check each of them."""
+    stream = _read(folder / part["name"] for part in told["parts"])
+    held = b""
+    for entry in told["files"]:
+        path, left, digest = run / entry["name"], int(entry["size"]), hashlib.sha256()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("xb") as file:
+            while left:
+                held = held or next(stream)
+                data, held = held[:left], held[left:]
+                left -= len(data)
+                digest.update(data)
+                file.write(data)
+        if digest.hexdigest() != entry["sha256"]:
+            raise FolderError(
+                f"{folder} is damaged at {entry['name']}. Copy the whole folder again."
+            )
+
+
+def _read(paths: Iterable[Path]) -> Iterator[bytes]:
+    for path in paths:
+        with path.open("rb") as file:
+            while data := file.read(PIECE):
+                yield data
+
+
+def _restore_floats(told: dict[str, Any], run: Path) -> None:
+    """Widen what was rounded, and put the hashes of the new files in place of the old ones."""
+    hashes: dict[str, str] = {}
+    for entry in told["files"]:
+        path, rounded = run / entry["name"], set(entry.get("rounded", ()))
+        if path.name == OPTIMIZER and rounded:
+            path.write_bytes(to_bytes(moments_as(path, torch.bfloat16, torch.float32)))
+        elif "before" in entry:
+            with safe_open(path, framework="pt") as held:
+                tensors = {k: held.get_tensor(k) for k in held.keys()}  # noqa: SIM118
+                metadata = held.metadata()
+            wide = {k: t.float() if k in rounded else t for k, t in tensors.items()}
+            path.write_bytes(save(wide, metadata))
+            hashes[entry["before"]] = sha256(path)
+    for name in told["models"]:
+        card = run / name / CARD
+        if not card.is_file():
+            continue
+        for path in filter(Path.is_file, (card, run / name / README)):
+            text = path.read_text(encoding="utf-8")
+            for old, new in hashes.items():
+                text = text.replace(old, new)
+            path.write_text(text, encoding="utf-8")
+        known = json.loads(card.read_text(encoding="utf-8"))
+        known["training"]["weights"] = ROUNDED
+        write_json(card, known)
+
+
+def _complete(path: Path, bf16: bool) -> None:
+    """Put the hashes of its files into the state of a checkpoint that is not as it was saved."""
+    state = json.loads(path.read_bytes())
+    if "lost" not in state:
+        return
+    files = sorted(p for p in path.parent.iterdir() if p.name != STATE)
+    state["sha256"] = {p.name: sha256(p) for p in files}
+    if bf16 and path.parents[2].name != TEACHER:
+        # It holds the hash of the parent before it was rounded.
+        state["run"].pop("fingerprint", None)
+    write_json(path, state)
