@@ -50,11 +50,11 @@ TINY = (
     "teacher.precision=fp32",
     "teacher.batch_size=8",
     "teacher.warmup=2",
-    "teacher.log_every=2",
+    "teacher.log_every=1",
     "distill.precision=fp32",
     "distill.batch_size=8",
     "distill.warmup=2",
-    "distill.log_every=2",
+    "distill.log_every=1",
     "evaluate.samples=20",
     "evaluate.batch_size=20",
     "evaluate.reference_steps=6",
@@ -72,7 +72,7 @@ class Context:
         out: folder of what comes back.
         data: file that `pack_data.py` wrote.
         features: folder of a classifier for the metrics; None trains one.
-        start: folder of packed weights to go on from.
+        start: --out of an earlier leg to go on from.
         deadline: time, as `time.monotonic()` gives it, when the step must have ended.
     """
 

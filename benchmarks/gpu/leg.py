@@ -1,6 +1,6 @@
 """Step `leg`: train the teacher of `cifar10-h100` for some minutes, distil it, and measure.
 
-Every stage stops when its share of the time is up. A later leg starts from the packed weights of an
+Every stage stops when its share of the time is up. A later leg starts from the packed run of an
 earlier one (`--start`): the optimiser and the average begin anew.
 """
 
@@ -27,7 +27,6 @@ from benchmarks.gpu.common import (
 )
 from benchmarks.gpu.packed import Packed
 from benchmarks.gpu.training import pays
-from benchmarks.gpu.weights import pack, unpack
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -37,15 +36,19 @@ from fewstep.core.seed import derive
 from fewstep.data import augment, examples
 from fewstep.distill.plan import Stage
 from fewstep.errors import TimeUp
-from fewstep.folders import to_images
+from fewstep.folders import load_model, save_model, to_images
 from fewstep.metrics import Features, Reference, measure, train_features, vision_features
 from fewstep.models import Model, student_of
+from fewstep.recipes.config import RECIPE, save_recipe
+from fewstep.recipes.pack import pack_run
+from fewstep.recipes.unpack import unpack_run
 from fewstep.show.sheet import rows_of, save_sheet
 from fewstep.train import TrainConfig, Watch, estimate, read_metrics, train
 
 # Shares of the time. What is left is for samples and metrics.
 SHARES = {"teacher": 0.50, "student-4": 0.17, "student-1": 0.10}
 COLUMNS = 20
+FILES = 5  # of the packed run, beside results.json, log.txt and sheet.png
 PROBE = 10  # updates that are timed before a student is trained, to choose how many there will be
 
 
@@ -106,7 +109,9 @@ class Leg:
         context, model = self.context, teacher_of(self.context)
         model.card = model.card.model_copy(update={"class_names": self.data.class_names})
         if context.start is not None:
-            first = unpack(context.start.glob("weights-*.safetensors"))["teacher"]
+            before = fresh_folder(context.work / "before")
+            unpack_run(context.start / "packed", before)
+            first = load_model(before / "teacher")
             model.network.load_state_dict(first.network.state_dict())
             self.earlier = dict(first.card.training)
         return self.train(model, pretraining(model), self.recipe.train_config(None))
@@ -135,7 +140,7 @@ class Leg:
         """Train until the time is up, and keep the averaged weights as the model."""
         name = model.card.name
         seconds = SHARES[name] * self.total if seconds is None else seconds
-        folder = fresh_folder(self.context.work / "leg" / name)
+        folder = fresh_folder(self.run_folder / "training" / name)
         x, cond = self.batches(name, config)(0, 0, 1)
         foreseen = estimate(model, problem, config, x[:1], cond[:1])
         watch = Watch(next(model.parameters()).device, foreseen.weights)
@@ -230,14 +235,24 @@ class Leg:
             "updates": row["updates"],
             "batch_size": row["batch"],
             "seconds": round(float(before.get("seconds", 0)) + row["seconds"], 1),
-            "weights": "averages rounded to bf16",
         }
         model.card = model.card.model_copy(update={"training": training})
+        save_model(model, self.run_folder / name)
         self.models[name] = model
 
+    @cached_property
+    def run_folder(self) -> Path:
+        """The folder of this leg's run, with its recipe."""
+        folder = fresh_folder(self.context.work / "leg")
+        save_recipe(self.recipe, folder / RECIPE)
+        return folder
+
     def pack(self) -> Row:
-        """Write the weights of all models so far."""
-        return pack(self.models, self.context.out)
+        """Pack the averaged weights of all models so far, rounded to bf16."""
+        told = pack_run(
+            self.run_folder, self.context.out / "packed", optimizer=False, bf16=True, files=FILES
+        )
+        return {part["name"]: part["sha256"] for part in told["parts"]}
 
     def draw(self, name: str, w: float, steps: int, cond: Tensor) -> Tensor:
         """Return images on the CPU: the teacher's by guided DDIM, a student's by its own steps."""

@@ -254,7 +254,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder of the rest; by default OUT/work")
     parser.add_argument("--data", type=Path, help="images, packed by pack_data.py")
     parser.add_argument("--features", type=Path, help="classifier for the metrics; else trained")
-    parser.add_argument("--start", type=Path, help="folder of packed weights to go on from")
+    parser.add_argument("--start", type=Path, help="--out of an earlier leg to go on from")
     parser.add_argument("--minutes", type=float, default=12.0, help="time for everything")
     parser.add_argument("--steps", type=steps, default=list(LIMITS), help="for example train,leg")
     parser.add_argument("--limit", type=limits, default={}, help="seconds, for example leg=300")

@@ -13,17 +13,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchmarks.gpu import pack_data, page, weights
+from benchmarks.gpu import pack_data, page
 from benchmarks.gpu.common import Context, Record, pretraining, teacher_of
 from benchmarks.gpu.leg import Leg
 from benchmarks.gpu.packed import Packed
 from PIL import Image
-from safetensors.torch import load_file
 
 from fewstep.data import DataConfig, open_dataset
-from fewstep.errors import FolderError
-from fewstep.folders import load, save_model
+from fewstep.folders import load
 from fewstep.models import Model
+from fewstep.recipes.unpack import unpack_run
 
 ROOT = Path(__file__).parents[2]
 COUNT = 1000
@@ -119,17 +118,17 @@ def test_what_comes_back_is_few_and_small(out: Path) -> None:
         "results.json",
         "log.txt",
         "sheet.png",
-        "weights-0.safetensors",
+        "manifest.json",
+        "part-0",
     }
     assert len(files) <= 8
     assert all(p.stat().st_size < 16 * 2**20 for p in files)
 
 
-def test_packed_weights_become_model_folders(out: Path, tmp_path: Path) -> None:
-    models = weights.unpack(out.glob("weights-*.safetensors"))
-    assert list(models) == ["teacher", "student-4", "student-1"]
-    save_model(models["student-4"], tmp_path / "student-4")
-    loaded = load(tmp_path / "student-4", "cpu")
+def test_the_packed_run_becomes_model_folders(out: Path, tmp_path: Path) -> None:
+    told = unpack_run(out / "packed", tmp_path / "run")
+    assert list(told["models"]) == ["teacher", "student-4", "student-1"]
+    loaded = load(tmp_path / "run" / "student-4", "cpu")
     assert isinstance(loaded, Model)
     assert loaded.card.steps == 4
     assert loaded.card.training["images_seen"] > 0
@@ -187,20 +186,6 @@ def context(tmp_path: Path, packed: Path, **more: Any) -> Context:
     return Context("cpu", True, tmp_path / "work", tmp_path / "out", packed, **more)
 
 
-def test_weights_are_split_and_whole_again(tmp_path: Path, packed: Path) -> None:
-    teacher = teacher_of(context(tmp_path, packed))
-    hashes = weights.pack({"teacher": teacher}, tmp_path, limit=40_000)
-    files = sorted(tmp_path.glob("weights-*.safetensors"))
-    assert len(files) == len(hashes) > 5
-    found = weights.unpack(files)["teacher"].network.state_dict()
-    for key, value in teacher.network.state_dict().items():
-        assert torch.equal(found[key], value.to(torch.bfloat16).float())
-    with pytest.raises(FolderError, match=r"must be whole.*tensors are missing"):
-        weights.unpack(files[1:])
-    assert len(weights.pack({"teacher": teacher}, tmp_path)) == 1
-    assert len(list(tmp_path.glob("weights-*.safetensors"))) == 1
-
-
 def test_a_later_leg_starts_from_the_packed_weights(
     tmp_path: Path, packed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,8 +205,8 @@ def test_a_later_leg_starts_from_the_packed_weights(
 
     later.train = trained  # type: ignore[method-assign]
     later.teacher()
-    held = load_file(tmp_path / "out" / "weights-0.safetensors")
-    assert all(torch.equal(held[f"teacher/{k}"].float(), v) for k, v in seen.items())
+    held = first.models["teacher"].network.state_dict()
+    assert all(torch.equal(held[k].bfloat16().float(), v) for k, v in seen.items())
     before = first.models["teacher"].card.training["images_seen"]
     assert later.models["teacher"].card.training["images_seen"] == before + 8
     assert later.models["teacher"].card.training["legs"] == 2
