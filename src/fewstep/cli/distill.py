@@ -10,9 +10,11 @@ from fewstep.cli.options import (
     Device,
     For,
     Out,
+    PushToHub,
     RecipeName,
     Set,
     Teachers,
+    Track,
     folders_of,
     load_run_recipe,
     run_folder,
@@ -39,6 +41,8 @@ def distill_command(
     ] = False,
     set_: Set = None,
     device: Device = None,
+    track: Track = None,
+    push_to_hub: PushToHub = None,
     _for: For = None,
 ) -> None:
     """Train the students of a recipe from its teacher.
@@ -46,13 +50,17 @@ def distill_command(
     Run the same command again to continue where it stopped.
     """
     given = folders_of(teacher)
-    checked = load_run_recipe(recipe, set_, given, out)
+    checked = load_run_recipe(recipe, set_, given, out, track)
     folder = run_folder(recipe, out, checked)
     from fewstep.core.device import choose_device
+    from fewstep.files.hub import check_push, push
     from fewstep.recipes.run import Run
 
     run = Run(checked, folder, choose_device(device), say)
     names = [stage.name for stage in run.plan]
+    repos = {name: f"{push_to_hub}-{name}" for name in names if push_to_hub is not None}
+    for repo in repos.values():
+        check_push(repo)
     if plan:
         run.check(names, given, plan=True)
         from fewstep.recipes.duration import speed_of
@@ -65,6 +73,8 @@ def distill_command(
         for stage in run.plan:
             run.distill(stage)
     run.tell(f"students: {', '.join(str(run.folder(s.name)) for s in run.plan)}")
+    for name, repo in repos.items() if run.is_main else ():
+        say(f"pushed: {push(run.folder(name), repo)}")
 
 
 def describe(recipe: Recipe, speed: Speed | None = None) -> str:

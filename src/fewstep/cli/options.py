@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -93,6 +94,22 @@ For = Annotated[
         "same command continues; the exit code is 75 until all is done.",
     ),
 ]
+Track = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES",
+        help="Send losses to accelerate's trackers, for example tensorboard,wandb; with --set "
+        "track.images_every=500 samples too.",
+    ),
+]
+PushToHub = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REPO",
+        help="Also upload what was trained to the Hugging Face hub, as owner/name; of several "
+        "students each as owner/name-STUDENT.",
+    ),
+]
 Teachers = Annotated[
     list[Path] | None,
     typer.Option(
@@ -182,8 +199,9 @@ def load_run_recipe(
     overrides: Sequence[str] | None,
     teachers: Sequence[Path] = (),
     out: Path | None = None,
+    track: str | None = None,
 ) -> Recipe:
-    """Return the recipe of a command, checked.
+    """Return the recipe of a command, checked. track: names of trackers, with commas.
 
     A recipe without `data.name` takes the built-in data set that its teacher was trained on: that
     of --teacher, or of the run in `out`.
@@ -191,6 +209,9 @@ def load_run_recipe(
     from fewstep.recipes.config import load_recipe
 
     settings = list(overrides or ())
+    if track is not None:
+        names = [part.strip() for part in track.split(",")]
+        settings.append(f"track.trackers={json.dumps(names)}")
     try:
         return load_recipe(name, settings)
     except NoDataError:

@@ -9,6 +9,7 @@ from fewstep.cli.options import (
     RecipeName,
     Set,
     Teachers,
+    Track,
     folders_of,
     load_run_recipe,
     run_folder,
@@ -22,6 +23,7 @@ def report_command(
     teacher: Teachers = None,
     set_: Set = None,
     device: Device = None,
+    track: Track = None,
     _for: For = None,
 ) -> None:
     """Run a whole recipe: train, distil, measure.
@@ -30,7 +32,7 @@ def report_command(
     has finished is not made again.
     """
     given = folders_of(teacher)
-    checked = load_run_recipe(recipe, set_, given, out)
+    checked = load_run_recipe(recipe, set_, given, out, track)
     folder = run_folder(recipe, out, checked)
     from fewstep.core.device import choose_device
     from fewstep.recipes.study import run_study

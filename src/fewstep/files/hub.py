@@ -1,4 +1,4 @@
-"""The folders of models that are named otherwise: by the id of a hub, or as a single file."""
+"""Models of a hub by their id, fetched into its cache, and pushed; and models in single files."""
 
 from __future__ import annotations
 
@@ -58,3 +58,56 @@ def _lacks_weights(folder: Path) -> bool:
     """Whether a part has settings and no weights: the hub has them as a variant alone, or none."""
     parts = [config.parent for config in folder.glob("*/config.json")]
     return any(not any(part.glob("*.safetensors")) for part in parts)
+
+
+def check_push(repo_id: str, token: str | None = None) -> None:
+    """Raise FolderError where a model could not be pushed: a name that is none, or no token."""
+    from huggingface_hub import get_token
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise FolderError(
+            f"the name of a hub's repository must be owner/name, got {repo_id[:60]!r} "
+            f"({str(error).splitlines()[0][:120]}). Use another name."
+        ) from None
+    if (token or get_token()) is None:
+        raise FolderError(
+            f"pushing to {repo_id} needs a token of the hub, and there is none. Use "
+            "`hf auth login`, or set HF_TOKEN."
+        )
+
+
+def push(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    commit_message: str | None = None,
+) -> str:
+    """Upload a folder to a repository of the hub, which is created where it is missing.
+
+    private: of a new repository; None is the hub's default. token: by default that of
+    `hf auth login` or HF_TOKEN. Returns the address of the repository.
+    Raises FolderError as `check_push` does, and where the hub refuses or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    check_push(repo_id, token)
+    api = HfApi(token=token)
+    try:
+        made = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=made.repo_id,
+            folder_path=folder,
+            commit_message=commit_message or "Upload model",
+        )
+    except Exception as error:  # noqa: BLE001
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise FolderError(
+            f"{folder} is saved, and could not be pushed to {repo_id} ({type(error).__name__}: "
+            f"{reason[:200]}). Check the token, the network and HF_HUB_OFFLINE, then push again."
+        ) from None
+    return str(made)

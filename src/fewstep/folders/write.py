@@ -11,6 +11,7 @@ from fewstep.atomic import atomic_folder, sha256
 from fewstep.core.denoiser import Denoiser
 from fewstep.errors import FolderError
 from fewstep.files.copies import copied_index, copy_licences, copy_part, write_json
+from fewstep.files.hub import check_push, push
 from fewstep.files.parts import INDEX, components, read_json, without_paths
 from fewstep.files.weights import check_finite_weights
 from fewstep.folders.facts import MARK
@@ -25,7 +26,16 @@ from fewstep.models.w_input import LIVE, added_name
 NETWORK_FILE = "diffusion_pytorch_model.safetensors"
 
 
-def save_model(model: Denoiser | nn.Module, folder: Path | str) -> Card:
+def save_model(
+    model: Denoiser | nn.Module,
+    folder: Path | str,
+    *,
+    push_to_hub: bool = False,
+    repo_id: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    commit_message: str | None = None,
+) -> Card:
     """Write the model as a folder that appears whole or not at all; return its card.
 
     The folder holds the network, `scheduler/`, `model_index.json` and `fewstep.json`, and for a
@@ -39,10 +49,24 @@ def save_model(model: Denoiser | nn.Module, folder: Path | str) -> Card:
     A module of your own is saved as its weights and a card, which says what its `traits` say;
     `load` needs a `factory` for it.
 
-    Raises FolderError: the folder holds files that fewstep did not write, or cannot be written;
-    NonFiniteError where a weight is NaN or infinite; ShapeError where it is no module.
+    push_to_hub: also upload the folder to the hub, as diffusers does, with its settings: repo_id is
+    the repository, by default the folder's name; private, of a new one; token, by default that of
+    `hf auth login`; commit_message.
+
+    Raises FolderError: the folder holds files that fewstep did not write, or cannot be written or
+    pushed; NonFiniteError where a weight is NaN or infinite; ShapeError where it is no module.
     """
     folder = Path(folder)
+    repo_id = folder.name if repo_id is None else repo_id
+    if push_to_hub:
+        check_push(repo_id, token)
+    card = _save(model, folder)
+    if push_to_hub:
+        push(folder, repo_id, private=private, token=token, commit_message=commit_message)
+    return card
+
+
+def _save(model: Denoiser | nn.Module, folder: Path) -> Card:
     model = as_model(model, folder.name)
     check_finite_weights(model.network, model.card.name)
     if model.card.family == OWN:

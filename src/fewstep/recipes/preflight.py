@@ -31,7 +31,7 @@ from fewstep.recipes.depends import updates_of
 from fewstep.recipes.memory import COPIES, check_room
 from fewstep.recipes.teachers import check_kind, name_of
 from fewstep.recipes.workspace import Workspace
-from fewstep.train import check_trainable, processes
+from fewstep.train import check_tracking, check_trainable, processes
 
 Found = dict[str, tuple[Path, Card]]
 
@@ -253,6 +253,8 @@ def check_trainings(recipe: Recipe, names: Collection[str], device: str | None) 
         stage = next((s for s in recipe.distill.plan() if s.name == name), None)
         try:
             check_trainable(recipe.train_config(stage), device)
+            images = bool(recipe.track.trackers) and recipe.track.images_every is not None
+            check_tracking(recipe.track.trackers, images, recipe.train_config(stage))
         except FewstepError as error:
             part = "teacher" if stage is None else "distill"
             raise type(error)(f"{part}: {error}") from None

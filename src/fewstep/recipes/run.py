@@ -29,6 +29,7 @@ from fewstep.recipes.config import RECIPE, Recipe, load_recipe, save_recipe
 from fewstep.recipes.memory import Memory
 from fewstep.recipes.preflight import no_parent
 from fewstep.recipes.run_checks import check_images, check_parent, check_run, check_training
+from fewstep.recipes.samples import track_of
 from fewstep.recipes.teachers import check_kind, check_same, fresh_teacher, load_parent, name_of
 from fewstep.recipes.training_data import TrainingData
 from fewstep.recipes.workspace import Workspace
@@ -254,6 +255,7 @@ class Run:
             device=self.device,
             progress=self.progress,
             label=name,
+            track=track_of(self.recipe, model, batch, config),
         )
         peak = memory.measured()
         model.load_state_dict(result.ema_state)

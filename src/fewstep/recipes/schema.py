@@ -157,6 +157,19 @@ class EvaluateConfig(Part):
     batch_size: int = Field(500, ge=1, le=1_000_000)
 
 
+class TrackConfig(Part):
+    """Trackers that follow the training of every stage.
+
+    Attributes:
+        trackers: names of accelerate's trackers, for example [tensorboard, wandb]; none by default.
+        images_every: also send samples of the student every so many updates: 8 images at each of
+            the first three of evaluate.w; null sends none.
+    """
+
+    trackers: tuple[str, ...] = Field((), max_length=100)
+    images_every: int | None = Field(None, ge=1, le=MOST_UPDATES)
+
+
 class Recipe(Part):
     """A study, from data to report.
 
@@ -181,6 +194,7 @@ class Recipe(Part):
     teacher: TeacherConfig = TeacherConfig()
     distill: DistillConfig = DistillConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    track: TrackConfig = TrackConfig()
 
     @model_validator(mode="before")
     @classmethod

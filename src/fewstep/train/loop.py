@@ -6,7 +6,7 @@ update), so a run that is killed at any moment and started again ends with the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, cast
@@ -30,6 +30,7 @@ from fewstep.train.processes import processes, summed, translate_peer_failures
 from fewstep.train.progress import Progress
 from fewstep.train.readings import Readings
 from fewstep.train.schedule import ema_at, lr_at
+from fewstep.train.track import Track, Tracking, check_trackers
 from fewstep.train.trained import Trained, what_is_trained
 
 Batch: TypeAlias = Callable[[int, int, int], tuple[Tensor, Cond]]
@@ -44,7 +45,7 @@ class TrainResult(NamedTuple):
     losses: list[tuple[int, float]]
 
 
-def train(
+def train(  # noqa: PLR0913
     student: nn.Module,
     problem: Problem,
     batch: Batch,
@@ -56,6 +57,7 @@ def train(
     device: str | None = None,
     progress: bool = True,
     label: str = "train",
+    track: Track | None = None,
 ) -> TrainResult:
     """Train a denoiser on a problem; the same call resumes where an earlier one stopped.
 
@@ -75,6 +77,7 @@ def train(
         device: "cpu", "cuda" or "cuda:N"; None takes a GPU where there is one.
         progress: show a bar where stderr is a terminal, and lines where it is a file.
         label: of the bar and the lines.
+        track: trackers to send losses, settings and samples to; the result does not depend on it.
 
     Raises:
         NonFiniteError: the loss or the gradient is not finite; the last good checkpoint stays.
@@ -83,13 +86,16 @@ def train(
         TimeUp: the `time_limit` around this call has passed; a checkpoint was written first.
         RangeError: a precision that the device does not have; a batch size that the parts do not
             divide; a setting that this student or number of processes cannot have; a student
-            with nothing to train.
+            with nothing to train; an unknown tracker.
+        MissingError: the package of a tracker is not installed.
         ProcessLostError: another process of the run ended.
     """
     # Dropout draws from the global generator; the caller's own draws are left alone.
     with translate_peer_failures(), torch.random.fork_rng(), stop_requests() as stopping:
         run_key = {**config.identity(), "seed": seed, "fingerprint": fingerprint}
-        loop = _Loop(student, problem, batch, config, Path(folder), run_key, device)
+        if track is not None:
+            check_tracking(track.trackers, track.images is not None, config)
+        loop = _Loop(student, problem, batch, config, Path(folder), run_key, device, track)
         loop.run(label=label if progress else None, stopping=stopping)
         return loop.result()
 
@@ -104,6 +110,7 @@ class _Loop:
         folder: Path,
         run_key: dict[str, Any],
         device: str | None,
+        track: Track | None = None,
     ) -> None:
         self.problem, self.batch, self.config, self.folder, self.seed = (
             problem, batch, config, folder, run_key["seed"],
@@ -125,15 +132,19 @@ class _Loop:
         if found is not None and found.optimizer.get("readings") is not None:
             self.readings.restore(found.optimizer["readings"])
         self.weighting = WEIGHTINGS[config.weighting]
+        self.track = track
 
     def run(self, label: str | None, stopping: Callable[[], bool]) -> None:
         config, main = self.config, self.accelerator.is_main_process
         if self.update == config.updates:
             return
         log = Log(self.folder, self.update) if main else None
+        tracking = Tracking(self.track, self.accelerator, self.folder, config.identity())
         shown = main and label is not None
         progress = Progress(label or "", self.update, config.updates) if shown else None
         try:
+            if self.update == 0:
+                self._draw(tracking)
             while self.update < config.updates:
                 self._step()
                 if progress is not None:
@@ -148,7 +159,8 @@ class _Loop:
                     or self.update % config.log_every == 0
                     or (stop and not self.readings.are_finite())
                 ):
-                    self._read(log, progress)
+                    self._read(log, progress, tracking)
+                self._draw(tracking)
                 if last or stop or self.update % config.checkpoint_every == 0:
                     self._save()
                 if stop and not last:
@@ -160,6 +172,7 @@ class _Loop:
         finally:
             if progress is not None:
                 progress.close()
+            tracking.close()
             if log is not None:
                 log.close()
 
@@ -212,7 +225,12 @@ class _Loop:
             v = self.trained.model(r.z, r.phi, r.cond, r.w)
         return loss(v, r.v_target, r.phi, self.weighting)
 
-    def _read(self, log: Log | None, progress: Progress | None) -> None:
+    def _draw(self, tracking: Tracking) -> None:
+        if tracking.wants_images(self.update, self.config.updates):
+            with self.trained.averaged(), self.accelerator.autocast():
+                tracking.images(self.update)
+
+    def _read(self, log: Log | None, progress: Progress | None, tracking: Tracking) -> None:
         """Read the sums from the device: the only place where the loop waits for it."""
         seen, lr = self.readings.read(self.update), lr_at(self.update - 1, self.config)
         # The gradient scaler of fp16 handles an overflow: it skips the update.
@@ -224,14 +242,11 @@ class _Loop:
                 f"The last good checkpoint is in {self.folder / 'checkpoints'}. Use a lower lr or "
                 "grad_clip in another folder."
             )
+        row = {"loss": seen.loss, "lr": lr, "grad_norm": seen.norm}
+        row["updates_per_second"] = seen.rate
         if log is not None:
-            log.write(
-                self.update,
-                loss=seen.loss,
-                lr=lr,
-                grad_norm=seen.norm,
-                updates_per_second=seen.rate,
-            )
+            log.write(self.update, **row)
+        tracking.log(self.update, row)
         if progress is not None:
             progress.loss(seen.loss)
         self.readings.forget()
@@ -253,6 +268,19 @@ class _Loop:
             student.load_state_dict(self.trained.weights())
         losses = [(int(r["update"]), float(r["loss"])) for r in read_metrics(self.folder)]
         return TrainResult(student.eval(), self.trained.ema_state(), self.update, losses)
+
+
+def check_tracking(trackers: Sequence[str], images: bool, config: TrainConfig) -> None:
+    """Raise RangeError or MissingError for trackers that this training cannot have.
+
+    images: whether samples are sent too.
+    """
+    check_trackers(trackers)
+    if images and config.shard:
+        raise RangeError(
+            "samples for trackers need the whole student on one device, and shard divides it. "
+            "Leave track.images_every or shard out."
+        )
 
 
 def check_trainable(config: TrainConfig, device: str | None) -> None:

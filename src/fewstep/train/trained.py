@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -132,6 +134,21 @@ class Trained:
         if self.accelerator.scaler is not None:
             optimizer["scaler"] = self.accelerator.scaler.state_dict()
         return Checkpoint(update, weights, ema, optimizer)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Put the average in place of the trained weights, without dropout, for a `with` block."""
+        kept = [p.data for p in self.parameters]
+        for parameter, average in zip(self.parameters, self._ema, strict=True):
+            parameter.data = average
+        self.student.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for parameter, data in zip(self.parameters, kept, strict=True):
+                parameter.data = data
+            self.student.train()
 
     def _restore(self, found: Checkpoint, folder: Path) -> None:
         device = self.accelerator.device

@@ -1,0 +1,112 @@
+"""Trackers of accelerate, such as TensorBoard and Weights & Biases: losses, settings, samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from torch import Tensor
+
+from fewstep.errors import MissingError, RangeError, did_you_mean
+from fewstep.pixels import to_bytes
+
+BUILT_IN = frozenset(LOGGER_TYPE_TO_CLASS)  # others are registered by users, and are at hand
+Images = Callable[[], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Track:
+    """What `train` sends to trackers.
+
+    Attributes:
+        trackers: names of accelerate's trackers, for example ("tensorboard", "wandb").
+        project: name under which a tracker keeps the run.
+        settings: kept once as the run's configuration, with dotted keys; the settings of training
+            are added.
+        images: draws samples, as name -> (B, C, H, W) in [-1, 1]. It is called with the averaged
+            weights in the student, and must draw from generators of its own.
+        images_every: updates between two calls of `images`; it is also called before the first
+            update and after the last.
+    """
+
+    trackers: Sequence[str]
+    project: str = "fewstep"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    images: Images | None = None
+    images_every: int = 500
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise RangeError for a name that is no tracker, MissingError where its package is missing."""
+    available = {str(name) for name in get_available_trackers()}
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise RangeError(
+                f"track must be names of accelerate's trackers, got {name[:40]!r}. Use "
+                f"{', '.join(LOGGER_TYPE_TO_CLASS)}.{did_you_mean(name, LOGGER_TYPE_TO_CLASS)}"
+            )
+        if name in BUILT_IN and name not in available:
+            raise MissingError(
+                f"tracking with {name} needs the package {name}, which is not installed. Use "
+                f"`pip install {name}`, or leave {name} out."
+            )
+
+
+class Tracking:
+    """The trackers of one training run, on its main process; without names it does nothing."""
+
+    def __init__(
+        self, track: Track | None, accelerator: Accelerator, folder: Path, settings: dict[str, Any]
+    ) -> None:
+        """Start the trackers. folder: of those that keep files."""
+        self._track = track
+        self._trackers: list[Any] = []
+        if track is None or not accelerator.is_main_process:
+            return
+        for name in dict.fromkeys(track.trackers):
+            kind = LOGGER_TYPE_TO_CLASS[name]
+            where = (str(folder / "track"),) if kind.requires_logging_directory else ()
+            self._trackers.append(kind(track.project, *where))
+        plain = {k: _plain(v) for k, v in {**settings, **track.settings}.items()}
+        for tracker in self._trackers:
+            tracker.start()
+            tracker.store_init_configuration(plain)
+
+    def log(self, update: int, values: dict[str, float]) -> None:
+        """Send numbers."""
+        for tracker in self._trackers:
+            tracker.log(values, step=update)
+
+    def wants_images(self, update: int, last: int) -> bool:
+        """Whether samples are due after this update."""
+        track = self._track
+        if not self._trackers or track is None or track.images is None:
+            return False
+        return update == last or update % track.images_every == 0
+
+    def images(self, update: int) -> None:
+        """Draw samples and send them to the trackers that take images."""
+        assert self._track is not None
+        assert self._track.images is not None
+        drawn = {
+            name: to_bytes(x).expand(-1, max(3, x.shape[1]), -1, -1).permute(0, 2, 3, 1).numpy()
+            for name, x in self._track.images().items()
+        }
+        for tracker in self._trackers:
+            if hasattr(tracker, "log_images"):
+                shape = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images(drawn, step=update, **shape)
+
+    def close(self) -> None:
+        """Finish: what was sent is kept."""
+        for tracker in self._trackers:
+            tracker.finish()
+
+
+def _plain(value: Any) -> bool | int | float | str:
+    """Return a value as trackers take it."""
+    return value if isinstance(value, bool | int | float | str) else str(value)

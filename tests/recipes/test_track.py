@@ -1,0 +1,133 @@
+"""Trackers get losses, settings and samples when they are asked for, and change no weight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate.tracking import GeneralTracker
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tests.cli.inside import fewstep
+
+from fewstep.errors import MissingError, RangeError
+from fewstep.recipes.config import check_recipe
+from fewstep.recipes.run import Run
+from fewstep.train import TrainConfig, check_tracking, read_metrics, track
+
+RECIPE: dict[str, Any] = {
+    "name": "tracked",
+    "data": {"name": "digits"},
+    "network": {"channels": [8, 16], "groups": 4, "w_dim": 32, "dropout": 0.2},
+    "teacher": {"updates": 6, "batch_size": 16, "log_every": 2},
+    "distill": {
+        "batch_size": 16,
+        "updates": 4,
+        "log_every": 2,
+        "stages": [
+            {"parent": "teacher"},
+            {"parent": "stage-one", "steps": 2},
+            {"parent": "stage-one", "steps": 4, "direction": "encode"},
+        ],
+    },
+}
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+def go(folder: Path, **tracked: object) -> Path:
+    run = Run(
+        check_recipe({**RECIPE, "track": tracked}, "recipe.yaml"), folder, "cpu", progress=False
+    )
+    with run.writing():
+        run.train_teacher()
+        for stage in run.plan:
+            run.distill(stage)
+    return folder
+
+
+def test_tensorboard_gets_losses_and_samples_and_no_bit_changes(tmp_path: Path) -> None:
+    plain = go(tmp_path / "plain")
+    found = go(tmp_path / "tracked", trackers=["tensorboard"], images_every=2)
+    for name in ("teacher", "stage-one", "student-2", "encoder-4"):
+        a, b = (load_file(run / name / WEIGHTS) for run in (plain, found))
+        assert all(a[k].equal(b[k]) for k in a), name
+    assert not list(plain.rglob("track"))
+
+    for name, updates in (("teacher", 6), ("student-2", 4)):
+        board = EventAccumulator(
+            str(found / "training" / name / "track" / f"tracked-{name}"), {"images": 0}
+        )
+        board.Reload()
+        rows = read_metrics(found / "training" / name)
+        assert [e.step for e in board.Scalars("loss")] == [row["update"] for row in rows]
+        for key in ("loss", "lr", "grad_norm"):
+            assert [e.value for e in board.Scalars(key)] == pytest.approx([r[key] for r in rows])
+        tags = board.Tags()["images"]
+        assert sorted(tags) == ["w = 0", "w = 1", "w = 2"]
+        shown = board.Images(tags[0])
+        assert [e.step for e in shown] == list(range(0, updates + 1, 2))
+        assert (shown[0].width, shown[0].height) == (64, 8)  # eight digits
+        assert shown[0].encoded_image_string != shown[-1].encoded_image_string
+    assert (settings := list(found.glob("training/teacher/track/*/*/hparams.yml")))
+    assert "teacher.updates: 6" in settings[0].read_text()
+    encoder = EventAccumulator(str(found / "training/encoder-4/track/tracked-encoder-4"))
+    assert encoder.Reload().Tags()["images"] == []
+
+
+def test_a_tracker_of_ones_own_is_used_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, Any]] = []
+
+    class Mine(GeneralTracker):
+        name = "mine"
+        requires_logging_directory = False
+
+        def __init__(self, run_name: str) -> None:
+            super().__init__()
+            told.append(("project", run_name))
+
+        @property
+        def tracker(self) -> None:
+            return None
+
+        def store_init_configuration(self, values: dict[str, Any]) -> None:
+            told.append(("settings", values))
+
+        def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
+            told.append(("log", step))
+
+        def finish(self) -> None:
+            told.append(("finish", None))
+
+    monkeypatch.setitem(track.LOGGER_TYPE_TO_CLASS, "mine", Mine)
+    (tmp_path / "recipe.yaml").write_text("name: own\ndata: {name: digits}\n")
+    settings = ("network.channels=[8, 16]", "network.groups=4", "teacher.updates=4")
+    settings += ("teacher.log_every=2", "teacher.batch_size=8")
+    given = [part for s in settings for part in ("--set", s)]
+    done = fewstep("train", "recipe.yaml", *given, "--track", "mine", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert told[0] == ("project", "own-teacher")
+    assert told[1][1]["teacher.batch_size"] == 8
+    assert all(isinstance(v, bool | int | float | str) for v in told[1][1].values())
+    assert told[2:] == [("log", 2), ("log", 4), ("finish", None)]
+
+
+def test_what_cannot_be_tracked_is_one_line_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(track, "get_available_trackers", lambda: ["tensorboard"])
+    for names, says in (
+        ("tensorboard,wandb", "needs the package wandb, which is not installed. Use `pip install"),
+        ("tensorbord", "got 'tensorbord'"),
+    ):
+        done = fewstep("train", "digits", "--track", names, "--out", "run", cwd=tmp_path)
+        assert done.returncode == 1
+        assert says in done.stderr
+        assert len([line for line in done.stderr.splitlines() if "fewstep: " in line]) == 1
+        assert list((tmp_path / "run").iterdir()) == []
+    with pytest.raises(MissingError):
+        check_tracking(["wandb"], False, TrainConfig())
+    with pytest.raises(RangeError, match="shard divides it"):
+        check_tracking(["tensorboard"], True, TrainConfig(shard=True))
