@@ -85,6 +85,7 @@ class Hub:
 
     def create_repo(self, repo_id: str, *, private: bool | None, exist_ok: bool) -> RepoUrl:
         assert exist_ok
+        repo_id = repo_id if "/" in repo_id else f"me/{repo_id}"  # the owner of the token
         (self.root / repo_id).mkdir(parents=True, exist_ok=True)
         (self.root / repo_id / "about").write_text(f"{private} {self.token}")
         return RepoUrl(f"https://huggingface.co/{repo_id}")
@@ -116,7 +117,7 @@ def test_a_saved_model_is_pushed_when_asked(hub: type[Hub], teacher: Model, tmp_
     pushed = load_model(hub.root / "me/model/files").state_dict()
     assert all(torch.equal(pushed[k], v) for k, v in teacher.state_dict().items())
     fewstep.save_model(teacher, tmp_path / "model", push_to_hub=True)
-    assert (hub.root / "model/about").read_text() == "None None"
+    assert (hub.root / "me/model/about").read_text() == "None None"
 
 
 def test_what_cannot_be_pushed_is_one_line(

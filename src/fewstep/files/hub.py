@@ -63,7 +63,8 @@ def _lacks_weights(folder: Path) -> bool:
 def check_push(repo_id: str, token: str | None = None) -> None:
     """Raise FolderError where a model could not be pushed: a name that is none, or no token."""
     from huggingface_hub import get_token
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
 
     try:
         validate_repo_id(repo_id)

@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel, Field
 from safetensors import safe_open
 from safetensors.torch import save
 
@@ -20,6 +21,23 @@ from fewstep.models.card import CARD
 from fewstep.recipes.pack import FORMAT, MANIFEST, PIECE, ROUNDED, moments_as, to_bytes
 from fewstep.recipes.workspace import TRAINING
 from fewstep.train.checkpoint import OPTIMIZER, STATE
+
+
+class _Piece(BaseModel):
+    name: str
+    size: int = Field(ge=0)
+    sha256: str
+    rounded: list[str] = []
+    before: str | None = None
+
+
+class _Manifest(BaseModel):
+    format: Literal[FORMAT]  # type: ignore[valid-type]
+    optimizer: bool
+    bf16: bool
+    models: dict[str, dict[str, Any]]
+    files: list[_Piece]
+    parts: list[_Piece]
 
 
 def unpack_run(folder: Path, run: Path) -> dict[str, Any]:
@@ -50,15 +68,12 @@ def _checked(folder: Path) -> dict[str, Any]:
     """Return the manifest, once it and every part are as they were written."""
     path = folder / MANIFEST
     try:
-        told: dict[str, Any] = json.loads(path.read_bytes())
-        if told["format"] != FORMAT:
-            raise ValueError("another format")
-        names = [str(entry["name"]) for entry in (*told["files"], *told["parts"])]
-        total = sum(int(entry["size"]) for entry in told["files"])
-        packed = sum(int(entry["size"]) for entry in told["parts"])
-        if total != packed or not all(map(_is_inside, names)) or not isinstance(told["bf16"], bool):
+        told = _Manifest.model_validate_json(path.read_bytes()).model_dump()
+        total, packed = (sum(entry["size"] for entry in told[k]) for k in ("files", "parts"))
+        names = [entry["name"] for entry in (*told["files"], *told["parts"])]
+        if total != packed or not all(map(_is_inside, (*names, *told["models"]))):
             raise ValueError("files that cannot be")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise FolderError(
             f"{folder} must be a folder that `fewstep pack` wrote, and its {MANIFEST} cannot be "
@@ -90,7 +105,7 @@ def _restore(folder: Path, told: dict[str, Any], run: Path) -> None:
     stream = _read(folder / part["name"] for part in told["parts"])
     held = b""
     for entry in told["files"]:
-        path, left, digest = run / entry["name"], int(entry["size"]), hashlib.sha256()
+        path, left, digest = run / entry["name"], entry["size"], hashlib.sha256()
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as file:
             while left:
@@ -116,10 +131,10 @@ def _restore_floats(told: dict[str, Any], run: Path) -> None:
     """Widen what was rounded, and put the hashes of the new files in place of the old ones."""
     hashes: dict[str, str] = {}
     for entry in told["files"]:
-        path, rounded = run / entry["name"], set(entry.get("rounded", ()))
+        path, rounded = run / entry["name"], set(entry["rounded"])
         if path.name == OPTIMIZER and rounded:
             path.write_bytes(to_bytes(moments_as(path, torch.bfloat16, torch.float32)))
-        elif "before" in entry:
+        elif entry["before"] is not None:
             with safe_open(path, framework="pt") as held:
                 tensors = {k: held.get_tensor(k) for k in held.keys()}  # noqa: SIM118
                 metadata = held.metadata()

@@ -266,6 +266,9 @@ def _read_state(path: Path) -> dict[str, Any]:
         state = json.loads((path / STATE).read_bytes())
         whole = isinstance(state["run"], dict) and isinstance(state["update"], int)
         hashes = state["sha256"]
+        lost = state.get("lost", [])
+        if not isinstance(lost, list) or not all(isinstance(what, str) for what in lost):
+            raise ValueError("lost is no list")
         needed = {WEIGHTS, EMA} if "lost" in state else {WEIGHTS, EMA, OPTIMIZER}
         if not whole or not (needed <= set(hashes) or REST in hashes):
             raise ValueError("keys are missing")
@@ -307,7 +310,7 @@ def _read(path: Path, state: dict[str, Any], device: torch.device) -> Checkpoint
             if OPTIMIZER in state["sha256"]
             else {},
         )
-    except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError) as error:
+    except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError, LookupError) as error:
         raise _DamagedError(f"{path} cannot be read ({_brief(error)})") from None
 
 
