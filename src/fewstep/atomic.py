@@ -19,6 +19,7 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from safetensors import SafetensorError
 
@@ -37,20 +38,30 @@ def atomic_write(path: Path, data: bytes) -> None:
     Raises FolderError where it cannot be written: a full disk, a missing permission, a folder of
     that name.
     """
+    with translate_os_errors(path), atomic_file(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write; at the end it takes the place of `path`, complete.
+
+    Where the body raises, `path` stays as it was. Raises FolderError as `atomic_write` does.
+    """
     with translate_os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(path)
         partial, handle = _partial(path, folder=False)
-        try:
-            with open(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-                partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-        _sync(path.parent)
+    try:
+        with translate_os_errors(path, _CANNOT_WRITE), open(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
 
 
 def write_json(path: Path, data: object) -> None:

@@ -63,9 +63,12 @@ def is_time_up() -> bool:
     return time.monotonic() >= _deadline.get()
 
 
-def stop_when_time_is_up(done: str) -> None:
-    """Raise TimeUp if the time limit around this call has passed. done: what is kept, in words."""
-    if is_time_up():
+def stop_when_time_is_up(done: str, is_up: bool | None = None) -> None:
+    """Raise TimeUp if the time limit around this call has passed.
+
+    done: what is kept, in words. is_up: what the processes of a run have agreed on.
+    """
+    if is_time_up() if is_up is None else is_up:
         raise TimeUp(f"time is up after {done}, which is kept; run the same command to continue.")
 
 

@@ -78,7 +78,9 @@ def test_a_figure_is_missing_for_a_reason(
 
 def test_training_images_that_do_not_fit_leave_nearest_out() -> None:
     whole = Reference.build(TRAIN, Plain())
-    parts = Reference.of_batches(TRAIN.split(7), Plain(), None)
+    parts = Reference.of_features(
+        "plain", 30, (Plain()(part).features for part in TRAIN.split(7)), None
+    )
     torch.testing.assert_close(whole.features, parts.features)
     assert whole.count == parts.count == 30
     got = measure_all(normal(1, 8, 1, 2, 2), PAIRS, features=Plain(), reference=parts)

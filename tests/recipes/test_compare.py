@@ -177,7 +177,7 @@ def _enlarged(source: Path, target: Path) -> None:
         (["student-4", "--sampler", "encode"], ("--sampler", "'encode'")),
         (["student-4", "--w", "9"], ("--w must lie in [0, 4]", "got 9")),
         (["student-4", "--samples", "1000000000"], ("--samples",)),
-        (["student-4", "--samples", "9000000"], ("--samples must fit in memory",)),
+        (["student-4", "--samples", "9000000"], ("--samples must fit on the disk",)),
         (["student-4", "--device", "tpu"], ("device", "'tpu'")),
         (["student-4", "--features", "nowhere"], ("--features", "does not exist")),
         (["student-4", "--reference", "nowhere/x"], ("nowhere/x",)),
@@ -197,7 +197,7 @@ def test_what_cannot_be_is_refused_before_anything_is_drawn(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(Evaluation, "cell", lambda *_, **__: pytest.fail("a cell was drawn"))
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr("fewstep.measure.room.free_memory", lambda: 10**9)
+    monkeypatch.setattr("fewstep.measure.room.free_disk", lambda _: 10**8)
     arguments = [str(home / o) if (home / o).is_dir() else o for o in options]
     code, _, err = evaluate(*arguments, "--out", "e")
     assert code != 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +30,8 @@ WRITTEN = ("evaluation.json", "table.md", "table.csv", "plots", "sheets")
 MAX_STEPS = 100_000
 REFERENCE_STEPS = 256
 MAX_SAMPLES = 10_000_000
+FID_SAMPLES = 50_000
+FID_FILE = "fid.json"
 
 
 def evaluate_command(
@@ -73,9 +77,22 @@ def evaluate_command(
             show_default=str(REFERENCE_STEPS),
         ),
     ] = None,
+    fid: Annotated[
+        Path | None,
+        typer.Option(
+            help="Weights file of the published Inception: measure FID by the published protocol, "
+            "and write fid.json with it. In place of --features."
+        ),
+    ] = None,
     samples: Annotated[
-        int, typer.Option(min=2, max=MAX_SAMPLES, help="Images per cell of the table.")
-    ] = 2000,
+        int | None,
+        typer.Option(
+            min=2,
+            max=MAX_SAMPLES,
+            help="Images per cell of the table.",
+            show_default="2000; 50000 with --fid",
+        ),
+    ] = None,
     seed: Annotated[
         int,
         typer.Option(
@@ -93,16 +110,21 @@ def evaluate_command(
     ws = list(dict.fromkeys(numbers(w, "--w")))
     counts = None if steps is None else list(dict.fromkeys(whole(steps, "--steps")))
     samplers = None if sampler is None else _samplers(sampler)
-    from fewstep.core.device import choose_device
+    if fid is not None and features is not None:
+        raise RangeError("--fid and --features both give a feature extractor. Use one of them.")
+    count = samples or (2000 if fid is None else FID_SAMPLES)
     from fewstep.folders import card_in
     from fewstep.lock import writer_of
-    from fewstep.measure.evaluate import Evaluation
+    from fewstep.measure.evaluate import Evaluation, quiet
+    from fewstep.measure.fid import check_fid, write_fid
     from fewstep.measure.room import check_samples
     from fewstep.recipes.check import check_evaluation
     from fewstep.recipes.compare import Comparison, compare, write_comparison
+    from fewstep.train import is_main, main_first, processes
 
-    place = choose_device(device)
-    check_results(out, WRITTEN)
+    place = str(processes(device).device)
+    tell = say if is_main() else quiet
+    check_results(out, WRITTEN if fid is None else (*WRITTEN, FID_FILE))
     comparison = Comparison(
         tuple(dict.fromkeys(models)),
         tuple(ws),
@@ -112,15 +134,27 @@ def evaluate_command(
         REFERENCE_STEPS if reference_steps is None else reference_steps,
         reference_given=reference_steps is not None,
     )
-    columns = comparison.columns(say)
+    columns = comparison.columns(tell)
     cards = [card_in(folder) for folder in comparison.models]
-    data = training_data(cards, reference, comparison.models[0])
-    evaluation = Evaluation(data, out, samples, seed, min(500, samples), features, place, say)
-    check_samples(samples, evaluation.dataset.shape, "--samples")
-    check_evaluation(evaluation, "--features")
+    with main_first():  # which decodes the images
+        data = training_data(cards, reference, comparison.models[0], tell)
+    evaluation = Evaluation(
+        *(data, out, count, seed, min(500, count), fid or features, place, tell),
+        every=fid is not None,
+    )
+    shape = evaluation.dataset.shape
+    check_samples(count, shape, "--samples", out, evaluation.batch_size)
+    check_evaluation(evaluation, "--features" if fid is None else "--fid")
+    if fid is not None:
+        check_fid(evaluation)
     comparison.check_images(evaluation.dataset, data)
-    with writer_of(out):
-        table, path = write_comparison(evaluation, compare(evaluation, comparison, columns))
+    with writer_of(out) if is_main() else nullcontext():
+        compared = compare(evaluation, comparison, columns)
+        if not is_main():
+            return
+        table, path = write_comparison(evaluation, compared)
+        if fid is not None:
+            tell(f"FID and its protocol: {write_fid(evaluation, compared.cells, FID_FILE)}")
     typer.echo(table)
     say(f"rows: {path}; table.md, table.csv, plots and sheets beside it")
 
@@ -140,10 +174,13 @@ def _samplers(text: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def training_data(cards: list[Card], reference: str | None, folder: Path) -> DataConfig:
+def training_data(
+    cards: list[Card], reference: str | None, folder: Path, tell: Callable[[str], None] = say
+) -> DataConfig:
     """Return the images of the models' training, from where they are now.
 
     folder: of the model of the first card. Images that are not those of the training are named.
+    tell: called with a line of text.
     """
     from fewstep.data import DATASETS, DataConfig, open_dataset
 
@@ -165,7 +202,7 @@ def training_data(cards: list[Card], reference: str | None, folder: Path) -> Dat
     else:
         config = _with_shape(card, folder, name)
     train = open_dataset(config, "train")
-    say(train.summary)
+    tell(train.summary)
     if train.shape != _shape(folder, card):
         raise FolderError(
             f"{Path(name).name} must have images of the shape of those of {card.name}, "
@@ -173,7 +210,7 @@ def training_data(cards: list[Card], reference: str | None, folder: Path) -> Dat
         )
     trained = card.training.get("data_sha256")
     if trained is not None and train.content_hash() != str(trained):
-        say(f"{Path(name).name}: other images than those that {card.name} was trained on")
+        tell(f"{Path(name).name}: other images than those that {card.name} was trained on")
     return config
 
 

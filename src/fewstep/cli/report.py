@@ -36,9 +36,11 @@ def report_command(
     folder = run_folder(recipe, out, checked)
     from fewstep.core.device import choose_device
     from fewstep.recipes.study import run_study
+    from fewstep.train import is_main
 
     report = run_study(checked, folder, choose_device(device), say, teachers=given)
-    say(f"report: {report}")
+    if is_main():
+        say(f"report: {report}")
 
 
 command = report_command

@@ -111,8 +111,12 @@ class Prepared:
     dtype: torch.dtype
     device: torch.device
 
-    def batches(self, seed: int, batch_size: int | None) -> Iterator[tuple[slice, Noise]]:
+    def batches(
+        self, seed: int, batch_size: int | None, number: int = 0
+    ) -> Iterator[tuple[slice, Noise]]:
         """Yield at most batch_size examples at a time, each with its own stream of noise.
+
+        number: of the first example among the images of the seed.
 
         Raises RangeError: a seed that is no integer, or a batch_size below 1.
         """
@@ -125,7 +129,7 @@ class Prepared:
         size = total if batch_size is None else whole_number(batch_size, "batch_size", 1)
         for first in range(0, total, size):
             part = slice(first, min(first + size, total))
-            yield part, Noise(seed, range(part.start, part.stop))
+            yield part, Noise(seed, range(number + part.start, number + part.stop))
 
     def noise(self, noise: Noise) -> Tensor:
         """Return the next noise (B, *D) of the streams, where and in what the states live."""

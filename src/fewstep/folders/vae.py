@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +31,16 @@ def to_images(model: Denoiser, states: Tensor) -> Tensor:
     States of a model of latents go through its own autoencoder and are cut to [-1, 1]; others are
     images as they are.
     """
+    return image_decoder(model, str(states.device))(states)
+
+
+def image_decoder(model: Denoiser, device: str) -> Callable[[Tensor], Tensor]:
+    """Return the function that `to_images` is, with the autoencoder of the model loaded."""
     source = model_of(model).source
     if source is None:
-        return states
-    return decode_latents(load_vae(source, str(states.device)), states.float()).clamp(-1, 1)
+        return lambda states: states
+    vae = load_vae(source, device)
+    return lambda states: decode_latents(vae, states.float()).clamp(-1, 1)
 
 
 def image_shape(folder: Path, card: Card) -> tuple[int, ...]:

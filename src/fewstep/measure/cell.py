@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors.torch import load_file
 from torch import Tensor
 
+from fewstep.measure.images import ImageFile
 from fewstep.metrics import Figures
 
 DDIM = "deterministic"  # the sampler of DDIM steps
 STOCHASTIC = "stochastic"
-IMAGES = "images"
 # One line of a printed table or of a JSON file: plain values under their names.
 Row = dict[str, str | int | float | None]
 
@@ -92,12 +91,17 @@ class Cell:
 
     @property
     def images(self) -> Tensor:
-        """The images (B, *D) in [-1, 1] on the disk: the first 2,000, or all of a reference.
+        """The first images (B, *D) in [-1, 1], at most 2,000, from the disk.
 
         B is 0 where the images of the model were not finite.
         """
+        return self.file.first()
+
+    @property
+    def file(self) -> ImageFile:
+        """The file of its images."""
         assert self.path is not None
-        return load_file(self.path)[IMAGES]
+        return ImageFile(self.path)
 
 
 class Cells:

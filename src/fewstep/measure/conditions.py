@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from fewstep.data.captions import fill
 from fewstep.folders import encode_prompts
 from fewstep.models import Model, card_of, model_of
 
+AT_ONCE = 2_000  # prompts whose encodings are kept in memory; of more, those of a part
 ENOUGH = {"class": 2, "prompt": 10}  # images per class, on average, by what models are given
 
 
@@ -97,21 +99,40 @@ class Conditions:
             return f"template {self.config.captions[0]}"
         return f"captions {' | '.join(self.config.captions)}"
 
-    def of(self, model: Model | Guided) -> Cond:
-        """Return the condition batch (samples) of a model: class ids, or encoded prompts."""
+    def of(self, model: Model | Guided, part: range) -> Cond:
+        """Return a model's conditions of the samples in part: class ids, or encoded prompts."""
         labels = self.labels_for(model)
         if card_of(model).num_classes and labels is not None:
-            return labels
+            return labels[part.start : part.stop]
         inner = model_of(model)
         assert inner.source is not None
-        asked = sorted(set(self.texts))
-        if inner.source not in self._encoded:
-            self._encoded[inner.source] = encode_prompts(inner.source, asked, device=self.device)
-        places = {text: k for k, text in enumerate(asked)}
-        index = torch.tensor([places[text] for text in self.texts])
-        return take(self._encoded[inner.source], index)
+        encoded = self._encoded.get(inner.source)
+        if encoded is None or not set(part) <= set(encoded.covers):
+            encoded = self._encoded[inner.source] = self._encode(inner.source, part)
+        index = torch.tensor([encoded.places[text] for text in self._texts_in(part)])
+        return take(encoded.cond, index)
+
+    def _encode(self, source: Path, part: range) -> Encoded:
+        """Return the encoded prompts of the part, and of as many more as are worth keeping."""
+        covers = range(self.samples)
+        if len(set(self.texts)) > AT_ONCE:
+            covers = range(part.start, max(part.stop, min(part.start + AT_ONCE, self.samples)))
+        asked = sorted(set(self._texts_in(covers)))
+        cond = encode_prompts(source, asked, device=self.device)
+        return Encoded(covers, {text: k for k, text in enumerate(asked)}, cond)
+
+    def _texts_in(self, part: range) -> list[str]:
+        return self.texts[part.start : part.stop]
 
     @cached_property
-    def _encoded(self) -> dict[Path, Cond]:
-        """The distinct prompts, as the text encoders of a folder encode them."""
+    def _encoded(self) -> dict[Path, Encoded]:
+        """The prompts that the text encoders of a folder encoded last."""
         return {}
+
+
+class Encoded(NamedTuple):
+    """Distinct prompts of the samples `covers`, each with its place in the condition batch."""
+
+    covers: range
+    places: dict[str, int]
+    cond: Cond

@@ -15,40 +15,46 @@ from __future__ import annotations
 
 import datetime
 import platform
-import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import diffusers
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 import fewstep
-from fewstep.atomic import atomic_write
-from fewstep.core import cond as conds
 from fewstep.core.denoiser import Guided, cheapest, traits_of
-from fewstep.core.sample import sample
 from fewstep.core.samplers import get_sampler
 from fewstep.data import DataConfig, Dataset, open_dataset
 from fewstep.errors import DataError, NonFiniteError
-from fewstep.folders import to_images
-from fewstep.limit import stop_when_time_is_up
-from fewstep.measure.cell import DDIM, IMAGES, Cell
+from fewstep.limit import is_time_up, stop_when_time_is_up
+from fewstep.measure.cell import DDIM, Cell
 from fewstep.measure.conditions import Conditions
 from fewstep.measure.database import Inputs, Record, Results, key_of, what_changed
+from fewstep.measure.dealing import dealt
+from fewstep.measure.drawing import How, draw_images, drawer, look
 from fewstep.measure.identity import identity_of
+from fewstep.measure.images import ImageFile, image_writer
 from fewstep.measure.own_features import features_of
-from fewstep.measure.reference import MOST, everything, reference_of, tensors_in
-from fewstep.measure.solvers import SOLVERS, solve
-from fewstep.metrics import RMS, Features, Measured, Reference, measure_all, no_figures
+from fewstep.measure.reference import MOST, everything, reference_of
+from fewstep.measure.room import at_once
+from fewstep.measure.solvers import SOLVERS
+from fewstep.metrics import (
+    RMS,
+    Features,
+    Measuring,
+    Reference,
+    Rows,
+    measure_all,
+    no_figures,
+)
 from fewstep.models import Model
+from fewstep.train import agreed, is_main, main_first
 
 Split = tuple[Tensor, Tensor]
-KEPT = 2_000  # images of a cell that nothing is paired with
 
 
 def quiet(_line: str) -> None:
@@ -70,6 +76,8 @@ class Evaluation:
             otherwise a classifier that is trained here on the data when it is first needed.
         device: of the features and the text encoders.
         say: called with a line per cell.
+        every: whether distances of distributions are to every image of the data, held-out ones
+            too, and not to 50,000 training images at most.
     """
 
     data: DataConfig
@@ -80,6 +88,7 @@ class Evaluation:
     features_path: Path | None = None
     device: str = "cpu"
     say: Callable[[str], None] = quiet
+    every: bool = False
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -124,7 +133,10 @@ class Evaluation:
     def reference(self) -> Reference:
         """The training images, as the metrics see them; extracted once and kept in the folder."""
         folder = self.folder / "reference"
-        return reference_of(self.dataset, lambda: self.train[0], self.features, folder)
+        splits = [self.dataset]
+        if self.every and self.held_out_dataset is not None:
+            splits.append(self.held_out_dataset)
+        return reference_of(splits, lambda: self.train[0], self.features, folder, every=self.every)
 
     @cached_property
     def conditions(self) -> Conditions:
@@ -180,28 +192,56 @@ class Evaluation:
         inputs["condition"] = self.conditions.kind(model)
         key = key_of(inputs)
         path = self.folder / "cells" / f"{key[:32]}.safetensors"
-        found = self.results.get(key)
-        if found is None or IMAGES not in tensors_in(path):
-            found = self._measure(model, inputs, teacher, path)
-            stop_when_time_is_up(f"the cell of {name} at {steps} steps and w = {w:g}")
+        found = None
+        if is_main() and ImageFile(path).is_whole:
+            found = self.results.get(key)
+        found = agreed(found)
+        if found is None:
+            found = agreed(self._measure(model, inputs, teacher, path))
+            assert found is not None
+            cell = f"the cell of {name} at {steps} steps and w = {w:g}"
+            stop_when_time_is_up(cell, agreed(is_time_up()))
         return _cell(found, path, "No teacher was given to compare with.")
+
+    def open(self) -> None:
+        """Make the features and the reference; all processes of a run call this and share the work.
+
+        They are made when they are first needed otherwise, which is enough for one process.
+        """
+        with main_first():
+            _ = self.features
+        _ = self.reference
 
     def _measure(
         self, model: Model | Guided, inputs: Inputs, teacher: Cell | None, path: Path
-    ) -> Record:
-        """Draw a cell, keep its images and figures, and return its record."""
+    ) -> Record | None:
+        """Draw a cell and keep its images and figures; return its record in the main process."""
         w, steps, sampler = inputs["w"], inputs["steps"], inputs["sampler"]
-        started = time.perf_counter()
+        draw = drawer(model, How(sampler, steps, w, self.seed), self.conditions, self.features)
+        turns = dealt(self.samples, at_once(self.batch_size, self.dataset.shape), draw)
+        if not is_main():
+            with suppress(NonFiniteError):
+                for _ in turns:
+                    pass
+            return None
+        theirs, seconds = None if teacher is None else teacher.file, None
+        if theirs is not None and theirs.count < self.samples:
+            theirs = None
         try:
-            images = self.draw(model, w, steps, sampler)
-            seconds = (time.perf_counter() - started) / self.samples
-            measured = self._figures(images, self.conditions.labels_for(model), teacher)
+            with Rows(path.parent) as rows:
+                labels = self.conditions.labels_for(model)
+                measuring = Measuring(self.samples, labels, self.features, self.reference, rows)
+                with image_writer(
+                    path, self.samples, self.dataset.shape, teacher is None
+                ) as writer:
+                    seconds = look(turns, writer, measuring, theirs) / self.samples
+                measured = measuring.measured()
+            if teacher is not None and theirs is None:
+                measured.missing[RMS] = "The images of the teacher are infinite or not a number."
         except NonFiniteError as error:
-            images, seconds = torch.empty((0, *self.dataset.shape)), None
             measured = no_figures(self.features, f"{error}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = images if teacher is None else images[:KEPT]
-        atomic_write(path, save({IMAGES: kept.contiguous()}))
+            with image_writer(path, 0, self.dataset.shape):
+                pass
         known = self.results.get(key_of(inputs))
         if known is not None:  # only its images were lost
             return known
@@ -214,36 +254,14 @@ class Evaluation:
         return found
 
     def draw(
-        self, model: Model | Guided, w: float, steps: int, sampler: str, count: int | None = None
+        self, model: Model | Guided, w: float, steps: int, sampler: str, count: int
     ) -> Tensor:
-        """Return the images (B, C, H, W) of a cell, or its first `count`; nothing is kept.
+        """Return the first `count` images (B, C, H, W) of a cell; nothing is kept.
 
         sampler: as in `cell`. Raises NonFiniteError for images that are not finite.
         """
-        shared: dict[str, Any] = {"w": w, "steps": steps, "seed": self.seed}
-        shared["batch_size"] = self.batch_size
-        cond = self.conditions.of(model)
-        if count is not None:
-            cond = conds.take(cond, slice(0, count))
-        if sampler in SOLVERS:
-            states = solve(model, cond, solver=sampler, **shared)
-        else:
-            states = sample(model, cond, sampler=sampler, **shared)
-        return to_images(model, states).cpu()
-
-    def _figures(self, images: Tensor, labels: Tensor | None, teacher: Cell | None) -> Measured:
-        theirs = None if teacher is None else teacher.images
-        lost = theirs is not None and len(theirs) < len(images)
-        measured = measure_all(
-            images,
-            labels,
-            features=self.features,
-            reference=self.reference,
-            teacher_samples=None if lost else theirs,
-        )
-        if lost:
-            measured.missing[RMS] = "The images of the teacher are infinite or not a number."
-        return measured
+        how = How(sampler, steps, w, self.seed)
+        return draw_images(model, how, self.conditions, range(count))
 
     def inputs(
         self,
@@ -257,6 +275,7 @@ class Evaluation:
 
         identity: of the model, as `identity_of` returns it.
         """
+        every = {"every": True} if self.every else {}
         return {
             "model": name,
             "sampler": sampler,
@@ -267,6 +286,7 @@ class Evaluation:
             "seed": self.seed,
             "data": self._data_sha256,
             "features": self.features.sha256,
+            **every,
         }
 
     @cached_property

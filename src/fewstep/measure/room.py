@@ -1,31 +1,57 @@
-"""Memory that measuring takes, compared with what the machine has."""
+"""Memory and disk that measuring takes, compared with what the machine has."""
 
 from __future__ import annotations
 
 import math
+import shutil
+from pathlib import Path
 
 from fewstep.errors import RangeError, in_units
+from fewstep.measure.images import KEPT
 from fewstep.resident import free_memory
 
-PER_VALUE = 32  # bytes per value of an image: samples, the teacher's, and both in float64
+PER_VALUE = 32  # bytes per value of the images that are drawn at once, and of their copies
 KEPT_PER_VALUE = 12  # bytes per value of a training image: float32, and float64 beside it
 MAX_SAMPLES = 10_000_000
+AT_ONCE = 2**25  # values of images that are drawn at once, at most
 
 
-def check_samples(samples: int, shape: tuple[int, ...], option: str) -> None:
-    """Raise RangeError unless the samples of one cell can be measured in memory.
+def at_once(batch_size: int, shape: tuple[int, ...]) -> int:
+    """Return the images that a process draws at once: `batch_size`, or fewer large ones."""
+    return min(batch_size, max(1, AT_ONCE // math.prod(shape)))
 
-    shape: of one image. option: the name of the setting, for the message.
+
+def check_samples(
+    samples: int, shape: tuple[int, ...], option: str, folder: Path, batch_size: int
+) -> None:
+    """Raise RangeError unless the samples of one cell can be drawn and kept.
+
+    shape: of one image. option: the name of the setting, for the message. folder: of the results.
     """
     if not 2 <= samples <= MAX_SAMPLES:
         raise RangeError(f"{option} must be from 2 to {MAX_SAMPLES:,}, got {samples:,}.")
-    each, there = PER_VALUE * math.prod(shape), free_memory()
-    if samples * each > there:
+    values, there = math.prod(shape), free_memory()
+    drawn = min(samples, at_once(batch_size, shape))
+    if drawn * values * PER_VALUE > there:
         raise RangeError(
-            f"{option} must fit in memory: {samples:,} images of shape {shape} take about "
-            f"{in_units(samples * each)} while they are measured, and {in_units(there)} are "
-            f"available. Use at most {max(2, there // each):,}."
+            f"the images that are drawn at once must fit in memory: {drawn:,} of shape {shape} "
+            f"take about {in_units(drawn * values * PER_VALUE)}, and {in_units(there)} are "
+            f"available. Use smaller images, or {option} of at most "
+            f"{max(2, there // (values * PER_VALUE)):,}."
         )
+    first, room = 4 * min(samples, KEPT) * values, free_disk(folder)
+    if first + samples * values > room:
+        raise RangeError(
+            f"{option} must fit on the disk: {samples:,} images of shape {shape} take "
+            f"{in_units(first + samples * values)} per cell, and {in_units(room)} are free at "
+            f"{folder}. Use at most {max(2, (room - first) // values):,}, or another folder."
+        )
+
+
+def free_disk(folder: Path) -> int:
+    """Return the bytes that are free where a folder is, or will be."""
+    place = folder.absolute()
+    return shutil.disk_usage(next(p for p in (place, *place.parents) if p.exists())).free
 
 
 def fits(count: int, shape: tuple[int, ...]) -> bool:

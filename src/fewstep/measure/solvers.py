@@ -70,11 +70,13 @@ def solve(
     steps: int,
     seed: int = 0,
     batch_size: int | None = None,
+    number: int = 0,
 ) -> Tensor:
     """Return (B, *D), one image for every condition, by a stock solver; as `fewstep.sample` else.
 
     denoiser: a model that can take any number of steps: a teacher or a stage one, on the native
     clock or on a table of betas; anything with a shape in its traits. A step is one call of it.
+    number: of the first image among those of the seed.
 
     Raises RangeError: the solver is unknown, or the model was made for numbers of steps of its
     own, or has a clock of its own; ShapeError: it does not know its shape.
@@ -101,7 +103,7 @@ def solve(
     prepared = prepare(denoiser, cond, w=w, steps=1, sampler=None, z=None)  # the grid is not used
     angles = table.phis if table else HALF_PI * (torch.arange(TIMESTEPS) + 1.0) / TIMESTEPS
     out = []
-    for part, noise in prepared.batches(seed, batch_size):
+    for part, noise in prepared.batches(seed, batch_size, number):
         scheduler: Any = solver_scheduler(solver, table)
         scheduler.set_timesteps(steps, device=prepared.device)
         z, few, w_few = prepared.noise(noise), conds.take(prepared.cond, part), prepared.w[part]

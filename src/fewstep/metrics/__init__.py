@@ -8,7 +8,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fewstep.metrics.cell import Measured, Reference, measure, measure_all, no_figures
+from fewstep.metrics.cell import (
+    Measured,
+    Measuring,
+    check_finite_images,
+    measure,
+    measure_all,
+    no_figures,
+)
 from fewstep.metrics.digits_features import DigitsFeatures, digits_features
 from fewstep.metrics.diversity import nearest_distance, within_class_variance
 from fewstep.metrics.features import (
@@ -25,6 +32,8 @@ from fewstep.metrics.kernel import kernel_distance
 from fewstep.metrics.manifold import precision_recall
 from fewstep.metrics.noise import noise_figures, psnr
 from fewstep.metrics.paired import paired_rms
+from fewstep.metrics.reference import Reference
+from fewstep.metrics.rows import Rows
 from fewstep.metrics.score import accuracy, class_score
 from fewstep.metrics.train_vision import train_features
 from fewstep.metrics.vision import VisionFeatures, vision_features
@@ -46,10 +55,13 @@ __all__ = [
     "Figures",
     "InceptionFeatures",
     "Measured",
+    "Measuring",
     "Moments",
     "Reference",
+    "Rows",
     "VisionFeatures",
     "accuracy",
+    "check_finite_images",
     "class_score",
     "digits_features",
     "distance_key",

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fewstep.errors import DataError, FewstepError, NonFiniteError
-from fewstep.metrics.diversity import nearest_distance, within_class_variance
-from fewstep.metrics.features import Features, distance_names, extract
+from fewstep.errors import DataError, FewstepError, NonFiniteError, ShapeError
+from fewstep.metrics.diversity import RunningVariance
+from fewstep.metrics.features import FeatureOutput, Features, distance_names, extract
 from fewstep.metrics.figures import RMS, Figures
-from fewstep.metrics.frechet import Moments, frechet_distance, moments
+from fewstep.metrics.frechet import RunningMoments, frechet_distance
 from fewstep.metrics.kernel import kernel_distance
 from fewstep.metrics.manifold import precision_recall
-from fewstep.metrics.paired import paired_rms
-from fewstep.metrics.score import accuracy, class_score
+from fewstep.metrics.paired import RunningRms
+from fewstep.metrics.reference import Picked, Reference, evenly
+from fewstep.metrics.rows import Rows
+from fewstep.metrics.score import RunningScore
 
 LinAlgError = torch.linalg.LinAlgError  # type: ignore[attr-defined]  # torch does not export it
-PAIRED = 10_000
+AT_ONCE = 500  # samples of a tensor that are looked at together
 NEIGHBOURS = 3
 
 
@@ -34,46 +35,6 @@ class Measured(NamedTuple):
 
     figures: Figures
     missing: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The training images, as the metrics see them; build it once for many cells.
-
-    Attributes:
-        name: of the features.
-        moments: of the training images' features; None for a single image, which has none.
-        images: the training images, (N, *D) in [-1, 1]; None where they do not fit in memory.
-        features: of at most 10,000 of them, evenly chosen, for the metrics that compare pairs.
-        count: N, the number of training images.
-    """
-
-    name: str
-    moments: Moments | None
-    images: Tensor | None
-    features: Tensor
-
-    @property
-    def count(self) -> int:
-        """The number of training images."""
-        return len(self.features) if self.moments is None else self.moments.count
-
-    @classmethod
-    def build(cls, images: Tensor, features: Features) -> Reference:
-        """Return the reference of training images (N, *D), N at least 1, under the features."""
-        return cls.of_batches([images], features, images)
-
-    @classmethod
-    def of_batches(
-        cls, batches: Iterable[Tensor], features: Features, images: Tensor | None
-    ) -> Reference:
-        """Return the reference of images that come batch by batch.
-
-        images: all of them, or None where they are too many to keep: `nearest` is None then.
-        """
-        found = torch.cat([extract(features, batch).features for batch in batches])
-        known = moments(found) if len(found) > 1 else None
-        return cls(features.name, known, images, _evenly(found, PAIRED))
 
 
 def measure(
@@ -126,51 +87,165 @@ def measure_all(
     Arguments and errors are those of `measure`. Too few samples, too few training images or a
     class with a single sample are no errors: the figures that need more are None.
     """
-    if reference.name != features.name:
-        raise DataError(
-            f"the reference is of the features {reference.name!r} and the features are "
-            f"{features.name!r}; they must be the same. Build the reference again."
-        )
-    _check_finite("samples", samples)
-    paired = None
+    check_finite_images("samples", samples)
     if teacher_samples is not None:
-        _check_finite("teacher samples", teacher_samples)
-        paired = paired_rms(samples, teacher_samples)
-    out = extract(features, samples)
-    place = getattr(features, "device", torch.device("cpu"))
-    there = out.features.to(place)  # where comparing with every training image is quick
-    fd, kd = distance_names(features)
-    found: dict[str, float | None] = {}
-    missing: dict[str, str] = {}
+        check_finite_images("teacher samples", teacher_samples)
+    with Rows() as rows:
+        measuring = Measuring(len(samples), labels, features, reference, rows)
+        for first in range(0, max(1, len(samples)), AT_ONCE):
+            part = slice(first, first + AT_ONCE)
+            few = samples[part]
+            pair = None if teacher_samples is None else (few, teacher_samples[part])
+            measuring.add(few, extract(features, few), pair)
+        return measuring.measured()
 
-    def take(names: tuple[str, ...], compute: Callable[[], tuple[float, ...]]) -> None:
-        try:
-            values = compute()
-        except (DataError, NonFiniteError, LinAlgError) as error:
-            found.update(dict.fromkeys(names))
-            missing.update(dict.fromkeys(names, _reason(error)))
-            return
-        for name, value in zip(names, values, strict=True):
-            found[name] = value if math.isfinite(value) else None
-            if not math.isfinite(value):
-                missing[name] = "The result is infinite or not a number."
 
-    def frechet() -> tuple[float, ...]:
-        if reference.moments is None:
+class Measuring:
+    """The figures of samples that come batch by batch, in order.
+
+    The memory that it takes does not grow with the number of samples: features go to the disk.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        labels: Tensor | None,
+        features: Features,
+        reference: Reference,
+        rows: Rows,
+    ) -> None:
+        """Expect `count` samples with these labels, (count,) or None; arguments as in `measure`.
+
+        rows: an empty place for their features.
+
+        Raises DataError for a reference of other features, ShapeError for labels that do not fit.
+        """
+        if reference.name != features.name:
             raise DataError(
-                f"a Fréchet distance needs at least 2 training images, got {reference.count}."
+                f"the reference is of the features {reference.name!r} and the features are "
+                f"{features.name!r}; they must be the same. Build the reference again."
             )
-        return (frechet_distance(moments(out.features), reference.moments),)
+        if labels is not None and labels.shape != (count,):
+            raise ShapeError(
+                f"labels must have the shape ({count},), got {tuple(labels.shape)}. Pass one class "
+                "id per sample."
+            )
+        self._labels, self._features, self._reference = labels, features, reference
+        self._seen, self._right, self._nearest = 0, 0, 0.0
+        self._rows, self._moments = rows, RunningMoments()
+        self._picked = Picked(count, len(reference.features))
+        self._score: RunningScore | None = None
+        self._score_is_nan = False
+        self._variance = None if labels is None else RunningVariance(labels)
+        self._rms: RunningRms | None = None
 
-    take((fd,), frechet)
-    take((kd,), lambda: (kernel_distance(there, reference.features),))
-    take(("precision", "recall"), lambda: _precision_recall(there, reference.features))
-    take(("score",), lambda: (class_score(_logits(out.logits, features)),))
-    take(("accuracy",), lambda: (_accuracy(out.logits, labels, features),))
-    take(("variance",), lambda: (within_class_variance(samples, _labels(labels)),))
-    take(("nearest",), lambda: (nearest_distance(samples.to(place), _images(reference)),))
-    found[RMS] = paired
-    return Measured(Figures.named(found), missing)
+    def add(
+        self, samples: Tensor, out: FeatureOutput, pair: tuple[Tensor, Tensor] | None = None
+    ) -> None:
+        """Add the next samples (B, *D), finite, with their features.
+
+        pair: the samples and the teacher's, (B, *D) each, as the paired distance compares them.
+        """
+        part = slice(self._seen, self._seen + len(samples))
+        self._seen += len(samples)
+        if pair is not None:
+            self._rms = self._rms or RunningRms()
+            self._rms.add(*pair)
+        self._moments.add(out.features)
+        self._rows.append(out.features)
+        self._picked.add(out.features)
+        labels = None if self._labels is None else self._labels[part]
+        if out.logits is not None:
+            self._score = self._score or RunningScore()
+            self._score.add(out.logits)
+            self._score_is_nan |= bool(out.logits.isnan().any())
+            if labels is not None:
+                self._right += int((out.logits.argmax(dim=1) == labels.to(out.logits.device)).sum())
+        if self._variance is not None and labels is not None:
+            self._variance.add(samples, labels)
+        if self._reference.images is not None:
+            self._nearest += float(self._reference.nearest.distances(samples).sum())
+
+    def measured(self) -> Measured:
+        """Return the figures of the samples so far, and the reason of each that is None."""
+        fd, kd = distance_names(self._features)
+        found: dict[str, float | None] = {}
+        missing: dict[str, str] = {}
+
+        def take(names: tuple[str, ...], compute: Callable[[], tuple[float, ...]]) -> None:
+            try:
+                values = compute()
+            except (DataError, NonFiniteError, LinAlgError) as error:
+                found.update(dict.fromkeys(names))
+                missing.update(dict.fromkeys(names, _reason(error)))
+                return
+            for name, value in zip(names, values, strict=True):
+                found[name] = value if math.isfinite(value) else None
+                if not math.isfinite(value):
+                    missing[name] = "The result is infinite or not a number."
+
+        take((fd,), lambda: (self._frechet(),))
+        take((kd,), lambda: (kernel_distance(self._rows, self._reference.features),))
+        take(("precision", "recall"), self._precision_recall)
+        take(("score",), lambda: (self._scored().value(),))
+        take(("accuracy",), lambda: (self._accuracy(),))
+        take(("variance",), lambda: (self._within_class(),))
+        take(("nearest",), lambda: (self._nearest_distance(),))
+        found[RMS] = None if self._rms is None else self._rms.value()
+        return Measured(Figures.named(found), missing)
+
+    def _frechet(self) -> float:
+        theirs = self._reference.moments
+        if theirs is None:
+            raise DataError(
+                f"a Fréchet distance needs at least 2 training images, got {self._reference.count}."
+            )
+        return frechet_distance(self._moments.moments(), theirs)
+
+    def _precision_recall(self) -> tuple[float, float]:
+        if self._moments.bad:
+            raise NonFiniteError("the features of some samples are infinite or not a number.")
+        samples, real = self._picked.rows, self._reference.features
+        return precision_recall(
+            samples, real[evenly(len(samples), len(real))], neighbours=NEIGHBOURS
+        )
+
+    def _scored(self) -> RunningScore:
+        if self._score is None:
+            raise DataError(f"the features {self._features.name!r} have no classifier.")
+        if self._score_is_nan:
+            raise NonFiniteError("the classifier gives values that are not a number.")
+        return self._score
+
+    def _accuracy(self) -> float:
+        self._scored()
+        known = self._features.num_classes
+        if known is None:
+            raise DataError(
+                f"the classifier of the features {self._features.name!r} was not trained on the "
+                "classes of these images."
+            )
+        labels = self._classes()
+        if int(labels.max()) >= known:
+            raise DataError(
+                f"the images have a class {int(labels.max())} and the classifier of the features "
+                f"{self._features.name!r} knows {known} classes."
+            )
+        return self._right / self._seen
+
+    def _classes(self) -> Tensor:
+        if self._labels is None:
+            raise DataError("the images have captions and no classes.")
+        return self._labels
+
+    def _within_class(self) -> float:
+        self._classes()
+        assert self._variance is not None
+        return self._variance.value()
+
+    def _nearest_distance(self) -> float:
+        _ = self._reference.nearest
+        return self._nearest / self._seen
 
 
 def no_figures(features: Features, reason: str) -> Measured:
@@ -187,59 +262,8 @@ def _reason(error: Exception) -> str:
     return "The covariance of the features could not be decomposed."
 
 
-def _precision_recall(samples: Tensor, real: Tensor) -> tuple[float, float]:
-    if not bool(samples.isfinite().all()):
-        raise NonFiniteError("the features of some samples are infinite or not a number.")
-    count = min(len(samples), len(real))
-    return precision_recall(_evenly(samples, count), _evenly(real, count), neighbours=NEIGHBOURS)
-
-
-def _logits(logits: Tensor | None, features: Features) -> Tensor:
-    if logits is None:
-        raise DataError(f"the features {features.name!r} have no classifier.")
-    if bool(logits.isnan().any()):
-        raise NonFiniteError("the classifier gives values that are not a number.")
-    return logits
-
-
-def _accuracy(logits: Tensor | None, labels: Tensor | None, features: Features) -> float:
-    logits, known = _logits(logits, features), features.num_classes
-    if known is None:
-        raise DataError(
-            f"the classifier of the features {features.name!r} was not trained on the classes of "
-            "these images."
-        )
-    labels = _labels(labels)
-    if int(labels.max()) >= known:
-        raise DataError(
-            f"the images have a class {int(labels.max())} and the classifier of the features "
-            f"{features.name!r} knows {known} classes."
-        )
-    return accuracy(logits, labels)
-
-
-def _labels(labels: Tensor | None) -> Tensor:
-    if labels is None:
-        raise DataError("the images have captions and no classes.")
-    return labels
-
-
-def _images(reference: Reference) -> Tensor:
-    if reference.images is None:
-        raise DataError(
-            f"the {reference.count:,} training images do not fit in memory, and this figure "
-            "compares pixels with all of them."
-        )
-    return reference.images
-
-
-def _evenly(x: Tensor, count: int) -> Tensor:
-    if len(x) <= count:
-        return x
-    return x[torch.linspace(0, len(x) - 1, count).round().long()]
-
-
-def _check_finite(what: str, x: Tensor) -> None:
+def check_finite_images(what: str, x: Tensor) -> None:
+    """Raise NonFiniteError where images (B, *D) are infinite or not a number."""
     bad = ~x.isfinite().flatten(1).all(dim=1)
     if bool(bad.any()):
         raise NonFiniteError(

@@ -32,15 +32,53 @@ def within_class_variance(x: Tensor, labels: Tensor) -> float:
             f"labels must have the shape ({len(x)},), got {tuple(labels.shape)}. Pass one class id "
             "per sample."
         )
-    classes, sizes = labels.unique(return_counts=True)
-    if not len(classes) or int(sizes.min()) < 2:
-        lone = f"class {int(classes[sizes.argmin()])} has 1" if len(classes) else "there are no"
-        raise DataError(
-            f"{lone} sample{'' if len(classes) else 's'}; the variance within a class takes at "
-            "least 2 of each. Draw more samples."
-        )
-    rows = x.detach().flatten(1).to(torch.float64)
-    return float(torch.stack([rows[labels == k].var(dim=0).sum() for k in classes]).mean())
+    running = RunningVariance(labels)
+    running.add(x, labels)
+    return running.value()
+
+
+class RunningVariance:
+    """The variance within a class of samples that come batch by batch.
+
+    It keeps the mean of each class and one number per class; batches are merged as in
+    `RunningMoments`.
+    """
+
+    def __init__(self, labels: Tensor) -> None:
+        """Take the class ids of all samples that will come, (N,)."""
+        self._classes, self._sizes = labels.cpu().unique(return_counts=True)
+        self._count = torch.zeros(len(self._classes), dtype=torch.float64)
+        self._scatter = torch.zeros_like(self._count)
+        self._mean: Tensor | None = None
+
+    def add(self, x: Tensor, labels: Tensor) -> None:
+        """Add samples (B, *D) and their class ids (B,)."""
+        rows = x.detach().flatten(1).to("cpu", torch.float64)
+        classes, place = labels.cpu().unique(return_inverse=True)
+        at = torch.searchsorted(self._classes, classes)
+        if self._mean is None:
+            self._mean = rows.new_zeros(len(self._classes), rows.shape[1])
+        count = torch.bincount(place, minlength=len(classes)).to(rows)
+        mean = rows.new_zeros(len(classes), rows.shape[1]).index_add_(0, place, rows)
+        mean /= count[:, None]
+        squares = (rows - mean[place]).square_().sum(dim=1)
+        shift = mean.sub_(self._mean[at])
+        share = count / (self._count[at] + count)
+        between = shift.square().sum(dim=1) * self._count[at] * share
+        self._scatter[at] += between.index_add_(0, place, squares)
+        self._mean[at] += shift * share[:, None]
+        self._count[at] += count
+
+    def value(self) -> float:
+        """Return the variance. Raises DataError as `within_class_variance` does."""
+        if not len(self._sizes) or int(self._sizes.min()) < 2:
+            lone = "there are no samples"
+            if len(self._sizes):
+                lone = f"class {int(self._classes[self._sizes.argmin()])} has 1 sample"
+            raise DataError(
+                f"{lone}; the variance within a class takes at least 2 of each. Draw more samples."
+            )
+        return float((self._scatter / (self._count - 1)).mean())
 
 
 def nearest_distance(samples: Tensor, train: Tensor, *, chunk: int = 256) -> float:
@@ -60,25 +98,41 @@ def nearest_distance(samples: Tensor, train: Tensor, *, chunk: int = 256) -> flo
         ShapeError: the images differ in shape.
         DataError: no samples or no training images.
     """
-    if samples.shape[1:] != train.shape[1:]:
-        raise ShapeError(
-            f"samples are {tuple(samples.shape[1:])} and training images "
-            f"{tuple(train.shape[1:])}; they must have one shape. Give images of the same data."
-        )
     if not (len(samples) and len(train)):
         raise DataError(
             f"{len(samples)} samples and {len(train)} training images; a nearest distance takes "
             "at least one of each. Draw samples, or open data that is not empty."
         )
-    rows = samples.detach().flatten(1).to(torch.float64)
-    known = train.detach().flatten(1).to(rows.device).to(torch.float64)
-    squares = known.square().sum(dim=1)
-    nearest = []
-    for part in rows.split(chunk):
-        # The quick way through a matrix product loses half the digits of small distances: it
-        # chooses a few candidates, whose distances are then taken exactly.
-        quick = squares - 2 * part @ known.T
-        candidates = quick.topk(min(CANDIDATES, len(known)), dim=1, largest=False).indices
-        exact = (part[:, None] - known[candidates]).square().sum(dim=2)
-        nearest.append(exact.amin(dim=1).sqrt())
-    return float(torch.cat(nearest).mean()) / math.sqrt(rows.shape[1])
+    return float(Nearest(train, samples.device).distances(samples, chunk=chunk).mean())
+
+
+class Nearest:
+    """The training images (N, *D), N at least 1, to look for the nearest one of each sample in."""
+
+    def __init__(self, train: Tensor, device: torch.device) -> None:
+        """Put the images where they are compared."""
+        self.shape = train.shape[1:]
+        self._known = train.detach().flatten(1).to(device).to(torch.float64)
+        self._squares = self._known.square().sum(dim=1)
+
+    def distances(self, samples: Tensor, *, chunk: int = 256) -> Tensor:
+        """Return the distance (B,) of each sample (B, *D), as `nearest_distance` measures it.
+
+        Raises ShapeError where the images differ in shape.
+        """
+        if samples.shape[1:] != self.shape:
+            raise ShapeError(
+                f"samples are {tuple(samples.shape[1:])} and training images "
+                f"{tuple(self.shape)}; they must have one shape. Give images of the same data."
+            )
+        known = self._known
+        nearest = []
+        rows = samples.detach().flatten(1).to(known.device).to(torch.float64)
+        for part in rows.split(chunk):
+            # The quick way through a matrix product loses half the digits of small distances: it
+            # chooses a few candidates, whose distances are then taken exactly.
+            quick = self._squares - 2 * part @ known.T
+            candidates = quick.topk(min(CANDIDATES, len(known)), dim=1, largest=False).indices
+            exact = (part[:, None] - known[candidates]).square().sum(dim=2)
+            nearest.append(exact.amin(dim=1).sqrt())
+        return torch.cat(nearest) / math.sqrt(known.shape[1])

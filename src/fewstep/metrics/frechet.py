@@ -29,6 +29,52 @@ class Moments:
         return factor
 
 
+class RunningMoments:
+    """The moments of features that come batch by batch, in float64.
+
+    Batches are merged by their means and scatters, so that nothing cancels and the memory does not
+    grow with the number of samples. Source: Chan et al. 1983, American Statistician 37, 242-247.
+
+    Attributes:
+        count: samples so far.
+        bad: how many of them have features that are infinite or not a number.
+    """
+
+    def __init__(self) -> None:
+        self.count = self.bad = 0
+        self._mean = self._scatter = torch.zeros((), dtype=torch.float64)
+
+    def add(self, features: Tensor) -> None:
+        """Add a batch of features (B, D). Raises ShapeError where it is not that."""
+        if features.ndim != 2:
+            raise ShapeError(
+                f"features have shape {tuple(features.shape)}; a Fréchet distance takes (B, D). "
+                "Flatten each sample's features to one row."
+            )
+        if not len(features):
+            return
+        rows = features.detach().to("cpu", torch.float64)
+        self.bad += int((~rows.isfinite()).any(dim=1).sum())
+        before, total = self.count, self.count + len(rows)
+        mean = rows.mean(dim=0)
+        rows = rows - mean
+        shift = mean - self._mean
+        self._scatter = self._scatter + rows.T @ rows
+        self._scatter += torch.outer(shift, shift) * (before * len(rows) / total)
+        self._mean = self._mean + shift * (len(rows) / total)
+        self.count = total
+
+    def moments(self) -> Moments:
+        """Return the moments. Raises DataError and NonFiniteError as `moments` does."""
+        _check_count(self.count)
+        if self.bad:
+            raise NonFiniteError(
+                f"{self.bad} of {self.count} samples have features that are infinite or not a "
+                "number; all must be finite. Look at the samples first."
+            )
+        return Moments(self._mean, self._scatter / (self.count - 1), self.count)
+
+
 def moments(features: Tensor) -> Moments:
     """Return the moments of features (B, D), computed in float64.
 
@@ -37,22 +83,9 @@ def moments(features: Tensor) -> Moments:
         DataError: fewer than 2 samples, which have no covariance.
         NonFiniteError: a feature is infinite or not a number.
     """
-    if features.ndim != 2:
-        raise ShapeError(
-            f"features have shape {tuple(features.shape)}; a Fréchet distance takes (B, D). "
-            "Flatten each sample's features to one row."
-        )
-    count = len(features)
-    _check_count(count)
-    rows = features.detach().to("cpu", torch.float64)
-    if not bool(rows.isfinite().all()):
-        raise NonFiniteError(
-            f"{int((~rows.isfinite()).any(dim=1).sum())} of {count} samples have features that "
-            "are infinite or not a number; all must be finite. Look at the samples first."
-        )
-    mean = rows.mean(dim=0)
-    centred = rows - mean
-    return Moments(mean, centred.T @ centred / (count - 1), count)
+    running = RunningMoments()
+    running.add(features)
+    return running.moments()
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from fewstep.errors import DataError, ShapeError
+from fewstep.metrics.rows import Rows
 
 
-def kernel_distance(a: Tensor, b: Tensor, *, chunk: int = 2048) -> float:
+def kernel_distance(
+    a: Tensor | Rows, b: Tensor | Rows, *, chunk: int = 2048, device: torch.device | None = None
+) -> float:
     """Return the squared maximum mean discrepancy of features a (M, D) and b (N, D), unbiased.
 
     The kernel is (x.y / D + 1)^3. Every pair is used, none is drawn at random, so the value is a
     function of its arguments; with few samples of one distribution it may be a little negative.
 
     Args:
-        a: features (M, D), computed in float64 on their device.
+        a: features (M, D), computed in float64; a tensor, or rows on the disk.
         b: features (N, D).
-        chunk: rows at a time; the value does not depend on it but in the last digits.
+        device: where to compute; by default where a is.
+        chunk: rows of a and of b at a time; the value does not depend on it but in the last digits.
 
     Raises:
         ShapeError: a and b are not (M, D) and (N, D).
@@ -34,15 +40,27 @@ def kernel_distance(a: Tensor, b: Tensor, *, chunk: int = 2048) -> float:
         raise DataError(
             f"{len(a)} and {len(b)} samples; a kernel distance takes at least 2 of each. Draw more."
         )
-    a, b = (x.detach().to(a.device, torch.float64) for x in (a, b))
-    within = _within(a, chunk) + _within(b, chunk)
-    return within - 2 * _sum(a, b, chunk) / (len(a) * len(b))
+    place = device or (a.device if isinstance(a, Tensor) else torch.device("cpu"))
+    cross = sum(_sum(x, y) for x in _blocks(a, chunk, place) for y in _blocks(b, chunk, place))
+    within = _within(a, chunk, place) + _within(b, chunk, place)
+    return within - 2 * cross / (len(a) * len(b))
 
 
-def _within(x: Tensor, chunk: int) -> float:
-    own = ((x.square().sum(dim=1) / x.shape[1] + 1) ** 3).sum()
-    return (_sum(x, x, chunk) - float(own)) / (len(x) * (len(x) - 1))
+def _blocks(
+    x: Tensor | Rows, chunk: int, device: torch.device, first: int = 0
+) -> Iterator[Tensor]:
+    for at in range(first, len(x), chunk):
+        yield x[at : at + chunk].detach().to(device, torch.float64)
 
 
-def _sum(a: Tensor, b: Tensor, chunk: int) -> float:
-    return sum(float(((part @ b.T / a.shape[1] + 1) ** 3).sum()) for part in a.split(chunk))
+def _within(x: Tensor | Rows, chunk: int, device: torch.device) -> float:
+    total = 0.0
+    for number, part in enumerate(_blocks(x, chunk, device)):
+        own = ((part.square().sum(dim=1) / part.shape[1] + 1) ** 3).sum()
+        later = _blocks(x, chunk, device, (number + 1) * chunk)
+        total += _sum(part, part) - float(own) + 2 * sum(_sum(part, other) for other in later)
+    return total / (len(x) * (len(x) - 1))
+
+
+def _sum(a: Tensor, b: Tensor) -> float:
+    return float(((a @ b.T / a.shape[1] + 1) ** 3).sum())

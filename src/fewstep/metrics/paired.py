@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -15,12 +17,30 @@ def paired_rms(a: Tensor, b: Tensor) -> float:
     a number too, which means nothing. Raises ShapeError where the shapes differ, and DataError
     for no samples.
     """
-    if a.shape != b.shape:
-        raise ShapeError(
-            f"samples of shape {tuple(a.shape)} beside {tuple(b.shape)}; paired samples have one "
-            "shape. Draw both from the same noise."
-        )
-    if not a.numel():
-        raise DataError("0 paired samples; a distance takes at least 1. Draw some samples.")
-    left = a.detach().to(torch.float64)
-    return float((left - b.detach().to(left)).square().mean().sqrt())
+    running = RunningRms()
+    running.add(a, b)
+    return running.value()
+
+
+class RunningRms:
+    """The paired distance of samples that come batch by batch."""
+
+    def __init__(self) -> None:
+        self._sum, self._count = 0.0, 0
+
+    def add(self, a: Tensor, b: Tensor) -> None:
+        """Add pairs of samples, (B, *D) each. Raises ShapeError where the shapes differ."""
+        if a.shape != b.shape:
+            raise ShapeError(
+                f"samples of shape {tuple(a.shape)} beside {tuple(b.shape)}; paired samples have "
+                "one shape. Draw both from the same noise."
+            )
+        left = a.detach().to(torch.float64)
+        self._sum += float((left - b.detach().to(left)).square().sum())
+        self._count += a.numel()
+
+    def value(self) -> float:
+        """Return the distance. Raises DataError for no samples."""
+        if not self._count:
+            raise DataError("0 paired samples; a distance takes at least 1. Draw some samples.")
+        return math.sqrt(self._sum / self._count)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -18,12 +20,32 @@ def class_score(logits: Tensor) -> float:
 
     Source: Salimans et al. 2016, arXiv:1606.03498, section 4.
     """
-    _check(logits)
-    log_p = logits.detach().to(torch.float64).log_softmax(dim=1)
-    p = log_p.exp()
-    log_mean = p.mean(dim=0).log()
-    gain = torch.where(p > 0, p * (log_p - log_mean), 0.0)
-    return float(gain.sum(dim=1).mean().exp())
+    running = RunningScore()
+    running.add(logits)
+    return running.value()
+
+
+class RunningScore:
+    """The class score of samples that come batch by batch."""
+
+    def __init__(self) -> None:
+        self._count, self._own = 0, 0.0
+        self._sum = torch.zeros((), dtype=torch.float64)
+
+    def add(self, logits: Tensor) -> None:
+        """Add the logits (B, K) of some samples. Raises errors as `class_score` does."""
+        _check(logits)
+        log_p = logits.detach().to("cpu", torch.float64).log_softmax(dim=1)
+        p = log_p.exp()
+        self._own += float(torch.where(p > 0, p * log_p, 0.0).sum())
+        self._sum = self._sum + p.sum(dim=0)
+        self._count += len(p)
+
+    def value(self) -> float:
+        """Return the score of all."""
+        mean = self._sum / self._count
+        between = torch.where(mean > 0, mean * mean.log(), 0.0).sum()
+        return math.exp(self._own / self._count - float(between))
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:

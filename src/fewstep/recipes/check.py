@@ -58,7 +58,7 @@ def check_report(run: Run, teachers: Sequence[Path] = ()) -> Checked:
             range of a given stage one, features that do not take these images.
         FolderError: no guided teacher, features that cannot be read, a file in the run's
             `evaluation` folder that is damaged.
-        RangeError: more samples than fit in memory.
+        RangeError: more samples than fit on the disk, or images that do not fit in memory.
     """
     images = run.data.images
     if isinstance(images, Prompts):
@@ -68,12 +68,13 @@ def check_report(run: Run, teachers: Sequence[Path] = ()) -> Checked:
             "`fewstep evaluate --reference IMAGES`."
         )
     _check_teachers(run, teachers)
-    check_samples(run.recipe.evaluate.samples, images.shape, "evaluate.samples")
-    settings, notes = fit_steps(run.recipe.evaluate, _timesteps_of_run(run, teachers))
+    asked, folder = run.recipe.evaluate, run.out / "evaluation"
+    check_samples(asked.samples, images.shape, "evaluate.samples", folder, asked.batch_size)
+    settings, notes = fit_steps(asked, _timesteps_of_run(run, teachers))
     features = settings.features
     evaluation = Evaluation(
         run.recipe.data,
-        run.out / "evaluation",
+        folder,
         settings.samples,
         run.recipe.seed,
         settings.batch_size,

@@ -212,7 +212,11 @@ class Compared:
 
 
 def compare(evaluation: Evaluation, comparison: Comparison, columns: Sequence[Column]) -> Compared:
-    """Measure every column at every w; the teacher's cells come first."""
+    """Measure every column at every w; the teacher's cells come first.
+
+    All processes of a run must call this; they share the work.
+    """
+    evaluation.open()
     teachers: dict[float, Cell] = {}
     if comparison.teacher is not None:
         steps = comparison.steps_of_teacher(evaluation.say)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,10 +75,10 @@ def _run(run: Run, checked: Checked, teachers: Sequence[Path], started: float) -
             _draw_first(run, checked)
         for stage in run.plan:
             run.distill(stage)
+        with writer_of(checked.evaluation.folder) if run.is_main else nullcontext():
+            cells = measure_run(run, checked)
         if not run.is_main:  # the others have nothing left to do
             return run.out / "report.html"
-        with writer_of(checked.evaluation.folder):
-            cells = measure_run(run, checked)
     finally:
         # A run that was interrupted took time too.
         if run.is_main:
@@ -123,14 +124,18 @@ def _draw_first(run: Run, checked: Checked) -> None:
 
 
 def measure_run(run: Run, checked: Checked) -> Cells:
-    """Measure every cell that the recipe names, and put the students' figures on their cards."""
+    """Measure every cell that the recipe names, and put the students' figures on their cards.
+
+    All processes of the run must call this; they share the work.
+    """
     evaluation, settings = checked.evaluation, checked.settings
+    evaluation.open()
     teacher = run.load(TEACHER)
     references: dict[float, Cell] = {}
     for w in settings.w:
         _, sampler, steps = reference_of(settings)
         cell = evaluation.cell(TEACHER, teacher, w=w, steps=steps, sampler=sampler)
-        if cell.figures.rms_to_teacher is None and len(cell.images):
+        if cell.figures.rms_to_teacher is None and cell.file.count:
             # Its distance to itself: the table says 0, and the file need not be measured twice.
             missing = {name: reason for name, reason in cell.missing.items() if name != RMS}
             figures = replace(cell.figures, rms_to_teacher=0.0)
@@ -150,7 +155,9 @@ def measure_run(run: Run, checked: Checked) -> Cells:
                     teacher=references[w],
                 )
                 cells.append(cell)
-        _keep_figures(run, name, columns[0].shown, model, cells)
+        if run.is_main:
+            _keep_figures(run, name, columns[0].shown, model, cells)
+        run.wait()
     return Cells(cells)
 
 

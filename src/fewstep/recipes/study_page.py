@@ -12,7 +12,7 @@ from fewstep.core.device import choose_device
 from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan, Stage
 from fewstep.errors import NonFiniteError
 from fewstep.measure.cell import DDIM, Cell, Cells, Line
-from fewstep.measure.evaluate import KEPT, device_name
+from fewstep.measure.evaluate import device_name
 from fewstep.metrics import Features, paired_rms
 from fewstep.models import model_of
 from fewstep.recipes.check import Checked
@@ -127,7 +127,7 @@ def _knob(run: Run, settings: EvaluateConfig, cells: Cells) -> KnobCheck | None:
 
 
 def _images(cells: Cells, line: Line) -> dict[float | None, Tensor]:
-    return {cell.w: cell.images[:KEPT] for cell in cells.of(line)}
+    return {cell.w: cell.images for cell in cells.of(line)}
 
 
 def _apart(a: Tensor, b: Tensor) -> float | None:

@@ -7,7 +7,16 @@ from fewstep.train.config import Optimisation, TrainConfig
 from fewstep.train.log import read_metrics
 from fewstep.train.loop import Batch, TrainResult, check_tracking, check_trainable, train
 from fewstep.train.memory import Estimate, Watch, estimate
-from fewstep.train.processes import leave, processes, translate_peer_failures
+from fewstep.train.processes import (
+    agreed,
+    gathered,
+    is_main,
+    leave,
+    main_first,
+    processes,
+    rank_and_count,
+    translate_peer_failures,
+)
 from fewstep.train.room import memory_limit
 from fewstep.train.track import Track
 
@@ -19,14 +28,19 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "Watch",
+    "agreed",
     "begun_run",
     "check_tracking",
     "check_trainable",
     "estimate",
     "extend_run",
+    "gathered",
+    "is_main",
     "leave",
+    "main_first",
     "memory_limit",
     "processes",
+    "rank_and_count",
     "read_metrics",
     "train",
     "translate_peer_failures",

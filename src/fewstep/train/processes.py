@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from fewstep.errors import ProcessLostError, RangeError
 # How long a process waits for one that does not answer; one that died is noticed at once. One
 # process decodes the images within this time, while the others wait.
 PATIENCE = timedelta(seconds=float(os.environ.get("FEWSTEP_PATIENCE", "3600")))
+T = TypeVar("T")
 
 
 def processes(device: str | None = None) -> PartialState:
@@ -66,8 +68,8 @@ def translate_peer_failures() -> Iterator[None]:
         rank, world = (os.environ.get(name, "?") for name in ("RANK", "WORLD_SIZE"))
         raise ProcessLostError(
             f"process {rank} of {world} stops: another one died or does "
-            f"not answer ({str(error).strip().splitlines()[0][:120]}). The last checkpoint is "
-            "saved; look for the error of that process, and run the same command to continue."
+            f"not answer ({str(error).strip().splitlines()[0][:120]}). What was saved stays; "
+            "look for the error of that process, and run the same command to continue."
         ) from None
 
 
@@ -80,6 +82,50 @@ def leave() -> None:
         with translate_peer_failures():
             dist.barrier()
             dist.destroy_process_group()
+
+
+def rank_and_count() -> tuple[int, int]:
+    """Return the number of this process and how many there are: (0, 1) for one that is alone."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return rank_and_count()[0] == 0
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Run the block in the main process, and then in the others."""
+    with translate_peer_failures():
+        if not is_main():
+            dist.barrier()
+        yield
+        if is_main() and rank_and_count()[1] > 1:
+            dist.barrier()
+
+
+def agreed(value: T) -> T:
+    """Return the main process's value in every process; all of them must call this."""
+    if rank_and_count()[1] == 1:
+        return value
+    box = [value]
+    with translate_peer_failures():
+        dist.broadcast_object_list(box)
+    return box[0]
+
+
+def gathered(value: T) -> list[T]:
+    """Return the values of all processes, in their order, in the main one, and [] in the others."""
+    rank, count = rank_and_count()
+    if count == 1:
+        return [value]
+    out: list[T] | None = [value] * count if rank == 0 else None
+    with translate_peer_failures():
+        dist.gather_object(value, out)
+    return out or []
 
 
 def summed(values: Tensor) -> Tensor:

@@ -1,0 +1,71 @@
+"""FID by the published protocol: what it takes, and the figures with their protocol in a file.
+
+The published protocol (Heusel et al. 2017, arXiv:1706.08500) compares 50,000 samples with all
+images of the data, both as bytes, in the features of the Inception of 2015.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fewstep.atomic import write_json
+from fewstep.errors import FolderError
+from fewstep.measure.cell import Cells
+from fewstep.measure.evaluate import Evaluation
+
+SAMPLES = 50_000
+
+
+def check_fid(evaluation: Evaluation) -> None:
+    """Raise FolderError unless the features of an evaluation are the published Inception's."""
+    if not getattr(evaluation.features, "published", False):
+        raise FolderError(
+            "--fid must be a weights file of the published Inception, and "
+            f"{evaluation.features_path} is another extractor. Use --features for it."
+        )
+
+
+def write_fid(evaluation: Evaluation, cells: Cells, name: str) -> Path:
+    """Write the FID of cells, with the protocol that they were measured by; return the file."""
+    path = evaluation.folder / name
+    write_json(path, {"protocol": _protocol(evaluation, cells), "fid": _figures(cells)})
+    return path
+
+
+def _figures(cells: Cells) -> list[dict[str, object]]:
+    keys = ("model", "sampler", "steps", "evaluations", "w", "fid", "kid")
+    return [{key: cell.row[key] for key in keys} | {"key": cell.key} for cell in cells]
+
+
+def _protocol(evaluation: Evaluation, cells: Cells) -> dict[str, object]:
+    reference, records = evaluation.reference, evaluation.results
+    first = records.get(next(iter(cells)).key)
+    assert evaluation.features_path is not None
+    assert first is not None
+    departures = []
+    if evaluation.samples != SAMPLES:
+        departures.append(f"{evaluation.samples:,} samples instead of {SAMPLES:,}")
+    if evaluation.labels is None:
+        departures.append("the prompts are captions of images that are evenly chosen")
+    return {
+        "samples": evaluation.samples,
+        "seed": evaluation.seed,
+        "conditions": "classes in turn" if evaluation.labels is not None else "captions",
+        "images": "rounded to bytes; resized to 299x299 by TensorFlow 1's bilinear rule",
+        "reference": {
+            "data": evaluation.data.name,
+            "images": reference.count,
+            "which": "all images, held-out ones too",
+            "shape": list(evaluation.dataset.shape),
+            "sha256": evaluation.dataset.content_hash(),
+        },
+        "features": {
+            "file": evaluation.features_path.name,
+            "sha256": evaluation.features.sha256,
+        },
+        "covariance": "unbiased, float64",
+        "kid": "cubic kernel, unbiased, every pair; at most 10,000 images of the reference",
+        "departs_from_published": departures,
+        "versions": dict(first.versions),
+        "device": first.device,
+    }
