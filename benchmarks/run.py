@@ -35,6 +35,7 @@ BENCHMARKS: dict[str, str] = {
     "average": "the average of the weights: growth with parameters",
     "processes": "an update shared by several processes: growth with their number",
     "evaluation": "the metrics: growth with samples and features",
+    "samples": "an evaluation: growth of its memory with the number of samples",
 }
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "bench"
 

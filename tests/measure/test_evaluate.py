@@ -18,7 +18,7 @@ import fewstep
 from fewstep.core.denoiser import Guided
 from fewstep.data import DataConfig
 from fewstep.folders import load
-from fewstep.measure import evaluate, reference
+from fewstep.measure import evaluate, images, reference
 from fewstep.measure.conditions import Conditions, evenly
 from fewstep.measure.evaluate import Evaluation
 from fewstep.measure.identity import identity_of
@@ -26,6 +26,7 @@ from fewstep.metrics.rotations import TASK
 from fewstep.models import Card, Model, UNetConfig, build_unet, student_of
 from fewstep.models.clocks.native import CLOCK
 from fewstep.models.families.unet_class import UNET_CLASS
+from fewstep.pixels import from_bytes, to_bytes
 
 
 @pytest.fixture
@@ -50,15 +51,18 @@ def teacher() -> Guided:
 def test_a_reference_keeps_all_images_and_others_the_first(
     teacher: Guided, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluate, "KEPT", 7)
+    monkeypatch.setattr(images, "KEPT", 7)
     evaluation = Evaluation(DataConfig(name="digits"), tmp_path, samples=20)
     many = evaluation.cell("teacher", teacher, w=1.0, steps=4)
     other = evaluation.cell("teacher", teacher, w=1.0, steps=2, teacher=many)
-    assert (len(many.images), len(other.images)) == (20, 7)
-    # Measured on all of them, and not on what is kept.
+    assert (many.file.count, len(many.images), other.file.count) == (20, 7, 7)
     drawn = fewstep.sample(teacher, evaluation.labels, w=1.0, steps=2)
-    apart = (drawn.double() - many.images.double()).square().mean().sqrt()
-    assert other.figures.rms_to_teacher == pytest.approx(float(apart), rel=1e-6)
+    theirs = fewstep.sample(teacher, evaluation.labels, w=1.0, steps=4)
+    # Measured on all of them, and not on what is kept: as bytes, since all are kept as bytes.
+    left, right = (from_bytes(to_bytes(x)).double() for x in (drawn, theirs))
+    apart = (left - right).square().mean().sqrt()
+    assert other.figures.rms_to_teacher == pytest.approx(float(apart), rel=1e-4)
+    torch.testing.assert_close(many.file.part(5, 20), from_bytes(to_bytes(theirs[5:])))
     assert torch.allclose(other.images, drawn[:7], atol=1e-5)
     again = evaluation.cell("teacher", teacher, w=1.0, steps=2, teacher=many)
     assert again == other
@@ -69,13 +73,13 @@ def test_the_training_images_are_seen_once(
 ) -> None:
     data = DataConfig(name="digits")
     built: list[int] = []
-    plain = evaluate.Reference.build
+    plain = evaluate.Reference.of_features
 
-    def counted(images: torch.Tensor, features: evaluate.Features) -> evaluate.Reference:
-        built.append(len(images))
-        return plain(images, features)
+    def counted(name: str, count: int, *rest: Any) -> evaluate.Reference:
+        built.append(count)
+        return plain(name, count, *rest)
 
-    monkeypatch.setattr(evaluate.Reference, "build", counted)
+    monkeypatch.setattr(evaluate.Reference, "of_features", counted)
     first = Evaluation(data, tmp_path, samples=20).cell("teacher", teacher, w=1.0, steps=2)
     (path,) = (tmp_path / "reference").glob("*.safetensors")
     (tmp_path / "results.sqlite").unlink()

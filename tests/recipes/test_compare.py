@@ -239,7 +239,7 @@ def test_a_model_that_gives_no_numbers_gives_no_figures(
     def lost(*_: object) -> torch.Tensor:
         return torch.full((8, 3, 8, 8), float("nan"))
 
-    monkeypatch.setattr(Evaluation, "_draw", lost)
+    monkeypatch.setattr("fewstep.measure.drawing._states", lost)
     code, table, err = evaluate(
         home / "student-4", "--teacher", home / "teacher", "--reference-steps", 4, "--out", "e"
     )

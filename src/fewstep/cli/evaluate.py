@@ -30,7 +30,6 @@ WRITTEN = ("evaluation.json", "table.md", "table.csv", "plots", "sheets")
 MAX_STEPS = 100_000
 REFERENCE_STEPS = 256
 MAX_SAMPLES = 10_000_000
-FID_SAMPLES = 50_000
 FID_FILE = "fid.json"
 
 
@@ -112,16 +111,21 @@ def evaluate_command(
     samplers = None if sampler is None else _samplers(sampler)
     if fid is not None and features is not None:
         raise RangeError("--fid and --features both give a feature extractor. Use one of them.")
-    count = samples or (2000 if fid is None else FID_SAMPLES)
+    if fid is not None and not fid.is_file():
+        raise FolderError(
+            f"--fid must be a file of the published Inception, and {fid} is no file. Download it, "
+            "or use --features with other features."
+        )
     from fewstep.folders import card_in
     from fewstep.lock import writer_of
     from fewstep.measure.evaluate import Evaluation, quiet
-    from fewstep.measure.fid import check_fid, write_fid
+    from fewstep.measure.fid import SAMPLES, write_fid
     from fewstep.measure.room import check_samples
     from fewstep.recipes.check import check_evaluation
     from fewstep.recipes.compare import Comparison, compare, write_comparison
     from fewstep.train import is_main, main_first, processes
 
+    count = samples or (2000 if fid is None else SAMPLES)
     place = str(processes(device).device)
     tell = say if is_main() else quiet
     check_results(out, WRITTEN if fid is None else (*WRITTEN, FID_FILE))
@@ -145,8 +149,6 @@ def evaluate_command(
     shape = evaluation.dataset.shape
     check_samples(count, shape, "--samples", out, evaluation.batch_size)
     check_evaluation(evaluation, "--features" if fid is None else "--fid")
-    if fid is not None:
-        check_fid(evaluation)
     comparison.check_images(evaluation.dataset, data)
     with writer_of(out) if is_main() else nullcontext():
         compared = compare(evaluation, comparison, columns)

@@ -9,20 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from fewstep.atomic import write_json
-from fewstep.errors import FolderError
-from fewstep.measure.cell import Cells
+from fewstep.measure.cell import Cells, Row
 from fewstep.measure.evaluate import Evaluation
 
 SAMPLES = 50_000
-
-
-def check_fid(evaluation: Evaluation) -> None:
-    """Raise FolderError unless the features of an evaluation are the published Inception's."""
-    if not getattr(evaluation.features, "published", False):
-        raise FolderError(
-            "--fid must be a weights file of the published Inception, and "
-            f"{evaluation.features_path} is another extractor. Use --features for it."
-        )
 
 
 def write_fid(evaluation: Evaluation, cells: Cells, name: str) -> Path:
@@ -32,9 +22,9 @@ def write_fid(evaluation: Evaluation, cells: Cells, name: str) -> Path:
     return path
 
 
-def _figures(cells: Cells) -> list[dict[str, object]]:
+def _figures(cells: Cells) -> list[Row]:
     keys = ("model", "sampler", "steps", "evaluations", "w", "fid", "kid")
-    return [{key: cell.row[key] for key in keys} | {"key": cell.key} for cell in cells]
+    return [{**{key: cell.row[key] for key in keys}, "key": cell.key} for cell in cells]
 
 
 def _protocol(evaluation: Evaluation, cells: Cells) -> dict[str, object]:
@@ -45,13 +35,12 @@ def _protocol(evaluation: Evaluation, cells: Cells) -> dict[str, object]:
     departures = []
     if evaluation.samples != SAMPLES:
         departures.append(f"{evaluation.samples:,} samples instead of {SAMPLES:,}")
-    if evaluation.labels is None:
-        departures.append("the prompts are captions of images that are evenly chosen")
+    resizing = getattr(evaluation.features, "resizing", "by the network in the file")
     return {
         "samples": evaluation.samples,
         "seed": evaluation.seed,
-        "conditions": "classes in turn" if evaluation.labels is not None else "captions",
-        "images": "rounded to bytes; resized to 299x299 by TensorFlow 1's bilinear rule",
+        "conditions": f"{first.asked['condition']}, in turn",
+        "images": f"rounded to bytes; resized {resizing}",
         "reference": {
             "data": evaluation.data.name,
             "images": reference.count,

@@ -35,6 +35,7 @@ from fewstep.metrics.paired import paired_rms
 from fewstep.metrics.reference import Reference
 from fewstep.metrics.rows import Rows
 from fewstep.metrics.score import accuracy, class_score
+from fewstep.metrics.scripted import ScriptedInception, is_scripted
 from fewstep.metrics.train_vision import train_features
 from fewstep.metrics.vision import VisionFeatures, vision_features
 
@@ -44,7 +45,10 @@ def open_features(path: Path, device: str = "cpu") -> Features:
 
     Raises FolderError as `vision_features` and `InceptionFeatures` do.
     """
-    return InceptionFeatures(path, device) if path.is_file() else vision_features(path, device)
+    if not path.is_file():
+        return vision_features(path, device)
+    kind = ScriptedInception if is_scripted(path) else InceptionFeatures
+    return kind(path, device)
 
 
 __all__ = [
@@ -59,6 +63,7 @@ __all__ = [
     "Moments",
     "Reference",
     "Rows",
+    "ScriptedInception",
     "VisionFeatures",
     "accuracy",
     "check_finite_images",

@@ -205,6 +205,7 @@ class InceptionFeatures:
 
     name = "inception"
     published = True
+    resizing = "to 299x299 by TensorFlow 1's bilinear rule"
     num_classes: int | None = None
 
     def __init__(self, path: Path | str, device: str = "cpu") -> None:
