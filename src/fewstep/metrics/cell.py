@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import DataError, FewstepError, NonFiniteError, ShapeError
-from fewstep.metrics.diversity import RunningVariance
+from fewstep.metrics.diversity import Nearest, RunningVariance
 from fewstep.metrics.features import FeatureOutput, Features, distance_names, extract
 from fewstep.metrics.figures import RMS, Figures
 from fewstep.metrics.frechet import RunningMoments, frechet_distance
@@ -131,7 +131,12 @@ class Measuring:
                 "id per sample."
             )
         self._labels, self._features, self._reference = labels, features, reference
-        self._seen, self._right, self._nearest = 0, 0, 0.0
+        # Where comparing with every training image is quick.
+        self._device: torch.device = getattr(features, "device", torch.device("cpu"))
+        self._nearest: Nearest | None = None
+        if reference.images is not None:
+            self._nearest = Nearest(reference.images, self._device)
+        self._seen, self._right, self._distances = 0, 0, 0.0
         self._rows, self._moments = rows, RunningMoments()
         self._picked = Picked(count, len(reference.features))
         self._score: RunningScore | None = None
@@ -163,8 +168,8 @@ class Measuring:
                 self._right += int((out.logits.argmax(dim=1) == labels.to(out.logits.device)).sum())
         if self._variance is not None and labels is not None:
             self._variance.add(samples, labels)
-        if self._reference.images is not None:
-            self._nearest += float(self._reference.nearest.distances(samples).sum())
+        if self._nearest is not None:
+            self._distances += float(self._nearest.distances(samples).sum())
 
     def measured(self) -> Measured:
         """Return the figures of the samples so far, and the reason of each that is None."""
@@ -185,7 +190,7 @@ class Measuring:
                     missing[name] = "The result is infinite or not a number."
 
         take((fd,), lambda: (self._frechet(),))
-        take((kd,), lambda: (kernel_distance(self._rows, self._reference.features),))
+        take((kd,), lambda: (self._kernel(),))
         take(("precision", "recall"), self._precision_recall)
         take(("score",), lambda: (self._scored().value(),))
         take(("accuracy",), lambda: (self._accuracy(),))
@@ -202,10 +207,13 @@ class Measuring:
             )
         return frechet_distance(self._moments.moments(), theirs)
 
+    def _kernel(self) -> float:
+        return kernel_distance(self._rows, self._reference.features, device=self._device)
+
     def _precision_recall(self) -> tuple[float, float]:
         if self._moments.bad:
             raise NonFiniteError("the features of some samples are infinite or not a number.")
-        samples, real = self._picked.rows, self._reference.features
+        samples, real = self._picked.rows.to(self._device), self._reference.features
         return precision_recall(
             samples, real[evenly(len(samples), len(real))], neighbours=NEIGHBOURS
         )
@@ -244,8 +252,12 @@ class Measuring:
         return self._variance.value()
 
     def _nearest_distance(self) -> float:
-        _ = self._reference.nearest
-        return self._nearest / self._seen
+        if self._nearest is None:
+            raise DataError(
+                f"the {self._reference.count:,} training images do not fit in memory, and this "
+                "figure compares pixels with all of them."
+            )
+        return self._distances / self._seen
 
 
 def no_figures(features: Features, reason: str) -> Measured:

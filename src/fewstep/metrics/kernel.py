@@ -46,9 +46,7 @@ def kernel_distance(
     return within - 2 * cross / (len(a) * len(b))
 
 
-def _blocks(
-    x: Tensor | Rows, chunk: int, device: torch.device, first: int = 0
-) -> Iterator[Tensor]:
+def _blocks(x: Tensor | Rows, chunk: int, device: torch.device, first: int = 0) -> Iterator[Tensor]:
     for at in range(first, len(x), chunk):
         yield x[at : at + chunk].detach().to(device, torch.float64)
 

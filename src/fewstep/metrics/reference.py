@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from fewstep.errors import DataError
-from fewstep.metrics.diversity import Nearest
 from fewstep.metrics.features import Features, extract
 from fewstep.metrics.frechet import Moments, RunningMoments
 
@@ -38,16 +35,6 @@ class Reference:
     def count(self) -> int:
         """The number of training images."""
         return len(self.features) if self.moments is None else self.moments.count
-
-    @cached_property
-    def nearest(self) -> Nearest:
-        """The training images, to look for the nearest in. Raises DataError where they are None."""
-        if self.images is None:
-            raise DataError(
-                f"the {self.count:,} training images do not fit in memory, and this figure "
-                "compares pixels with all of them."
-            )
-        return Nearest(self.images)
 
     @classmethod
     def build(cls, images: Tensor, features: Features) -> Reference:
