@@ -121,7 +121,8 @@ def _type(value: dict[str, Any], defs: dict[str, Any]) -> str:
         return f"list of {_type(value['items'], defs)}"
     if kind in ("integer", "number"):
         return {"integer": "integer", "number": "number"}[kind] + _bounds(value)
-    return {"boolean": "`true`, `false`", "string": "text", "null": "null"}.get(kind, kind)
+    names = {"boolean": "`true`, `false`", "string": "text", "null": "null"}
+    return names.get(str(kind), str(kind))
 
 
 def _bounds(value: dict[str, Any]) -> str:

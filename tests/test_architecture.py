@@ -78,3 +78,9 @@ def test_old_names_of_stages_work_with_a_warning() -> None:
     with pytest.warns(DeprecationWarning, match=r"fewstep\.Match is now"):
         one = fewstep.Match(Gaussian(), w=(1, 2))  # type: ignore[attr-defined]
     assert one == fewstep.GuidanceDistillation(one.teacher, w_range=(1, 2))
+
+
+def test_the_package_works_where_it_is_not_installed() -> None:
+    """On a machine without it only the source may be there: no metadata tells its version."""
+    asking = [p for p in SOURCE.rglob("*.py") if "importlib.metadata" in p.read_text("utf-8")]
+    assert asking == []

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor
 
+import fewstep
 from fewstep.core.denoiser import Guided
 from fewstep.core.finite import check_finite
 from fewstep.errors import FolderError, RangeError
@@ -276,7 +276,7 @@ def _card(folder: Path, family: Family, clock: Clock, config: dict[str, Any]) ->
         )
     return Card.model_validate(
         {
-            "fewstep": version("fewstep"),
+            "fewstep": fewstep.__version__,
             "family": family.name,
             "name": folder.resolve().name or "model",
             "clock": clock.name,

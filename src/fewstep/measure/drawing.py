@@ -59,9 +59,7 @@ def drawer(
     return draw
 
 
-def draw_images(
-    model: Model | Guided, how: How, conditions: Conditions, part: range
-) -> Tensor:
+def draw_images(model: Model | Guided, how: How, conditions: Conditions, part: range) -> Tensor:
     """Return the images (B, C, H, W) of some numbers, on the CPU.
 
     Raises NonFiniteError where they are infinite or not a number.

@@ -13,19 +13,15 @@ is another cell.
 
 from __future__ import annotations
 
-import datetime
-import platform
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import diffusers
 import torch
 from torch import Tensor
 
-import fewstep
 from fewstep.core.denoiser import Guided, cheapest, traits_of
 from fewstep.core.samplers import get_sampler
 from fewstep.data import DataConfig, Dataset, open_dataset
@@ -35,9 +31,10 @@ from fewstep.measure.cell import DDIM, Cell
 from fewstep.measure.conditions import Conditions
 from fewstep.measure.database import Inputs, Record, Results, key_of, what_changed
 from fewstep.measure.dealing import dealt
-from fewstep.measure.drawing import How, draw_images, drawer, look
+from fewstep.measure.drawing import How, drawer, look
 from fewstep.measure.identity import identity_of
 from fewstep.measure.images import ImageFile, image_writer
+from fewstep.measure.origin import origin
 from fewstep.measure.own_features import features_of
 from fewstep.measure.reference import MOST, everything, reference_of
 from fewstep.measure.room import at_once
@@ -225,8 +222,7 @@ class Evaluation:
                     pass
             return None
         theirs, seconds = None if teacher is None else teacher.file, None
-        if theirs is not None and theirs.count < self.samples:
-            theirs = None
+        theirs = theirs if theirs is not None and theirs.count >= self.samples else None
         try:
             with Rows(path.parent) as rows:
                 labels = self.conditions.labels_for(model)
@@ -253,16 +249,6 @@ class Evaluation:
         self.say(f"{name} {sampler} {steps} steps, w = {w:g}: {figures.fd_name} {shown}{again}")
         return found
 
-    def draw(
-        self, model: Model | Guided, w: float, steps: int, sampler: str, count: int
-    ) -> Tensor:
-        """Return the first `count` images (B, C, H, W) of a cell; nothing is kept.
-
-        sampler: as in `cell`. Raises NonFiniteError for images that are not finite.
-        """
-        how = How(sampler, steps, w, self.seed)
-        return draw_images(model, how, self.conditions, range(count))
-
     def inputs(
         self,
         name: str,
@@ -284,14 +270,10 @@ class Evaluation:
             **identity,
             "samples": self.samples,
             "seed": self.seed,
-            "data": self._data_sha256,
+            "data": self.dataset.content_hash(),
             "features": self.features.sha256,
             **every,
         }
-
-    @cached_property
-    def _data_sha256(self) -> str:
-        return self.dataset.content_hash()
 
     def keep(
         self,
@@ -302,10 +284,8 @@ class Evaluation:
         seconds: float | None,
     ) -> Record:
         """Write a measured cell into the database; return its record."""
-        now = datetime.datetime.now(datetime.timezone.utc)
         record = Record(
             key=key_of(inputs),
-            created=now.isoformat(timespec="seconds"),
             model=inputs["model"],
             weights_sha256=inputs.get("weights"),
             sampler=inputs["sampler"],
@@ -323,23 +303,10 @@ class Evaluation:
             figures=figures,
             missing=missing,
             asked=inputs,
-            versions={
-                "fewstep": fewstep.__version__,
-                "torch": torch.__version__,
-                "diffusers": diffusers.__version__,
-                "python": platform.python_version(),
-            },
-            device=device_name(self.device),
+            **origin(self.device),
         )
         self.results.put(record)
         return record
-
-
-def device_name(device: str) -> str:
-    """Return what figures of speed were taken on."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
 def _evaluations(model: Model | Guided, w: float, steps: int, sampler: str) -> int:

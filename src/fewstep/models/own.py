@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Any
 
 from torch import nn
 
+import fewstep
 from fewstep.core.denoiser import inside, traits_of
 from fewstep.core.samplers import SAMPLERS
 from fewstep.distill.plan import TEACHER, Stage
@@ -52,7 +52,7 @@ def _card(module: nn.Module, name: str) -> Card:
         stage = Stage(None, TEACHER)
     return Card.model_validate(
         {
-            "fewstep": version("fewstep"),
+            "fewstep": fewstep.__version__,
             "family": OWN,
             "name": name,
             "stage": stage,

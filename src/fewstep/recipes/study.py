@@ -16,6 +16,7 @@ from fewstep.errors import FolderError, NonFiniteError
 from fewstep.folders import save_model
 from fewstep.lock import writer_of
 from fewstep.measure.cell import Cell, Cells
+from fewstep.measure.drawing import How, draw_images
 from fewstep.metrics import RMS
 from fewstep.models import Model, card_of, model_of
 from fewstep.recipes.begun import check_folder
@@ -114,7 +115,8 @@ def _draw_first(run: Run, checked: Checked) -> None:
     evaluation, (_, sampler, steps) = checked.evaluation, reference_of(checked.settings)
     w = min(checked.settings.w, key=lambda w: abs(w - 1.0))
     try:
-        images = evaluation.draw(run.load(TEACHER), w, steps, sampler, SHEET)
+        how = How(sampler, steps, w, evaluation.seed)
+        images = draw_images(run.load(TEACHER), how, evaluation.conditions, range(SHEET))
         sheet = contact_sheet(images, 10, scale=max(1, FIRST // max(images.shape[-2:])))
     except NonFiniteError:
         return  # the report says so, with the reason

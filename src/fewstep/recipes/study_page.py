@@ -12,7 +12,8 @@ from fewstep.core.device import choose_device
 from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan, Stage
 from fewstep.errors import NonFiniteError
 from fewstep.measure.cell import DDIM, Cell, Cells, Line
-from fewstep.measure.evaluate import device_name
+from fewstep.measure.drawing import How, draw_images
+from fewstep.measure.origin import device_name
 from fewstep.metrics import Features, paired_rms
 from fewstep.models import model_of
 from fewstep.recipes.check import Checked
@@ -99,7 +100,8 @@ def _strip(run: Run, checked: Checked) -> list[SheetRow]:
     out = []
     for w in torch.linspace(min(ws), max(ws), rows).tolist():
         try:
-            images = checked.evaluation.draw(model, w, chosen.steps, DDIM, COLUMNS)
+            how = How(DDIM, chosen.steps, w, checked.evaluation.seed)
+            images = draw_images(model, how, checked.evaluation.conditions, range(COLUMNS))
         except NonFiniteError:
             continue
         out.append(SheetRow(f"w = {w:g}", images))
