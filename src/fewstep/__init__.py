@@ -11,7 +11,7 @@ import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from fewstep.version import __version__
 
 if TYPE_CHECKING:
     from fewstep.core.denoiser import Denoiser, Guided, Traits

@@ -8,7 +8,6 @@ from typing import Any
 from safetensors import safe_open
 from torch import Tensor
 
-import fewstep
 from fewstep.core.denoiser import Guided
 from fewstep.core.finite import check_finite
 from fewstep.errors import FolderError, RangeError
@@ -33,6 +32,7 @@ from fewstep.models.lora import ADAPTER, ADAPTER_FILE, read_adapter
 from fewstep.models.model import Model
 from fewstep.models.scheduler import CONFIG, read_clock
 from fewstep.models.w_input import ADDED, ADDED_AFTER, LIVE, restore_w_input
+from fewstep.version import __version__
 
 _WORDS = ("tokenizer.json", "vocab.json", "spiece.model")  # one of them is in every tokenizer
 
@@ -276,7 +276,7 @@ def _card(folder: Path, family: Family, clock: Clock, config: dict[str, Any]) ->
         )
     return Card.model_validate(
         {
-            "fewstep": fewstep.__version__,
+            "fewstep": __version__,
             "family": family.name,
             "name": folder.resolve().name or "model",
             "clock": clock.name,

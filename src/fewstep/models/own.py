@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import nn
 
-import fewstep
 from fewstep.core.denoiser import inside, traits_of
 from fewstep.core.samplers import SAMPLERS
 from fewstep.distill.plan import TEACHER, Stage
@@ -14,6 +13,7 @@ from fewstep.errors import RangeError, ShapeError
 from fewstep.models.card import OWN, TAUGHT, Card
 from fewstep.models.clocks.own import OWN_CLOCK
 from fewstep.models.model import Model
+from fewstep.version import __version__
 
 
 def as_model(denoiser: Any, name: str = "model") -> Model:
@@ -52,7 +52,7 @@ def _card(module: nn.Module, name: str) -> Card:
         stage = Stage(None, TEACHER)
     return Card.model_validate(
         {
-            "fewstep": fewstep.__version__,
+            "fewstep": __version__,
             "family": OWN,
             "name": name,
             "stage": stage,
