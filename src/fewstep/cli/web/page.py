@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from html import escape
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -23,7 +24,7 @@ from fewstep.cli.web.style import CSS, SCALE, STROKES, THEME
 from fewstep.errors import FewstepError, FewstepWarning
 
 Values = dict[Any, Any]  # component -> what it holds
-ROW = 130  # pixels of a row, on the page, where rows are more than columns
+WIDTH, LEAST, MOST = 390, 120, 520  # pixels of a picture on the page; its least and most height
 HINT = "Upload an image, or take images from Draw."
 HINTS = {"inpaint": "Paint over the part of the image that is to be drawn anew."}
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "draw", "concurrency_limit": 1}
@@ -46,6 +47,7 @@ class Page:
     def __init__(self, models: Models, sources: Sources, folder: Path) -> None:
         """Lay out the page of these models."""
         self.models, self.sources, self.folder = models, sources, folder
+        self.drawing = Lock()
         with gr.Blocks(title="fewstep play", analytics_enabled=False) as self.blocks:
             gr.HTML(
                 "<h1>fewstep play</h1><span>Few-step students with a live guidance weight.</span>",
@@ -138,7 +140,7 @@ class Page:
     def _take(self, values: Values) -> list[Any]:
         """Return images of the tab Draw for the open tab: for its gallery, or its editor."""
         c = self.controls
-        with errors_shown():
+        with self.drawing, errors_shown():
             one, s = self.models.named[values[c.model]], self._sampled(values)
             if one.takes_text:
                 s, shown = replace(s, prompts=s.prompts[:1], count=2), s.prompt
@@ -211,7 +213,7 @@ class Page:
         one = named[values[c.model] if panel == "student" else str(self.models.teacher)]
         encoder = named.get(values[c.encoder])
         try:
-            with warnings_shown():
+            with self.drawing, warnings_shown():
                 s = self._settings(values)
                 if s.task != "sample" and not s.images:
                     return nothing(HINTS.get(s.task, HINT))
@@ -224,10 +226,8 @@ class Page:
                 gr.Warning(escape(str(error)), title="Not drawn")
             return nothing(escape(str(error)))
         at = {"out": name, "device": self.models.device}
-        rows = len(drawn.rows)
         return [
-            # A column of few images would be drawn small.
-            gr.update(value=path, height=ROW * rows if 1 < rows > drawn.rows[0].shape[0] else None),
+            gr.update(value=path, height=height_of(drawn)),
             caption(one, s, drawn),
             gr.update(value=path, interactive=True),
             python(s, drawn, one, encoder, **at),
@@ -241,6 +241,14 @@ class Page:
             old.unlink()
         save(drawn, one, path)
         return str(path)
+
+
+def height_of(drawn: Drawn) -> int:
+    """Return the height at which a picture fills its panel, in pixels."""
+    count = len(drawn.rows[0])
+    columns = min(drawn.columns, count)
+    rows = len(drawn.rows) * -(-count // columns)
+    return max(LEAST, min(MOST, WIDTH * rows // columns))
 
 
 def nothing(why: str) -> list[Any]:
@@ -311,3 +319,5 @@ def serving(page: Page, host: str, port: int, browser: bool = False) -> Iterator
         yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
     finally:
         page.blocks.close(verbose=False)
+        # An interpreter that ends while torch computes in a thread is aborted.
+        page.drawing.acquire(timeout=60)
