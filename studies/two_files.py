@@ -39,6 +39,7 @@ from studies.common import argument_parser, joined, markdown
 
 FULL = "full"
 MOST = 16_384  # singular values: more than a layer has
+CAPTION = "a photo of a {}"  # the first of latent-small's, by which its cells are measured
 NUMBERS = ("megabytes", "left out", "fd", "to the teacher", "to the folder")
 
 
@@ -76,6 +77,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("images", help="the training images, a parquet file")
     parser.add_argument("features", type=Path, help="a vision model's folder, or Inception's file")
     parser.add_argument("--out", type=Path, required=True, help="where files and figures are kept")
+    parser.add_argument("--caption", default=CAPTION, help=f"of a class; default {CAPTION!r}")
     parser.add_argument("--ranks", nargs="+", type=rank_of, default=[4, 16, 64, FULL])
     parser.add_argument("--w", nargs="+", type=float, default=[1.0, 2.0, 4.0, 7.0])
     parser.add_argument("--samples", type=int, default=2000, help="per cell; default 2000")
@@ -86,7 +88,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda; default cpu")
     given = parser.parse_args(arguments)
     evaluation = Evaluation(
-        DataConfig(name=given.images, size=given.size, held_out=0.05),
+        data_of(given.images, given.size, given.caption),
         given.out / "evaluation",
         given.samples,
         given.seed,
@@ -101,6 +103,11 @@ def main(arguments: Sequence[str]) -> None:
     atomic_write(given.out / "two-files.csv", as_csv(lines).encode())
     atomic_write(given.out / "two-files.md", f"{table}\n".encode())
     print(table)
+
+
+def data_of(images: str, size: int, caption: str) -> DataConfig:
+    """Return the images of a parquet file with classes, whose prompts are made by a template."""
+    return DataConfig(name=images, size=size, held_out=0.05, captions=(caption,))
 
 
 def rank_of(text: str) -> int | str:
