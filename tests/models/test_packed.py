@@ -262,8 +262,6 @@ def test_what_stock_code_would_compute_differently_is_refused(folders: dict[str,
     with pytest.raises(RangeError, match="must be off for ChromaTransformer2DModel"):
         model_of(load(folders["chroma"])).checkpoint_activations()
     model_of(load(folders["flux"])).checkpoint_activations()
-    with pytest.raises(RangeError, match="takes w itself"):
-        fold_w(load(folders["flux-guided"]), 2.0)
 
 
 def test_sizes_other_than_the_default_are_named_in_the_config(
