@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fewstep.errors import CheckpointError
-from fewstep.train.checkpoint import Checkpoint, check_moments
+from fewstep.train.checkpoint import Checkpoint
+from fewstep.train.optimizer import check_state
 
 
 def test_old_names_of_a_models_network_are_the_new_ones() -> None:
@@ -24,7 +25,7 @@ def test_old_names_of_a_models_network_are_the_new_ones() -> None:
 
 def test_moments_of_another_shape_are_refused_before_an_update(tmp_path: Path) -> None:
     state = {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(4, 2)}}
-    check_moments(state, [torch.zeros(4, 2)], tmp_path)
+    check_state(state, [torch.zeros(4, 2)], tmp_path)
     for parameters in ([torch.zeros(2, 4)], []):
         with pytest.raises(CheckpointError, match="optimiser's state must fit"):
-            check_moments(state, parameters, tmp_path)
+            check_state(state, parameters, tmp_path)

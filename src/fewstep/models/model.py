@@ -110,6 +110,11 @@ class Model(nn.Module):
         """Whether one w can be fixed in the weights, by `fewstep.models.fold_w`."""
         return self.family.fix is not None or self.w_dim is not None
 
+    @property
+    def has_unused_weights(self) -> bool:
+        """Whether some weights have no effect on the output, and so get no gradient."""
+        return self.family.unused
+
     def like(self, network: Any, card: Card) -> Model:
         """Return another model of this clock and folder."""
         return Model(network, card, self.clock, self.source)

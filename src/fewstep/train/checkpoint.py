@@ -15,7 +15,7 @@ import json
 import pickle
 import shutil
 import warnings
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -168,23 +168,6 @@ def load_checkpoint(folder: Path, run: dict[str, Any], device: torch.device) -> 
             f"{'; '.join(damage)}. Remove {folder} to start this stage again."
         )
     return None
-
-
-def check_moments(
-    state: dict[int, dict[str, Tensor]], parameters: Sequence[Tensor], folder: Path
-) -> None:
-    """Raise CheckpointError unless an optimiser's state has the shapes of the parameters.
-
-    torch's fused optimisers would write past the end of those that are too small.
-    """
-    for index, moments in state.items():
-        shape = parameters[index].shape if index < len(parameters) else None
-        if any(m.ndim and m.shape != shape for m in moments.values()):
-            raise CheckpointError(
-                f"{folder / 'checkpoints'}: the optimiser's state must fit the parameters, got "
-                f"another shape at number {index}. The checkpoint is of another version of the "
-                "network: remove the folder to train from the start."
-            )
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

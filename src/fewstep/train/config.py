@@ -21,6 +21,7 @@ class Optimisation(BaseModel):
 
     Attributes:
         batch_size: examples per update, over all processes and accumulated parts.
+        optimizer: "adamw", or "adamw8bit" with moments of 8 bits (bitsandbytes), to save memory.
         lr: AdamW's learning rate after warm-up.
         warmup: updates over which the learning rate rises from 0.
         decay: how the learning rate falls after warm-up, to `lr_final` times itself at the last
@@ -47,6 +48,7 @@ class Optimisation(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     batch_size: int = Field(64, ge=1, le=1 << 20)
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     lr: float = Field(1e-3, gt=0.0, le=10.0)
     warmup: int = Field(100, ge=0, le=MOST_UPDATES)
     decay: Literal["linear", "cosine", "none"] = "linear"
@@ -77,4 +79,6 @@ class TrainConfig(Optimisation):
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that the result depends on, apart from rounding."""
-        return self.model_dump(mode="json", exclude=FREE)
+        # Left out at its default, so that runs from before there was a choice can go on.
+        usual = {"optimizer"} if self.optimizer == "adamw" else set()
+        return self.model_dump(mode="json", exclude=FREE | usual)

@@ -15,6 +15,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from fewstep.core import cond as conds
@@ -26,6 +27,7 @@ from fewstep.limit import is_time_up, stop_requests
 from fewstep.train.checkpoint import load_checkpoint, save_checkpoint, save_sharded
 from fewstep.train.config import TrainConfig
 from fewstep.train.log import Log, read_metrics
+from fewstep.train.optimizer import check_optimizer
 from fewstep.train.processes import processes, summed, translate_peer_failures
 from fewstep.train.progress import Progress
 from fewstep.train.readings import Readings
@@ -63,7 +65,8 @@ def train(  # noqa: PLR0913
 
     Args:
         student: an nn.Module that is a denoiser; trained in place. Its frozen parameters (no
-            `requires_grad`) are not optimised, averaged or saved in checkpoints.
+            `requires_grad`) are not optimised, averaged or saved in checkpoints. Where others get
+            no gradient, several processes need its attribute `has_unused_weights` to be true.
         problem: `Pretrain`, `GuidanceDistillation`, `StepDistillation`, or your own.
         batch: (update, part, parts) -> (x, cond), part number `part` of the update's examples,
             batch_size / parts of them; a pure function. The number of parts is the number of
@@ -87,7 +90,7 @@ def train(  # noqa: PLR0913
         RangeError: a precision that the device does not have; a batch size that the parts do not
             divide; a setting that this student or number of processes cannot have; a student
             with nothing to train; an unknown tracker.
-        MissingError: the package of a tracker is not installed.
+        MissingError: the package of a tracker, or of the optimiser, is not installed.
         ProcessLostError: another process of the run ended.
     """
     # Dropout draws from the global generator; the caller's own draws are left alone.
@@ -115,7 +118,7 @@ class _Loop:
         self.problem, self.batch, self.config, self.folder, self.seed = (
             problem, batch, config, folder, run_key["seed"],
         )  # fmt: skip
-        self.accelerator = accelerator = _accelerator(config, device)
+        self.accelerator = accelerator = _accelerator(student, config, device)
         self.device = accelerator.device
         self.parts = accelerator.num_processes * config.accumulate
         self.run_key = {**run_key, "parts": self.parts}
@@ -284,7 +287,11 @@ def check_tracking(trackers: Sequence[str], images: bool, config: TrainConfig) -
 
 
 def check_trainable(config: TrainConfig, device: str | None) -> None:
-    """Raise RangeError for settings that this device or number of processes cannot have."""
+    """Raise RangeError for settings that this device or number of processes cannot have.
+
+    Raises MissingError where the optimiser needs a package that is not installed.
+    """
+    check_optimizer(config)
     state = processes(device)
     parts = state.num_processes * config.accumulate
     if config.batch_size % parts:
@@ -312,13 +319,17 @@ def check_trainable(config: TrainConfig, device: str | None) -> None:
         )
 
 
-def _accelerator(config: TrainConfig, device: str | None) -> Accelerator:
+def _accelerator(student: nn.Module, config: TrainConfig, device: str | None) -> Accelerator:
     check_trainable(config, device)
     on_cpu = processes(device).device.type == "cpu"
     # A singleton of accelerate's; a second run in one process may want another precision.
     AcceleratorState._reset_state()
     mixed = "no" if config.precision == "fp32" else config.precision
-    return Accelerator(cpu=on_cpu, mixed_precision=mixed)
+    ddp = DistributedDataParallelKwargs(
+        gradient_as_bucket_view=True,  # else every gradient is there twice
+        find_unused_parameters=getattr(student, "has_unused_weights", False),
+    )
+    return Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[ddp])
 
 
 def _seed_dropout(seed: int, device: torch.device) -> None:

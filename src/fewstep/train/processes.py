@@ -17,6 +17,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from fewstep.core.device import choose_device
 from fewstep.errors import ProcessLostError, RangeError
 
+T = TypeVar("T")
+
 # How long a process waits for one that does not answer; one that died is noticed at once. One
 # process decodes the images within this time, while the others wait.
 PATIENCE = timedelta(seconds=float(os.environ.get("FEWSTEP_PATIENCE", "3600")))
@@ -141,11 +143,25 @@ def whole(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def shared_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """Return this process's piece of value, sharded like the parameter of that shape."""
-    if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
+def gathered(value: T) -> T | Tensor:
+    """Return a sharded tensor as one on the CPU, so that no device need hold all of a model.
+
+    Anything else is returned as it is; every process must call this.
+    """
+    return value.full_tensor().cpu() if isinstance(value, DTensor) else value
+
+
+def shared_like(value: T, parameter: Tensor) -> T | Tensor:
+    """Return this process's piece of a tensor that is shaped like a sharded parameter.
+
+    Anything else is returned as it is.
+    """
+    if not isinstance(parameter, DTensor) or not isinstance(value, Tensor):
         return value
-    return distribute_tensor(value, parameter.device_mesh, parameter.placements)
+    if value.shape != parameter.shape:
+        return value
+    mesh = parameter.device_mesh
+    return distribute_tensor(value.to(mesh.device_type), mesh, parameter.placements)
 
 
 def piece(value: Tensor) -> Tensor:

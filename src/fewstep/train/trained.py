@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +12,11 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from fewstep.errors import CheckpointError, RangeError
-from fewstep.train.checkpoint import Checkpoint, check_moments
+from fewstep.train.checkpoint import Checkpoint
 from fewstep.train.config import TrainConfig
-from fewstep.train.processes import piece, shared_like, whole
+from fewstep.train.optimizer import check_state, make_optimizer
+from fewstep.train.processes import gathered, piece, shared_like, whole
+from fewstep.train.shard import sharded
 
 
 def what_is_trained(student: nn.Module, config: TrainConfig) -> str | None:
@@ -75,13 +76,7 @@ class Trained:
                 ) from None
         self.module, self.model = self._prepare()
         self.parameters: list[Tensor] = [p for p in self.module.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=config.lr,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            fused=accelerator.device.type in ("cpu", "cuda"),
-        )
+        self._optimizer = make_optimizer(self.parameters, config, accelerator.device)
         self._ema = [p.detach().clone() for p in self.parameters]
         if found is not None:
             self._restore(found, folder)
@@ -102,7 +97,7 @@ class Trained:
                 )
             checkpoint()
         if config.shard:
-            trained = _sharded(self.student, self.accelerator)
+            trained = sharded(self.student, self.accelerator)
         else:
             trained = self.student.to(self.accelerator.device)
         called = trained
@@ -151,16 +146,15 @@ class Trained:
             self.student.train()
 
     def _restore(self, found: Checkpoint, folder: Path) -> None:
-        device = self.accelerator.device
         named = zip(self._names, self.parameters, strict=True)
-        cut = [shared_like(found.ema[name].to(device), p) for name, p in named]
-        self._ema = [e.clone() for e in cut]
+        cut = [shared_like(found.ema[name], p) for name, p in named]
+        self._ema = [e.to(self.accelerator.device, copy=True) for e in cut]
         if not found.optimizer:
             return
         adamw = found.optimizer["adamw"]
-        check_moments(adamw["state"], self.parameters, folder)
+        check_state(adamw["state"], self.parameters, folder)
         moments = {
-            i: {k: shared_like(v.to(device), self.parameters[i]) for k, v in s.items()}
+            i: {k: shared_like(v, self.parameters[i]) for k, v in s.items()}
             for i, s in adamw["state"].items()
         }
         self._optimizer.load_state_dict({**adamw, "state": moments})
@@ -169,36 +163,20 @@ class Trained:
 
     def weights(self) -> dict[str, Tensor]:
         """Return the state dict of what is trained, whole."""
-        return {k: whole(v.detach()) for k, v in self.module.state_dict().items()}
+        return {k: gathered(v.detach()) for k, v in self.module.state_dict().items()}
 
     def ema_state(self) -> dict[str, Tensor]:
         """Return the state dict of the student with its averaged weights in place, whole.
 
-        Frozen weights are the student's own memory, not copies.
+        Frozen weights are the student's own memory; the others are copies on the CPU.
         """
         averaged = dict(zip(self._names, self._ema, strict=True))
+
+        def copied(value: Tensor) -> Tensor:
+            return whole(value.detach()).to("cpu", copy=True)
+
         return {
-            k: v.detach() if k in self._frozen else whole(averaged.get(k, v).detach()).clone()
+            k: v.detach() if k in self._frozen else copied(averaged.get(k, v))
             for k, v in self.module.state_dict().items()
         }
 
-
-def _sharded(student: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """Return a copy of the student that is sharded among the processes; the whole stays here.
-
-    Members of its module lists (a U-Net's blocks) are gathered one at a time.
-    """
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    kind = accelerator.device.type
-    mesh = init_device_mesh(kind, (accelerator.num_processes,))
-    copied = copy.deepcopy(student).to(accelerator.device)
-    # The innermost first: a module leaves out what is sharded inside it already.
-    for module in reversed(list(copied.modules())):
-        if isinstance(module, nn.ModuleList):
-            for member in module:
-                if not isinstance(member, nn.ModuleList) and any(True for _ in member.parameters()):
-                    fully_shard(member, mesh=mesh)
-    fully_shard(copied, mesh=mesh)
-    return copied

@@ -107,6 +107,8 @@ class Family:
             guidance, folder) -> condition batch of B; None where conditions are class ids.
         zeros: condition -> the same with zeros in place of the text, for the unconditional
             pass where the card's null prompt is None.
+        unused: whether some of the network's weights have no effect on what it predicts, which
+            training by several processes must know.
         prepare: (network); called once when a model is made of it, to switch off what the stock
             network does of its own accord in training.
         lora: whether an adapter can be trained over the network.
@@ -137,6 +139,7 @@ class Family:
     condition: Callable[[tuple[Any, ...], Path], Cond] | None = None
     prompt_defaults: tuple[str, ...] = ()
     zeros: Callable[[Cond], Cond] = _no_zeros
+    unused: bool = False
     prepare: Callable[[Any], None] = _as_it_is
     lora: bool = True
 

@@ -109,6 +109,7 @@ QWEN_IMAGE = Family(
     },
     call=_call,
     true_cfg=True,
+    unused=True,  # the last block still computes text tokens
     rescale=_rescale,
     embedders=of_time_and_text,
     time_features=_time_features,

@@ -1,0 +1,88 @@
+"""The optimisers of a training: AdamW of torch, or with moments of 8 bits of bitsandbytes."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fewstep.errors import CheckpointError, MissingError, RangeError
+from fewstep.train.config import TrainConfig
+
+# Of bitsandbytes: a smaller tensor keeps moments of 32 bits; a larger one has a scale per block.
+LEAST_8BIT = 4096
+BLOCK = 256
+
+
+def check_optimizer(config: TrainConfig) -> None:
+    """Raise MissingError or RangeError where the optimiser of a training cannot be had."""
+    if config.optimizer == "adamw":
+        return
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingError(
+            "optimizer=adamw8bit needs the package bitsandbytes. Install fewstep[adamw8bit]."
+        )
+    if config.shard:
+        raise RangeError(
+            "optimizer must be adamw with shard, which divides its state among the processes "
+            "already, got adamw8bit. Leave one of the two out."
+        )
+
+
+def make_optimizer(
+    parameters: Sequence[Tensor], config: TrainConfig, device: torch.device
+) -> torch.optim.Optimizer:
+    """Return the optimiser that the config names, of these parameters on this device.
+
+    `adamw8bit` keeps both moments in 8 bits with a scale per 256 numbers (Dettmers et al. 2022),
+    and those of tensors of fewer than 4,096 numbers in 32 bits.
+    """
+    check_optimizer(config)
+    shared: dict[str, Any] = {
+        "lr": config.lr,
+        "betas": config.betas,
+        "weight_decay": config.weight_decay,
+    }
+    if config.optimizer == "adamw8bit":
+        import bitsandbytes
+
+        small: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(parameters, **shared)
+        return small
+    return torch.optim.AdamW(parameters, **shared, fused=device.type in ("cpu", "cuda"))
+
+
+def state_bytes(count: int, config: TrainConfig) -> int:
+    """Return the bytes of the optimiser's state for a float32 tensor of so many numbers."""
+    if config.optimizer == "adamw8bit" and count >= LEAST_8BIT:
+        return 2 * (count + 4 * -(-count // BLOCK))
+    return 2 * 4 * count
+
+
+def check_state(
+    state: Mapping[int, Mapping[str, Any]], parameters: Sequence[Tensor], folder: Path
+) -> None:
+    """Raise CheckpointError unless an optimiser's state has the shapes of the parameters.
+
+    Fused optimisers would write past the end of those that are too small.
+    """
+    for index, entry in state.items():
+        shape = parameters[index].shape if index < len(parameters) else None
+        if any(m.ndim and m.shape != shape for m in _moments(entry)):
+            raise CheckpointError(
+                f"{folder / 'checkpoints'}: the optimiser's state must fit the parameters, got "
+                f"another shape at number {index}. The checkpoint is of another version of the "
+                "network: remove the folder to train from the start."
+            )
+
+
+def _moments(entry: Mapping[str, Any]) -> Iterator[Tensor]:
+    """Yield the tensors of a parameter's state; bitsandbytes keeps some in a dict inside."""
+    for name, value in entry.items():
+        if isinstance(value, Mapping):
+            yield from _moments(value)
+        elif isinstance(value, Tensor) and not name.startswith(("qmap", "absmax")):
+            yield value

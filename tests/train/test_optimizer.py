@@ -1,0 +1,127 @@
+"""AdamW with moments of 8 bits: it learns, resumes to the same bits, and says what it needs."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from fewstep.core.cond import Cond
+from fewstep.core.seed import generator
+from fewstep.distill.pretrain import Pretrain
+from fewstep.errors import CheckpointError, Interrupted, MissingError, RangeError
+from fewstep.train import TrainConfig, check_trainable, train
+from fewstep.train.optimizer import check_state, make_optimizer, state_bytes
+
+needed = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="needs fewstep[adamw8bit]"
+)
+SETTINGS = {"batch_size": 8, "lr": 1e-2, "warmup": 0, "checkpoint_every": 5, "log_every": 5}
+CPU = torch.device("cpu")
+
+
+class Net(nn.Module):
+    """A denoiser of 8x8 images with weights that are large enough for 8 bits, and small ones."""
+
+    passes = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(66, 70), nn.Linear(70, 64)
+        draws = generator("cpu", 0, "net")
+        for p in self.parameters():
+            p.data.copy_(0.1 * torch.randn(p.shape, generator=draws))
+
+    def forward(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
+        assert isinstance(cond, Tensor)
+        told = torch.cat([z.flatten(1), phi[:, None], cond[:, None].float()], dim=1)
+        out: Tensor = self.last(torch.tanh(self.first(told))).view_as(z)
+        return out
+
+
+def batch(update: int, part: int, parts: int) -> tuple[Tensor, Tensor]:
+    draws = generator("cpu", 3, update)
+    cond = torch.randint(0, 2, (8,), generator=draws)
+    return (2.0 * cond - 1)[:, None, None, None].expand(8, 1, 8, 8), cond
+
+
+def go(
+    folder: Path, optimizer: str = "adamw8bit", until: Callable[[int], bool] = lambda _: False
+) -> list[float]:
+    def stopping(update: int, part: int, parts: int) -> tuple[Tensor, Tensor]:
+        if until(update):
+            raise KeyboardInterrupt
+        return batch(update, part, parts)
+
+    config = TrainConfig(updates=20, optimizer=optimizer, **SETTINGS)  # type: ignore[arg-type]
+    problem = Pretrain(torch.tensor([2]))
+    result = train(Net(), problem, stopping, config, folder, device="cpu", progress=False)
+    return [loss for _, loss in result.losses]
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "checkpoints" / "00000020" / "weights.safetensors")
+
+
+@needed
+def test_it_learns_as_adamw_does_and_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    plain, small = go(tmp_path / "plain", "adamw"), go(tmp_path / "small")
+    assert small == pytest.approx(plain, rel=0.05)
+    assert small != plain
+    assert small[-1] < 0.9 * small[0]
+    with pytest.raises((KeyboardInterrupt, Interrupted)):
+        go(tmp_path / "stopped", until=lambda update: update == 12)
+    assert go(tmp_path / "stopped") == small
+    once, twice = weights(tmp_path / "small"), weights(tmp_path / "stopped")
+    assert all(torch.equal(once[name], twice[name]) for name in once)
+
+
+@needed
+def test_its_state_takes_a_quarter_and_is_checked(tmp_path: Path) -> None:
+    config = TrainConfig(optimizer="adamw8bit")
+    parameters = [nn.Parameter(torch.zeros(70, 66)), nn.Parameter(torch.zeros(70))]
+    made = make_optimizer(parameters, config, CPU)
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+    made.step()
+    held = {
+        id(t): t.numel() * t.element_size()
+        for state in made.state.values()
+        for name, t in state.items()
+        if isinstance(t, Tensor) and not name.startswith("qmap")
+    }
+    assert sum(held.values()) == sum(state_bytes(p.numel(), config) for p in parameters)
+    assert state_bytes(70 * 66, config) < 8 * 70 * 66 / 3.9
+    assert state_bytes(70, config) == state_bytes(70, TrainConfig()) == 8 * 70
+    state = made.state_dict()["state"]
+    check_state(state, parameters, tmp_path)
+    with pytest.raises(CheckpointError, match="optimiser's state must fit"):
+        check_state(state, [nn.Parameter(torch.zeros(71, 66)), parameters[1]], tmp_path)
+
+
+def test_a_missing_package_is_named_before_the_first_update(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name)
+    )
+    with pytest.raises(MissingError, match=r"needs the package bitsandbytes. Install fewstep\["):
+        go(tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_it_is_refused_with_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    with pytest.raises(RangeError, match="optimizer must be adamw with shard"):
+        check_trainable(TrainConfig(optimizer="adamw8bit", shard=True), "cpu")
+
+
+def test_the_default_does_not_name_another_run() -> None:
+    assert "optimizer" not in TrainConfig().identity()
+    assert TrainConfig(optimizer="adamw8bit").identity()["optimizer"] == "adamw8bit"
