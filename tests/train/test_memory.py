@@ -6,11 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
 from tests.forks import Forks
+from tests.train.test_optimizer import needed
 
 from fewstep.core.denoiser import Guided
 from fewstep.distill.guidance import GuidanceDistillation
@@ -18,6 +21,7 @@ from fewstep.distill.plan import Stage
 from fewstep.errors import in_units
 from fewstep.models import Lora, Model, UNetConfig, build_unet, student_of
 from fewstep.models.card import Card
+from fewstep.models.clocks.flow import FlowClock
 from fewstep.train import Estimate, TrainConfig, estimate, memory
 
 SMALL = UNetConfig(channels=(8, 16), groups=4, w_dim=32, attention=(False, True))
@@ -69,6 +73,27 @@ def test_activations_grow_with_the_batch_and_fall_with_parts_and_checkpoints() -
     assert foreseen(precision="bf16").activations < 0.8 * one
 
 
+def test_moments_of_8_bits_take_a_quarter() -> None:
+    of = transformer("sd3", 128)
+    student = student_of(of, Stage("one", "teacher", updates=1), (0, 4), w_dim=32)
+    problem, config = GuidanceDistillation(of), TrainConfig(batch_size=1)
+    plain, small = (
+        estimate(student, problem, config.model_copy(update={"optimizer": name}),
+                 torch.zeros(1, 4, 8, 8), of.null_cond)
+        for name in ("adamw", "adamw8bit")
+    )  # fmt: skip
+    assert plain.optimiser == 2 * plain.gradients
+    assert plain.optimiser / 4 < small.optimiser < plain.optimiser / 3
+    assert (small.weights, small.gradients, small.ema) == (
+        plain.weights, plain.gradients, plain.ema,
+    )  # fmt: skip
+
+
+def test_gradients_of_the_parts_before_are_there_while_the_last_is_computed() -> None:
+    one, two = foreseen(batch_size=2), foreseen(batch_size=4, accumulate=2)
+    assert one.activations <= two.activations <= one.activations + one.gradients
+
+
 def test_processes_share_the_batch_and_with_shard_the_students_weights() -> None:
     alone, shared = foreseen(), foreseen(processes=4)
     assert shared.activations < 0.4 * alone.activations
@@ -76,6 +101,8 @@ def test_processes_share_the_batch_and_with_shard_the_students_weights() -> None
     cut = foreseen(processes=4, shard=True)
     assert cut.ema == alone.ema // 4
     assert cut.weights == alone.weights - alone.ema + alone.ema // 4
+    # Some of the network is gathered at a time, and not all of it.
+    assert 0 < cut.activations - shared.activations < 3 * alone.ema
 
 
 def test_it_leaves_the_student_and_attention_alone() -> None:
@@ -146,26 +173,51 @@ def test_a_watch_sees_what_was_there_for_a_moment_or_says_that_it_cannot(
         assert during is None
 
 
+def transformer(kind: str, width: int = 32, size: int = 8) -> Guided:
+    """A guided SD3 or Flux of random weights, without a folder."""
+    heads = {"num_attention_heads": width // 32, "attention_head_dim": 32}
+    shared = {**heads, "joint_attention_dim": 32, "pooled_projection_dim": 16, "num_layers": 2}
+    if kind == "sd3":
+        network: Any = SD3Transformer2DModel(
+            **shared, sample_size=size, patch_size=2, in_channels=4, out_channels=4,
+            caption_projection_dim=width, pos_embed_max_size=size,
+        )  # fmt: skip
+    else:
+        network = FluxTransformer2DModel(
+            **shared, in_channels=16, num_single_layers=2, axes_dims_rope=(8, 12, 12)
+        )
+    family = {"sd3": "stable-diffusion-3", "flux": "flux"}[kind]
+    card = Card(
+        fewstep="0", family=family, name="t", clock="flow", shape=(4, size, size), null_prompt=""
+    )
+    null = {"text": torch.zeros(1, 16, 32), "pooled": torch.zeros(1, 16)}
+    return Guided(Model(network, card, FlowClock(3.0)).eval(), null)
+
+
 MEASURE = """
 import json, sys, torch
 from pathlib import Path
+from fewstep.core import cond as conds
 from fewstep.distill.guidance import GuidanceDistillation
 from fewstep.distill.plan import Stage
 from fewstep.models import Lora, UNetConfig, student_of
 from fewstep.train import TrainConfig, Watch, estimate, train
-from tests.train.test_memory import teacher
+from tests.train.test_memory import teacher, transformer
 
 torch.set_num_threads(1)
-lora, batch_size, checkpoint = json.loads(sys.argv[2])
+kind, lora, settings = json.loads(sys.argv[2])
 wide = UNetConfig(channels=(32, 256), groups=8, attention=(False, True))
 
-def run(name, of, size):
-    config = TrainConfig(updates=2, batch_size=size, checkpoint_activations=checkpoint)
-    kind = Lora(rank=4) if lora else None
-    student = student_of(of, Stage("one", "teacher", updates=1), (0, 4), lora=kind)
+def run(name, of, size, changes):
+    config = TrainConfig(**{"updates": 2, "batch_size": size, **changes})
+    adapter = Lora(rank=4) if lora else None
+    student = student_of(of, Stage("one", "teacher", updates=1), (0, 4), w_dim=32, lora=adapter)
+    null = of.null_cond
 
     def batch(update, part, parts):
-        return torch.zeros(size // parts, 3, 16, 16), torch.zeros(size // parts).long()
+        count = size // parts
+        one = null if isinstance(null, dict) else torch.zeros(1).long()
+        return torch.zeros(count, *of.denoiser.card.shape), conds.repeat_null(one, count)
 
     found = estimate(student, GuidanceDistillation(of), config, *batch(0, 0, size))
     watch = Watch(torch.device("cpu"), found.weights)
@@ -173,19 +225,33 @@ def run(name, of, size):
     train(student, GuidanceDistillation(of), batch, config, out, device="cpu", progress=False)
     return found.total, watch.peak()
 
-run("warm", teacher(size=16), 1)  # imports what is imported in training
-print(json.dumps(run("measured", teacher(wide, 16), batch_size)))
+def made(large):
+    if kind == "unet":
+        return teacher(wide, 16) if large else teacher(size=16)
+    return transformer(kind, 256, 32) if large else transformer(kind)
+
+size = settings.pop("batch_size")
+run("warm", made(False), 1, {})  # imports what is imported in training
+print(json.dumps(run("measured", made(True), size, settings)))
 """
 
 
 @pytest.mark.parametrize(
-    ("lora", "batch_size", "checkpoint"), [(False, 1, False), (False, 16, False), (True, 16, False)]
+    ("kind", "lora", "settings"),
+    [
+        ("unet", False, {"batch_size": 1}),
+        ("unet", False, {"batch_size": 16}),
+        ("unet", True, {"batch_size": 16}),
+        ("sd3", False, {"batch_size": 8}),
+        ("flux", False, {"batch_size": 8, "checkpoint_activations": True, "accumulate": 2}),
+        pytest.param("sd3", False, {"batch_size": 1, "optimizer": "adamw8bit"}, marks=needed),
+    ],
 )
 def test_what_is_foreseen_is_near_what_is_measured(
-    forks: Forks, tmp_path: Path, lora: bool, batch_size: int, checkpoint: bool
+    forks: Forks, tmp_path: Path, kind: str, lora: bool, settings: dict[str, object]
 ) -> None:
-    settings = json.dumps([lora, batch_size, checkpoint])
-    done = forks.run("-c", MEASURE, tmp_path, settings, cwd=Path(__file__).parents[2])
+    said = json.dumps([kind, lora, settings])
+    done = forks.run("-c", MEASURE, tmp_path, said, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr[-3000:]
     found, measured = json.loads(done.stdout.splitlines()[-1])
     print(f"foreseen {in_units(found)}, measured {in_units(measured)}")

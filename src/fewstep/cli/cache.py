@@ -41,6 +41,8 @@ def cache_command(
             "encode. Run `fewstep train` at once."
         )
     from fewstep.core.device import choose_device
+    from fewstep.data import Buckets
+    from fewstep.data.latents import Latents
     from fewstep.recipes.begun import check_folder
     from fewstep.recipes.run import Run
     from fewstep.recipes.workspace import Workspace, is_run
@@ -53,8 +55,10 @@ def cache_command(
         latents = checked.latents.model_copy(update={"folder": str(given[0])})
         checked = checked.model_copy(update={"latents": latents})
     data = Run(checked, folder, place, say).data.latents
-    say(f"latents: {data.folder}")
-    typer.echo(str(data.folder))
+    for part in data.parts if isinstance(data, Buckets) else (data,):
+        assert isinstance(part, Latents)
+        say(f"latents: {part.folder}")
+        typer.echo(str(part.folder))
 
 
 command = cache_command

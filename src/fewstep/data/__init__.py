@@ -10,13 +10,14 @@ from torch import Tensor
 
 from fewstep.data.ahead import Ahead
 from fewstep.data.augment import augment, uniform
+from fewstep.data.buckets import Buckets
 from fewstep.data.captions import caption, captions_of, fill
 from fewstep.data.config import DataConfig, check_data
 from fewstep.data.dataset import SPLITS, Dataset
 from fewstep.data.decode import MAX_PIXELS, opaque, open_image, square
 from fewstep.data.digits import Digits
 from fewstep.data.files import image_files, read_images
-from fewstep.data.images import Images
+from fewstep.data.images import Images, open_images
 from fewstep.data.listing import kind_of
 from fewstep.data.permutation import epochs, indices
 from fewstep.data.prompts import Prompts
@@ -41,7 +42,7 @@ def open_dataset(data: DataConfig | str, split: str = "train") -> Dataset:
             f"{config.name!r} is not a data set; there is {', '.join(sorted(DATASETS))}, or give "
             f"the path of your own images.{did_you_mean(config.name, DATASETS)}"
         )
-    found: Dataset = Shards(config, split) if config.stream else Images(config, split)
+    found: Dataset = Shards(config, split) if config.stream else open_images(config, split)
     if config.crop >= min(found.shape[1:]):
         raise DataError(
             f"data.crop must be smaller than the images, got {config.crop} for images of "
@@ -55,10 +56,10 @@ def examples(
 ) -> tuple[Tensor, Tensor]:
     """Return the examples (size,) that one part of an update sees, and the epoch of each.
 
-    A pure function of its arguments: a permutation an epoch, or a stream's own order. Raises
-    RangeError as `indices` and `Shards.examples` do.
+    A pure function of its arguments: a permutation an epoch, or the own order of a stream or of
+    buckets. Raises RangeError as `indices` and `Shards.examples` do.
     """
-    if isinstance(data, Shards):
+    if isinstance(data, Shards | Buckets):
         return data.examples(seed, update, size, part=part, parts=parts)
     index = indices(seed, update, size, len(data), rank=part, world=parts)
     return index, epochs(update, size, len(data), rank=part, world=parts)
@@ -85,6 +86,7 @@ __all__ = [
     "MAX_PIXELS",
     "SPLITS",
     "Ahead",
+    "Buckets",
     "DataConfig",
     "Dataset",
     "Digits",

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fewstep.data.captions import check_templates
 from fewstep.errors import DataError
 
+Side = Annotated[int, Field(ge=1, le=16_384)]
 ColumnName = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -28,6 +29,10 @@ class DataConfig(BaseModel):
         name: a data set in `fewstep.data.DATASETS`, or a path. The fields below are for paths.
         size: height and width in pixels; images are cropped to their central square and shrunk
             to it, never enlarged. None wants all images of one size and leaves them alone.
+        buckets: heights and widths in pixels of the images in training, where they are to have
+            several sizes. Each image is given the one that is nearest in shape, shrunk until it
+            is covered, and cropped to its centre; a batch is of one bucket. `size` is then the
+            model's own size, at which figures are taken.
         channels: 3 for RGB, 1 for grey.
         image: column of the images, or of their paths; by default the first column of images.
         label: column of the classes; by default one with declared class names, else `label`,
@@ -52,7 +57,8 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field("digits", min_length=1, max_length=4000)
-    size: int | None = Field(None, ge=1, le=16_384)
+    size: Side | None = None
+    buckets: tuple[tuple[Side, Side], ...] = Field((), max_length=1000)
     channels: Literal[1, 3] = 3
     image: ColumnName | None = None
     label: ColumnName | None = None
@@ -109,6 +115,20 @@ class DataConfig(BaseModel):
         if "\0" in value:
             raise ValueError("a path cannot hold a zero byte")
         return value
+
+    @model_validator(mode="after")
+    def _check_buckets(self) -> DataConfig:
+        if not self.buckets:
+            return self
+        if self.size is None:
+            raise ValueError("buckets need size beside them, the model's own size in pixels")
+        if self.stream:
+            raise ValueError("buckets need stream=false: images are sorted before they are read")
+        if len(set(self.buckets)) < len(self.buckets):
+            raise ValueError("buckets must differ from each other; leave one of the equal ones out")
+        if self.crop >= min(min(bucket) for bucket in self.buckets):
+            raise ValueError(f"crop = {self.crop} must be smaller than all sides of the buckets")
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> DataConfig:

@@ -11,13 +11,14 @@ import functools
 import io
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
+from fewstep.data.buckets import nearest
 from fewstep.errors import DataError
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit
@@ -116,17 +117,27 @@ def square(image: Image.Image, size: int, where: str) -> Image.Image:
     Shrinking averages over boxes of pixels where the ratio is whole, as downsampled ImageNet is
     made. Raises DataError for an image that is smaller than size.
     """
-    short = min(image.size)
-    if short < size:
+    if min(image.size) < size:
         raise DataError(
             f"{where} is {image.width}x{image.height}, smaller than size = {size}; images are "
             "never enlarged. Choose a smaller size, or a larger image."
         )
-    left, top = (image.width - short) // 2, (image.height - short) // 2
-    box = (left, top, left + short, top + short)
-    if box == (0, 0, size, size):
+    return cover(image, (size, size))
+
+
+def cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Return the largest central part of an image with the shape of `size`, shrunk to it.
+
+    size: height and width, neither larger than the image's. Shrinks as `square` does.
+    """
+    height, width = size
+    across = min(image.width, image.height * width / height)
+    down = min(image.height, image.width * height / width)
+    left, top = (image.width - across) // 2, (image.height - down) // 2
+    box = (left, top, left + across, top + down)
+    if box == (0, 0, width, height):
         return image
-    return image.resize((size, size), Image.Resampling.BOX, box=box)
+    return image.resize((width, height), Image.Resampling.BOX, box=box)
 
 
 def decode(
@@ -136,10 +147,14 @@ def decode(
     *,
     background: str = WHITE,
     max_pixels: int = MAX_PIXELS,
+    buckets: Sequence[tuple[int, int]] = (),
 ) -> np.ndarray:
     """Return the image of a record, (C, H, W) uint8; cropped and shrunk where size is given.
 
-    Raises DataError, naming the record, as `open_image`, `opaque` and `square` do.
+    buckets: heights and widths, to the nearest of which it is cropped and shrunk instead.
+
+    Raises DataError, naming the record, as `open_image`, `opaque` and `square` do, and for an image
+    that is smaller than all buckets.
     """
     if record.problem is not None:
         raise DataError(record.problem)
@@ -154,7 +169,15 @@ def decode(
         ) from None
     except MemoryError:
         raise DataError(f"{record.where} does not fit in memory. Shrink the image.") from None
-    if size is not None:
+    if buckets:
+        found_bucket = nearest((pixels.height, pixels.width), buckets)
+        if found_bucket is None:
+            raise DataError(
+                f"{record.where} is {pixels.width}x{pixels.height}, smaller than all buckets; "
+                "images are never enlarged. Add a smaller bucket, or give a larger image."
+            )
+        pixels = cover(pixels, buckets[found_bucket])
+    elif size is not None:
         pixels = square(pixels, size, record.where)
     array = np.asarray(pixels, dtype=np.uint8)
     return array[None] if channels == 1 else np.ascontiguousarray(array.transpose(2, 0, 1))

@@ -2,10 +2,13 @@
 
 $FEWSTEP_CACHE or ~/.cache/fewstep/images/<key>/   images.u8  labels.i64  meta.json
                                    stamps/<files>  the key that these files had
+
+With buckets there are images.u8, images-1.u8, ... and buckets.i64, the bucket of each image.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -22,9 +25,10 @@ from tqdm.auto import tqdm
 
 from fewstep.atomic import atomic_folder, atomic_write, json_sha256
 from fewstep.data.augment import uniform
+from fewstep.data.buckets import Buckets
 from fewstep.data.captions import texts_of
 from fewstep.data.config import DataConfig
-from fewstep.data.dataset import check_index, check_split
+from fewstep.data.dataset import Dataset, check_index, check_split
 from fewstep.data.found import BAD, Account, Records
 from fewstep.data.labels import Classes
 from fewstep.data.source import Record, decode, open_source
@@ -48,8 +52,10 @@ class Images:
         summary: what was seen, used and left out, in one line.
     """
 
-    def __init__(self, config: DataConfig, split: str = "train") -> None:
+    def __init__(self, config: DataConfig, split: str = "train", bucket: int | None = None) -> None:
         """Open a split, decoding the images first where that was not done before.
+
+        bucket: number of the one of `config.buckets` whose images to open, where there are any.
 
         Raises DataError: nothing there, bad images or labels (unless skip_bad), fewer than two
         classes (one will do for prompts), or a split without images.
@@ -59,11 +65,14 @@ class Images:
         self.split, self.skipped = split, cache.account.left_out[BAD]
         held_out = uniform(0, "held-out", torch.arange(len(cache.labels))) < config.held_out
         chosen = held_out if split == "held-out" else ~held_out
-        self.places = chosen.nonzero().flatten()
-        check_some(config, split, len(self.places))
-        self._images, self._labels, self._key = cache.images, cache.labels, cache.key
-        self._held_out = config.held_out
-        self.shape = tuple(cache.images.shape[1:])
+        here = torch.full_like(chosen, True) if bucket is None else cache.buckets == bucket
+        self.places = (chosen & here).nonzero().flatten()
+        if bucket is None:
+            check_some(config, split, len(self.places))
+        self._images, self._labels, self._key = cache.images[bucket or 0], cache.labels, cache.key
+        self._rows = here.cumsum(0) - 1  # of each place, in the images of this bucket
+        self._held_out, self._bucket = config.held_out, bucket
+        self.shape = tuple(self._images.shape[1:])
         self.class_names = cache.class_names
         self.num_classes = len(cache.class_names)
         self.class_texts = texts_of(cache.class_names, cache.account.captions)
@@ -79,17 +88,34 @@ class Images:
         """Return x (B, C, H, W) float32, x = p / 127.5 - 1 of a byte p, and class ids (B,)."""
         check_index(index, len(self))
         places = self.places[index]
-        pixels = torch.from_numpy(self._images[places.numpy()])
+        pixels = torch.from_numpy(self._images[self._rows[places].numpy()])
         return from_bytes(pixels), self._labels[places]
 
     def content_hash(self) -> str:
         """Return the sha256, in hex, of the decoded images' key, the split and how it was made."""
-        return hashlib.sha256(f"{self._key}/{self.split}/{self._held_out}".encode()).hexdigest()
+        bucket = "" if self._bucket is None else f"/{self._bucket}"
+        how = f"{self._key}/{self.split}/{self._held_out}{bucket}"
+        return hashlib.sha256(how.encode()).hexdigest()
+
+
+def open_images(config: DataConfig, split: str = "train") -> Dataset:
+    """Return a split of one's own images, in buckets where the config has any.
+
+    Raises DataError as `Images` does.
+    """
+    if not config.buckets:
+        return Images(config, split)
+    assert config.size is not None
+    parts = [Images(config, split, k) for k in range(len(config.buckets))]
+    some = [part for part in parts if len(part)]
+    check_some(config, split, len(some))
+    return Buckets(some, (config.channels, config.size, config.size))
 
 
 class _Cache(NamedTuple):
     key: str
-    images: np.ndarray
+    images: tuple[np.ndarray, ...]  # of each bucket, or all
+    buckets: Tensor
     labels: Tensor
     class_names: tuple[str, ...]
     account: Account
@@ -114,34 +140,60 @@ def _decoded(config: DataConfig) -> _Cache:
         "max_pixels": config.max_pixels if config.skip_bad else None,
         "files": _content(records.files),
         "from": [records.columns, records.captions, config.cond],
+        **({"buckets": config.buckets} if config.buckets else {}),
     }
     key = json_sha256(settings)
     folder = cache_root() / "images" / key
     if not (folder / "meta.json").is_file():
         _cached.cache_clear()
         _build(folder, records, config)
-    images, labels, names, skipped = _cached(folder)
+    images, buckets, labels, names, skipped = _cached(folder)
     account = Account(
         records.unit, records.seen, len(labels), 0, 0, len(names), records.captions,
         records.columns, records.left_out + Counter({BAD: skipped}),
     )  # fmt: skip
-    return _Cache(key, images, labels, names, account)
+    return _Cache(key, images, buckets, labels, names, account)
 
 
 @functools.lru_cache(maxsize=4)
-def _cached(folder: Path) -> tuple[np.ndarray, Tensor, tuple[str, ...], int]:
-    """Return what a folder of decoded images holds: images, labels, names and how many bad ones."""
+def _cached(
+    folder: Path,
+) -> tuple[tuple[np.ndarray, ...], Tensor, Tensor, tuple[str, ...], int]:
+    """Return what a folder of decoded images holds.
+
+    These are the images of each bucket, the bucket and the label of each place, the classes' names
+    and the number of bad images.
+    """
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        images = np.memmap(folder / "images.u8", np.uint8, "r", shape=tuple(meta["shape"]))
+        shapes = map(tuple, meta["shapes"] if "shapes" in meta else [meta["shape"]])
+        images = tuple(_mapped(folder / _file(k), shape) for k, shape in enumerate(shapes))
         labels = torch.from_numpy(np.fromfile(folder / "labels.i64", np.int64))
+        buckets = torch.zeros_like(labels)
+        if len(images) > 1:
+            buckets = torch.from_numpy(np.fromfile(folder / "buckets.i64", np.int64))
         names, skipped = tuple(map(str, meta["class_names"])), int(meta["skipped"])
-        whole = len(labels) == len(images) and int(labels.max()) < len(names)
+        counts = [int((buckets == k).sum()) for k in range(len(images))]
+        whole = (
+            counts == [len(part) for part in images]
+            and len(buckets) == len(labels)
+            and int(labels.max()) < len(names)
+        )
     except (OSError, ValueError, KeyError, TypeError, OverflowError):
         whole = False
     if not whole:
         raise DataError(f"{folder} is damaged. Remove it, and the images are decoded again.")
-    return images, labels, names, skipped
+    return images, buckets, labels, names, skipped
+
+
+def _file(bucket: int) -> str:
+    return f"images-{bucket}.u8" if bucket else "images.u8"
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    if not shape[0]:  # an empty file cannot be mapped
+        return np.empty(shape, np.uint8)
+    return np.memmap(path, np.uint8, "r", shape=shape)
 
 
 def _content(files: Sequence[tuple[str, Path]]) -> str:
@@ -172,29 +224,38 @@ def _content(files: Sequence[tuple[str, Path]]) -> str:
 def _build(folder: Path, records: Records, config: DataConfig) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     labels: list[int | str] = []
-    shape: tuple[int, ...] | None = None
+    into: list[int] = []
+    shapes: list[tuple[int, ...] | None] = [(config.channels, *b) for b in config.buckets] or [None]
     bad: list[str] = []
     with atomic_folder(folder) as partial:
-        with (partial / "images.u8").open("wb") as out:
+        with contextlib.ExitStack() as stack:
+            outs = [
+                stack.enter_context((partial / _file(k)).open("wb")) for k in range(len(shapes))
+            ]
             shown = tqdm(records, desc=f"decode {config.name}", unit="image", disable=None)
             for number, record in enumerate(shown):
                 try:
                     label = records.label(record, number)
-                    pixels = _pixels(record, config, shape)
+                    pixels = _pixels(record, config, shapes[0])
                 except DataError as error:
                     bad.append(str(error))
                     if len(bad) == MOST and not config.skip_bad:
                         break
                     continue
-                shape = pixels.shape
-                out.write(pixels.tobytes())
+                if shapes[0] is None:
+                    shapes[0] = pixels.shape
+                into.append(shapes.index(pixels.shape))
+                outs[into[-1]].write(pixels.tobytes())
                 labels.append(label)
         if bad and not config.skip_bad:
             raise DataError(refusal(bad))
         found = check_classes(records.classes(labels), len(labels), config, bad)
         found.ids.tofile(partial / "labels.i64")
+        counted = [[into.count(k), *(shape or ())] for k, shape in enumerate(shapes)]
+        if config.buckets:
+            np.array(into, np.int64).tofile(partial / "buckets.i64")
         meta = {
-            "shape": [len(labels), *(shape or ())],
+            **({"shapes": counted} if config.buckets else {"shape": counted[0]}),
             "class_names": found.names,
             "skipped": len(bad),
             "bad": bad[:MOST],
@@ -210,12 +271,13 @@ def decode_for(record: Record, config: DataConfig) -> np.ndarray:
         config.channels,
         background=config.background,
         max_pixels=config.max_pixels,
+        buckets=config.buckets,
     )
 
 
 def _pixels(record: Record, config: DataConfig, first: tuple[int, ...] | None) -> np.ndarray:
     pixels = decode_for(record, config)
-    if first is not None and pixels.shape != first:
+    if first is not None and not config.buckets and pixels.shape != first:
         raise DataError(
             f"{record.where} is {pixels.shape[2]}x{pixels.shape[1]}; the first image is "
             f"{first[2]}x{first[1]}. Give data.size to bring all to one size."

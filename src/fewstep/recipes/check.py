@@ -73,7 +73,7 @@ def check_report(run: Run, teachers: Sequence[Path] = ()) -> Checked:
     settings, notes = fit_steps(asked, _timesteps_of_run(run, teachers))
     features = settings.features
     evaluation = Evaluation(
-        run.recipe.data,
+        run.recipe.data.model_copy(update={"buckets": ()}),  # figures are of one size
         folder,
         settings.samples,
         run.recipe.seed,

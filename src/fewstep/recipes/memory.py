@@ -19,7 +19,8 @@ from fewstep.train import (
     processes,
 )
 
-COPIES = 5  # of a trained weight: itself, its gradient, AdamW's two moments, its average
+# Copies in float32 of a trained weight: itself, its gradient, its average, and the two moments.
+COPIES = {"adamw": 5.0, "adamw8bit": 3.5}
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,14 @@ class Memory:
         return str(self.estimate)
 
 
-def check_room(name: str, needed: int, config: TrainConfig, place: torch.device) -> None:
+def check_room(name: str, needed: float, config: TrainConfig, place: torch.device) -> None:
     """Raise RangeError where a stage needs more bytes than its device has."""
     limit = memory_limit(place)
     if needed > limit:
         raise RangeError(
             f"{name} must fit into the {in_units(limit)} of memory that "
             f"{'the GPU has' if place.type == 'cuda' else 'this process may use'}, and it needs "
-            f"about {in_units(needed)} (batch_size {config.batch_size}, accumulate "
+            f"about {in_units(int(needed))} (batch_size {config.batch_size}, accumulate "
             f"{config.accumulate}). Raise accumulate, set "
-            "checkpoint_activations=true, or use a smaller batch or network."
+            "checkpoint_activations=true or optimizer=adamw8bit, or use a smaller batch or network."
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from fewstep.core.denoiser import Traits
-from fewstep.data import Dataset, Prompts
+from fewstep.data import Buckets, Dataset, Prompts
 from fewstep.distill.plan import STAGE_ONE, TEACHER, Stage
 from fewstep.errors import (
     DataError,
@@ -26,6 +26,7 @@ from fewstep.files.parts import is_count, read_json, vae_factor
 from fewstep.folders import card_in, is_pipeline
 from fewstep.models import Card, build_unet
 from fewstep.models.scheduler import read_clock
+from fewstep.recipes.buckets import check_buckets, check_fresh_buckets
 from fewstep.recipes.config import Recipe
 from fewstep.recipes.depends import updates_of
 from fewstep.recipes.memory import COPIES, check_room
@@ -154,6 +155,10 @@ def check_data(recipe: Recipe, stages: Sequence[Stage], images: Dataset | Prompt
             raise RecipeError("latents.flip must be false for prompts, which have no mirror image.")
         if latents is not None and latents.cond == "class":
             raise RecipeError("latents.cond must be prompt for a file of prompts, got class.")
+        if recipe.data.buckets:
+            raise RecipeError(
+                "data.buckets must be left out for prompts alone, which have no size."
+            )
         for stage in stages:
             if stage.states == "noised":
                 raise RecipeError(prompts_alone(recipe, stage))
@@ -174,6 +179,8 @@ def check_teacher(recipe: Recipe, images: Dataset | Prompts) -> None:
             f"a teacher is trained on images, and {recipe.data.name} has prompts alone. Give a "
             "finished one, with --teacher."
         )
+    if isinstance(images, Buckets):
+        check_fresh_buckets(images, recipe)
     if recipe.latents is None:
         check_network("teacher", recipe, images.shape, images.num_classes)
 
@@ -182,8 +189,9 @@ def check_network(name: str, recipe: Recipe, shape: tuple[int, ...], classes: in
     """Raise an error where the recipe's network does not fit the data, or not into memory."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         unet = build_unet(recipe.network, shape, classes)
-    held = COPIES * sum(p.numel() * p.element_size() for p in unet.parameters())
     config = recipe.train_config(None)
+    size = sum(p.numel() * p.element_size() for p in unet.parameters())
+    held = COPIES[config.optimizer] * size
     if not config.shard:
         check_room(name, held, config, processes().device)
 
@@ -198,6 +206,8 @@ def check_fit(recipe: Recipe, found: Found, images: Dataset | Prompts) -> None:
             raise RecipeError(_misfit(folder, card, images.shape, shape))
         if card.num_classes:
             _check_classes(folder, card, images)
+        if isinstance(images, Buckets):
+            check_buckets(images, folder, card, latents=recipe.latents is not None)
 
 
 def _misfit(folder: Path, card: Card, pixels: tuple[int, ...], shape: tuple[int, ...]) -> str:
@@ -272,4 +282,5 @@ def check_held(recipe: Recipe, found: Found, device: str | None) -> None:
         size = sum(f.stat().st_size for f in found_files)
         # The teacher's own weights beside what is held for each weight of the student.
         place = processes(device).device
-        check_room(stage.name, (COPIES + 1) * size, recipe.train_config(stage), place)
+        config = recipe.train_config(stage)
+        check_room(stage.name, (COPIES[config.optimizer] + 1) * size, config, place)

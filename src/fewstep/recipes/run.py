@@ -15,7 +15,7 @@ from pathlib import Path
 from fewstep.atomic import translate_os_errors
 from fewstep.core.denoiser import Denoiser, Guided
 from fewstep.core.seed import derive
-from fewstep.data import Dataset, Prompts
+from fewstep.data import Buckets, Dataset, Prompts
 from fewstep.data.latents import Latents
 from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan, Stage
 from fewstep.distill.problem import Problem
@@ -78,7 +78,7 @@ class Run:
         return self.data.images
 
     @property
-    def latents(self) -> Latents:
+    def latents(self) -> Latents | Buckets:
         """The latents of the images. Raises RecipeError where the recipe has none."""
         return self.data.latents
 

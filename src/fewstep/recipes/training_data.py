@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 
 from fewstep.core.cond import Cond
-from fewstep.data import DATASETS, Ahead, Dataset, Prompts, Shards, augment, examples, open_dataset
+from fewstep.data import (
+    DATASETS,
+    Ahead,
+    Buckets,
+    Dataset,
+    Prompts,
+    Shards,
+    augment,
+    examples,
+    open_dataset,
+)
 from fewstep.data.latents import Latents
 from fewstep.distill.plan import STAGE_ONE, TEACHER
 from fewstep.errors import RecipeError
@@ -65,23 +75,33 @@ class TrainingData:
         return self.images
 
     @cached_property
-    def latents(self) -> Latents:
-        """The latents of the images, encoded by one process.
+    def latents(self) -> Latents | Buckets:
+        """The latents of the images, encoded by one process; those of each size by themselves.
 
         Raises RecipeError where the recipe has none, or nothing says what encodes them.
         """
         encoders, recipe = self.encoders, self.workspace.recipe
         assert recipe.latents is not None
-        with translate_peer_failures(), processes(self.device).main_process_first():
+        how = recipe.latents
+
+        def made(images: Dataset | Prompts) -> Latents:
             return encoded(
-                self.images,
+                images,
                 recipe.data,
-                recipe.latents,
+                how,
                 encoders,
                 device=str(processes(self.device).device),
                 say=self.say,
                 progress=self.progress,
             )
+
+        images = self.images
+        with translate_peer_failures(), processes(self.device).main_process_first():
+            if not isinstance(images, Buckets):
+                return made(images)
+            parts = [made(part) for part in images.parts]
+        shrunk = images.parts[0].shape[1] // parts[0].shape[1]
+        return Buckets(parts, (parts[0].shape[0], *(n // shrunk for n in images.shape[1:])))
 
     @property
     def encoders(self) -> Path:
@@ -110,7 +130,7 @@ class TrainingData:
             size = batch_size // parts
             index, epoch = examples(data, seed, update, size, part=part, parts=parts)
             x, cond = data.batch(index)
-            if isinstance(data, Latents):
+            if self.workspace.recipe.latents is not None:
                 # Prompts alone have no latents: only the shape is used.
                 return x.new_zeros(len(x), *shape) if alone else x, cond
             return augment(x, seed, epoch, index, flip=config.flip, crop=config.crop), cond
@@ -120,11 +140,12 @@ class TrainingData:
     def example(
         self, batch: Batch, config: TrainConfig, shape: tuple[int, ...]
     ) -> tuple[Tensor, Cond]:
-        """Return at least one example, as a batch has it."""
+        """Return at least one example of the largest size, as a batch has it."""
         if isinstance(self.dataset, Shards):
             # A stream deals a process the parts that it begins with, and no others.
             here = processes(self.device)
-            first, parts = here.process_index, here.num_processes * config.accumulate
-            return batch(0, first * config.accumulate, parts)
-        x, cond = self.dataset.batch(torch.zeros(1, dtype=torch.int64))
+            parts = here.num_processes * config.accumulate
+            return batch(0, here.process_index * config.accumulate, parts)
+        first = self.dataset.largest() if isinstance(self.dataset, Buckets) else 0
+        x, cond = self.dataset.batch(torch.tensor([first]))
         return x.new_zeros(1, *shape) if isinstance(self.images, Prompts) else x, cond

@@ -27,6 +27,8 @@ from fewstep.distill.problem import WEIGHTINGS, Problem, loss
 from fewstep.errors import in_units
 from fewstep.resident import resident_now, resident_peak
 from fewstep.train.config import TrainConfig
+from fewstep.train.optimizer import state_bytes
+from fewstep.train.shard import units
 
 _CLEAR = Path("/proc/self/clear_refs")
 
@@ -41,7 +43,8 @@ class Estimate:
         optimiser: AdamW's two moments.
         ema: the averaged weights.
         activations: the most that an update needs beside them at once, mostly activations saved
-            for the backward pass; of one accumulated part.
+            for the backward pass; of one accumulated part. With `shard`, blocks that are gathered
+            count here.
     """
 
     weights: int
@@ -74,7 +77,8 @@ def estimate(
     """Return how much memory training will need, on each device.
 
     Counts one update, forward and backward, including the teacher's passes. Not counted are the
-    scratch memory of kernels and the memory of the libraries.
+    scratch memory of kernels, the memory of the libraries, and with `shard` the whole student,
+    which stays in the memory of the CPU.
 
     Args:
         student: as for `train`; its activations are checkpointed from now on where the config has
@@ -93,18 +97,38 @@ def estimate(
     batch = x.to("meta").expand(size, *x.shape[1:])
     few = conds.repeat_null(conds.to(cond, torch.device("meta")), size)
     on = {n: _like(p) for n, p in (*update.named_parameters(), *update.named_buffers())}
+    if config.accumulate > 1:
+        # The gradients of the parts before are there already when the last one begins.
+        for t in on.values():
+            t.grad = torch.empty_like(t) if t.requires_grad else None
     with _flash(), Live() as live, torch.random.fork_rng(devices=[]):
         torch.func.functional_call(update, on, (batch, few))
-    trained = sum(_bytes(p) for p in student.parameters() if p.requires_grad)
-    own = sum(_bytes(p) for p in student.parameters())
-    activations = max(0, live.peak - trained)
+    trained = [p for p in student.parameters() if p.requires_grad]
+    gradients = sum(map(_bytes, trained))
+    own = sum(map(_bytes, student.parameters()))
+    activations = max(0, live.peak - (gradients if config.accumulate == 1 else 0))
     if config.precision != "fp32":
         # Autocast computes in 2 bytes per number, and holds a copy of the weights in them.
         activations = activations // 2 + own // 2
     weights = sum(_bytes(t) for t in (*update.parameters(), *update.buffers()))
+    parts = processes if config.shard else 1
     if config.shard:
-        weights, trained = weights - own + own // processes, trained // processes
-    return Estimate(weights, trained, 2 * trained, trained, activations)
+        weights = weights - own + own // parts
+        activations += _gathered(student)
+    optimiser = sum(state_bytes(p.numel() // parts, config) for p in trained)
+    gradients //= parts
+    return Estimate(weights, gradients, optimiser, gradients, activations)
+
+
+def _gathered(student: nn.Module) -> int:
+    """Return the bytes that FSDP gathers at most: what is in no block, and blocks.
+
+    The blocks are one at work, the next one, and the gradient of the one before.
+    """
+    blocks = [sum(map(_bytes, unit.parameters())) for unit in units(student)]
+    inside = {p for unit in units(student) for p in unit.parameters()}
+    rest = sum(_bytes(p) for p in student.parameters() if p not in inside)
+    return rest + 3 * max(blocks, default=0)
 
 
 class _Update(nn.Module):

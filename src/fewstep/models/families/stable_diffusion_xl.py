@@ -28,6 +28,7 @@ KEYS = ("text", "pooled", "time_ids")
 
 def _call(network: Any, z: Tensor, timestep: Tensor, cond: Cond, w: Tensor | None) -> Tensor:
     parts = {key: tensor.to(z.dtype) for key, tensor in parts_of(cond, KEYS).items()}
+    parts["time_ids"] = _scaled(parts["time_ids"], network, z)
     out: Tensor = network(
         z,
         timestep,
@@ -37,6 +38,19 @@ def _call(network: Any, z: Tensor, timestep: Tensor, cond: Cond, w: Tensor | Non
         return_dict=False,
     )[0]
     return out
+
+
+def _scaled(time_ids: Tensor, network: Any, z: Tensor) -> Tensor:
+    """Return the sizes (B, 6) of the states z, where those of the model's own size are given.
+
+    So a condition, the unconditional one too, says of another size what the stock pipeline says
+    when it is asked for a picture of that size.
+    """
+    own = network.config.sample_size
+    own_height, own_width = (own, own) if isinstance(own, int) else own
+    heights, widths = time_ids[:, ::2], time_ids[:, 1::2]
+    scaled = [heights * (z.shape[2] / own_height), widths * (z.shape[3] / own_width)]
+    return torch.stack(scaled, dim=2).flatten(1)
 
 
 def _check_cond(network: Any, card: Card, cond: Cond) -> None:
