@@ -230,7 +230,7 @@ def _with_shape(card: Card, folder: Path, name: str) -> DataConfig:
     kept = card.training.get("images")
     settings: dict[str, object] = {"size": shape[-1], "channels": shape[0]}
     if isinstance(kept, dict):
-        settings = {**kept, "buckets": ()}  # figures are of one size
+        settings = dict(kept)
     if not card.num_classes:
         settings["cond"] = "prompt"
     return check_data({**settings, "name": name})

@@ -259,11 +259,13 @@ class Run:
         )
         peak = memory.measured()
         model.load_state_dict(result.ema_state)
+        buckets = self.recipe.data.buckets
         training = {
             "recipe": self.recipe.name,
             "data": Path(self.recipe.data.name).name,
             "data_sha256": self.data.images.content_hash(),
-            "images": self.recipe.data.model_dump(mode="json", exclude={"name"}),
+            "images": self.recipe.data.model_dump(mode="json", exclude={"name", "buckets"}),
+            **({"buckets": [f"{h}x{w}" for h, w in buckets]} if buckets else {}),
             "seed": self.recipe.seed,
             "updates": config.updates,
             "batch_size": config.batch_size,

@@ -1,0 +1,202 @@
+"""Families of text-to-image models from the command line: prompts alone, captions, sizes."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+import transformers
+import yaml
+from PIL import Image
+from tests.models.packed import flux_folder, qwen_folder
+from tests.models.pipelines import sana_folder, sd3_folder, xl_folder
+
+from fewstep.cli.main import main
+from fewstep.core.cond import repeat_null
+from fewstep.folders import encode_prompts, load
+from fewstep.models import model_of
+from fewstep.recipes import run as runs
+from fewstep.recipes.config import check_recipe
+from fewstep.recipes.run import Run
+
+# The maker of a folder, and the side of its images in pixels.
+MADE: dict[str, tuple[Callable[[Path], Path], int]] = {
+    "sd3": (sd3_folder, 16),
+    "sana": (sana_folder, 32),
+    "flux": (flux_folder, 16),
+    "qwen": (qwen_folder, 16),
+    "xl": (xl_folder, 16),
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("text")
+
+
+@pytest.fixture(autouse=True)
+def _cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEWSTEP_CACHE", str(home / "cache"))
+
+
+def teacher(home: Path, name: str) -> Path:
+    path = home / name
+    return path if path.is_dir() else MADE[name][0](path)
+
+
+def pictures(home: Path, side: int) -> Path:
+    """Square, wide and high images with captions."""
+    folder = home / f"pictures-{side}"
+    draws = np.random.default_rng(0)
+    for k in range(12):
+        folder.mkdir(exist_ok=True)
+        height, width = [(side, side), (side, 3 * side // 2), (3 * side // 2, side)][k % 3]
+        pixels = draws.integers(0, 255, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{k:02d}.png")
+        (folder / f"{k:02d}.txt").write_text(["a cat", "two dogs"][k % 2])
+    return folder
+
+
+def recipe(data: dict[str, Any], **distill: Any) -> dict[str, Any]:
+    """The recipe that comes with fewstep, made small."""
+    stages = [{"parent": "teacher"}, {"parent": "stage-one", "steps": 2}]
+    small = {"updates": 2, "batch_size": 8, "accumulate": 1, "precision": "fp32", "w": [0, 4],
+             "stages": stages, "checkpoint_activations": True}  # fmt: skip
+    return {
+        "name": "small-text",
+        "base": "stable-diffusion",
+        "data": {"held_out": 0.0, **data},
+        "network": {"w_dim": 32},
+        "distill": {**small, **distill},
+        "evaluate": {"w": [0, 4]},
+    }
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the encoders that are in memory whenever a stage is trained."""
+    found: list[str] = []
+    kinds = (transformers.PreTrainedModel, diffusers.AutoencoderKL, diffusers.AutoencoderDC,
+             diffusers.AutoencoderKLQwenImage)  # fmt: skip
+    train = runs.train
+
+    def watched(*given: Any, **named: Any) -> Any:
+        gc.collect()
+        found.extend(type(o).__name__ for o in gc.get_objects() if isinstance(o, kinds))
+        return train(*given, **named)
+
+    monkeypatch.setattr(runs, "train", watched)
+    return found
+
+
+def distilled(home: Path, name: str, out: Path, made: dict[str, Any]) -> None:
+    path = out.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(made))
+    folder = str(teacher(home, name))
+    assert main(["distill", str(path), "--teacher", folder, "--out", str(out)]) == 0
+
+
+@pytest.mark.parametrize("name", ["sana", "flux"])
+def test_prompts_alone_are_enough(home: Path, tmp_path: Path, alone: list[str], name: str) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\ntwo dogs\na house\n")
+    data = {"name": str(prompts), "size": MADE[name][1]}
+    distilled(home, name, tmp_path / "run", recipe(data, states="trajectory"))
+    assert alone == []
+    student = load(tmp_path / "run" / "student-2")
+    assert model_of(student).card.steps == 2
+
+
+@pytest.mark.parametrize("name", ["sd3", "qwen", "xl"])
+def test_captioned_images_of_several_sizes(
+    home: Path, tmp_path: Path, alone: list[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    side = MADE[name][1]
+    sizes = [[side, side], [side, 3 * side // 2], [3 * side // 2, side]]
+    data = {"name": str(pictures(home, side)), "size": side, "buckets": sizes}
+    made = recipe(data, updates=6)
+    seen: set[tuple[int, ...]] = set()
+    call = runs.Model.forward
+
+    def forward(self: Any, z: torch.Tensor, *rest: Any) -> torch.Tensor:
+        seen.add(tuple(z.shape[1:]))
+        return call(self, z, *rest)
+
+    monkeypatch.setattr(runs.Model, "forward", forward)
+    distilled(home, name, tmp_path / "run", made)
+    assert alone == []
+    channels, own, _ = model_of(load(tmp_path / "run" / "student-2")).card.shape
+    assert seen == {
+        (channels, own, own), (channels, own, 3 * own // 2), (channels, 3 * own // 2, own)
+    }  # fmt: skip
+    losses = (tmp_path / "run" / "training" / "student-2" / "metrics.jsonl").read_text()
+    assert all(np.isfinite(json.loads(line)["loss"]) for line in losses.splitlines())
+
+
+def test_buckets_that_do_not_fit_are_named_before_the_first_update(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for bucket, said in (([18, 16], "multiples of 4 pixels up to 32"), ([16, 36], "up to 32")):
+        folder = tmp_path / "pictures"
+        folder.mkdir(exist_ok=True)
+        Image.new("RGB", (bucket[1], bucket[0])).save(folder / "one.png")
+        (folder / "one.txt").write_text("a cat")
+        path = tmp_path / "run.yaml"
+        data = {"name": str(folder), "size": 16, "buckets": [bucket]}
+        path.write_text(yaml.safe_dump(recipe(data)))
+        given = ["--teacher", str(teacher(home, "sd3")), "--out", str(tmp_path / "run")]
+        assert main(["distill", str(path), *given]) != 0
+        text = " ".join(capsys.readouterr().err.split())
+        assert said in text, text
+        assert f"got [{bucket[0]}, {bucket[1]}]" in text
+        assert not (tmp_path / "run" / "training").exists()
+
+
+def test_figures_are_of_the_models_own_size(home: Path, tmp_path: Path) -> None:
+    from fewstep.recipes.check import check_report
+
+    data = {"name": str(pictures(home, 16)), "size": 16, "buckets": [[16, 16], [16, 24]]}
+    small = {k: v for k, v in recipe(data).items() if k != "base"}
+    made = check_recipe({**small, "latents": {}, "evaluate": {"w": [0], "samples": 4}}, "test")
+    folder = teacher(home, "sd3")
+    evaluation = check_report(Run(made, tmp_path / "run", "cpu"), [folder]).evaluation
+    assert evaluation.dataset.shape == (3, 16, 16)
+    assert len(evaluation.dataset) > 0
+
+
+def test_xl_is_told_the_size_that_the_stock_pipeline_tells_it(home: Path) -> None:
+    """With and without guidance, at a size that is not the model's own."""
+    folder = teacher(home, "xl")
+    model = model_of(load(folder))
+    told: list[torch.Tensor] = []
+    network = model.network
+    hook = network.register_forward_pre_hook(
+        lambda _, args, named: told.append(named["added_cond_kwargs"]["time_ids"]),
+        with_kwargs=True,
+    )
+    pipe = diffusers.StableDiffusionXLPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    network_of_pipe = pipe.unet.register_forward_pre_hook(
+        lambda _, args, named: told.append(named["added_cond_kwargs"]["time_ids"]),
+        with_kwargs=True,
+    )
+    pipe(
+        "a cat", height=16, width=24, num_inference_steps=1, guidance_scale=3, output_type="latent"
+    )
+    z, phi, w = torch.randn(1, 4, 8, 12), torch.tensor([1.0]), torch.zeros(1)
+    with torch.no_grad():
+        model(z, phi, encode_prompts(folder, ["a cat"]), w)
+        model(z, phi, repeat_null(model.null_cond, 1), w)
+        model(z[..., :8], phi, repeat_null(model.null_cond, 1), w)
+    hook.remove()
+    network_of_pipe.remove()
+    stock, cond, null, own = told
+    assert torch.equal(stock, torch.cat([cond, null]))
+    assert own.tolist() == [[16, 16, 0, 0, 16, 16]]
