@@ -15,6 +15,7 @@ STUDIES: dict[str, str] = {
     "comparisons": "tables of the paper's comparisons on the digits",
     "quality": "students against the teacher under several solvers, by number of evaluations",
     "cost": "evaluations, operations, GPU-hours and memory of a recipe, before it runs",
+    "cost_transformers": "the same of Stable Diffusion 3 medium and Flux.1-dev, without weights",
     "cost_to_quality": "training cost of several plans to four steps, and what they reach",
     "picture": "the picture of a run, or the labels of a contact sheet written beside its rows",
     "autoencoder": "how far an autoencoder alone takes images from the training images",

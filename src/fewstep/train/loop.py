@@ -15,7 +15,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from fewstep.core import cond as conds
@@ -329,7 +329,9 @@ def _accelerator(student: nn.Module, config: TrainConfig, device: str | None) ->
         gradient_as_bucket_view=True,  # else every gradient is there twice
         find_unused_parameters=getattr(student, "has_unused_weights", False),
     )
-    return Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[ddp])
+    # Its cache would hold a copy of every weight that was gathered.
+    autocast = AutocastKwargs(cache_enabled=not config.shard)
+    return Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[ddp, autocast])
 
 
 def _seed_dropout(seed: int, device: torch.device) -> None:

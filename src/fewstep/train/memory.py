@@ -108,8 +108,9 @@ def estimate(
     own = sum(map(_bytes, student.parameters()))
     activations = max(0, live.peak - (gradients if config.accumulate == 1 else 0))
     if config.precision != "fp32":
-        # Autocast computes in 2 bytes per number, and holds a copy of the weights in them.
-        activations = activations // 2 + own // 2
+        activations = max(
+            activations // 2 + _short(student, config), _short_teacher(update, config)
+        )
     weights = sum(_bytes(t) for t in (*update.parameters(), *update.buffers()))
     parts = processes if config.shard else 1
     if config.shard:
@@ -118,6 +119,27 @@ def estimate(
     optimiser = sum(state_bytes(p.numel() // parts, config) for p in trained)
     gradients //= parts
     return Estimate(weights, gradients, optimiser, gradients, activations)
+
+
+def _short(student: nn.Module, config: TrainConfig) -> int:
+    """Return the bytes of the student's weights in 2 bytes per number, which autocast keeps.
+
+    The backward pass needs them, and with checkpoints makes them again, block by block. Then only
+    autocast's own cache holds them, at the end of the forward pass, where gradients of the parts
+    before are there already.
+    """
+    if not config.checkpoint_activations:
+        return sum(map(_bytes, student.parameters())) // 2
+    if config.accumulate == 1 or config.shard:
+        return 0
+    return sum(_bytes(p) for p in student.parameters() if p.requires_grad) // 2
+
+
+def _short_teacher(update: _Update, config: TrainConfig) -> int:
+    """Return the bytes of the teacher's weights in autocast's cache, while the teacher is asked."""
+    if config.shard or update.teacher is None:
+        return 0
+    return sum(_bytes(p) for p in update.teacher.parameters() if p.requires_grad) // 2
 
 
 def _gathered(student: nn.Module) -> int:
