@@ -24,6 +24,7 @@ from fewstep.models.clocks.flow import FlowClock
 from fewstep.models.families.flux import DISTILLED, GUIDED_RANGE
 from fewstep.recipes.config import Recipe, load_recipe
 from fewstep.train import Estimate, TrainConfig, estimate
+from fewstep.train.optimizer import state_bytes
 from studies.common import argument_parser, markdown
 
 GIB = 2**30
@@ -116,14 +117,21 @@ def section(published: Published, teraflops: float, gpus: int) -> list[str]:
     """Return the paragraphs and tables of one network."""
     model = published.model()
     operations = forward(model, published.cond())
-    weights = sum(p.numel() for p in model.parameters())
     return [
         f"### {published.title}",
-        f"Network: {weights / 1e9:.2f} billion parameters, {operations / 1e12:.1f} TFLOP an "
-        "evaluation of one picture of 1024×1024.",
+        sizes(model, operations),
         stages(plan(published), operations, teraflops),
         memory(published, model, gpus),
     ]
+
+
+def sizes(model: Model, operations: int) -> str:
+    """Return how large a network is and how many operations an evaluation has."""
+    weights = sum(p.numel() for p in model.parameters())
+    return (
+        f"Network: {weights / 1e9:.2f} billion parameters, {operations / 1e12:.1f} TFLOP per "
+        "evaluation of one picture of 1024×1024."
+    )
 
 
 def plan(published: Published) -> Recipe:
@@ -174,21 +182,19 @@ def memory(published: Published, model: Model, gpus: int) -> str:
     cut = counted(published, model, {**again, "shard": True}, gpus)
     small = TrainConfig(batch_size=1, optimizer="adamw8bit")
     rows = [
-        _held("all weights", plain),
-        _held("checkpointing", checkpointed),
-        _held("checkpointing, 8-bit AdamW", replace(checkpointed, optimiser=moments(model, small))),
-        _held(f"checkpointing, sharded by {gpus}", cut),
-        _held(f"checkpointing, LoRA of rank {RANK}", lora),
+        held("all weights", plain),
+        held("checkpointing", checkpointed),
+        held("checkpointing, 8-bit AdamW", replace(checkpointed, optimiser=moments(model, small))),
+        held(f"checkpointing, sharded by {gpus}", cut),
+        held(f"checkpointing, LoRA of rank {RANK}", lora),
     ]
     head = ["what is trained, and how", "weights", "gradients", "optimiser", "average",
             "activations", "GiB per GPU"]  # fmt: skip
-    return markdown(head, rows, numbers=range(1, 7))
+    return "\n".join([*markdown(head, (), numbers=range(1, 7)).splitlines(), *rows])
 
 
 def moments(model: Model, config: TrainConfig) -> int:
     """Return the bytes of the optimiser's state where every weight is trained."""
-    from fewstep.train.optimizer import state_bytes
-
     return sum(state_bytes(p.numel(), config) for p in model.parameters())
 
 
@@ -214,6 +220,7 @@ def counted(
     return estimate(student, problem, config, x, cond, processes=gpus)
 
 
-def _held(name: str, found: Estimate) -> list[str]:
+def held(name: str, found: Estimate) -> str:
+    """Return a row of the table of memory."""
     parts = (found.weights, found.gradients, found.optimiser, found.ema, found.activations)
-    return [name, *(f"{part / GIB:.1f}" for part in (*parts, found.total))]
+    return " | ".join([f"| {name}", *(f"{p / GIB:.1f}" for p in (*parts, found.total))]) + " |"

@@ -184,6 +184,15 @@ def test_the_w_input_of_format_1_stays_what_it_is_when_it_is_saved_again(tmp_pat
             assert torch.equal(load(tmp_path / folder)(z, phi, cond, ws), wanted)
 
 
+def test_weights_that_get_no_gradient_are_known(folder: Path) -> None:
+    """Several processes wait for the gradients of all others."""
+    student = live(folder).train()
+    z, phi = question(folder)
+    student(z, phi, conditions(folder), torch.tensor([0.5, 1.0, 3.0])).square().mean().backward()
+    without = [name for name, p in student.named_parameters() if p.grad is None]
+    assert bool(without) == student.has_unused_weights, without
+
+
 def test_an_added_input_of_another_size_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "student"
     save_model(live(dit_folder(tmp_path / "dit", classes=20)), folder)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from studies.common import StudyError
+from studies.common import DOCS, StudyError
 
 from fewstep.models import build_unet
 from fewstep.recipes.config import Recipe, save_recipe
-from studies import cost
+from studies import cost, cost_transformers
 
 
 @pytest.fixture
@@ -54,3 +54,23 @@ def test_the_command_prints_network_stages_and_memory(
 def test_a_recipe_must_say_how_large_its_images_are(recipe: Recipe) -> None:
     with pytest.raises(StudyError, match=r"must set data\.size, .*; small has none"):
         cost.network(recipe, 10)
+
+
+@pytest.mark.parametrize("published", [cost_transformers.SD3, cost_transformers.FLUX])
+def test_the_page_has_the_operations_of_the_large_transformers(
+    published: cost_transformers.Published,
+) -> None:
+    page = (DOCS / "results" / "cost.md").read_text(encoding="utf-8")
+    model = published.model()
+    operations = cost_transformers.forward(model, published.cond())
+    assert cost_transformers.sizes(model, operations) in page
+    assert cost_transformers.stages(cost_transformers.plan(published), operations, 400.0) in page
+
+
+def test_the_page_has_the_memory_of_the_smaller_one() -> None:
+    page = (DOCS / "results" / "cost.md").read_text(encoding="utf-8")
+    published = cost_transformers.SD3
+    found = cost_transformers.counted(
+        published, published.model(), {"checkpoint_activations": True}
+    )
+    assert cost_transformers.held("checkpointing", found) in page

@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from tests.train.test_memory import transformer
 from torch import Tensor, nn
 
 from fewstep.core.cond import Cond
@@ -16,6 +17,8 @@ from fewstep.core.denoiser import Guided, guide
 from fewstep.distill.guidance import GuidanceDistillation
 from fewstep.distill.problem import Problem, Regression
 from fewstep.distill.steps import StepDistillation
+from fewstep.models import Model
+from fewstep.models.families.packed import unpack
 from fewstep.train import TrainConfig, loop, train
 
 NULL = torch.tensor([2])
@@ -51,6 +54,32 @@ def test_guidance_mixes_in_the_dtype_of_z() -> None:
     torch.testing.assert_close(v, guide(both[0].float(), both[1].float(), w), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["sd3", "flux"])
+def test_transformers_compute_in_bf16_and_their_velocity_is_float32(kind: str) -> None:
+    """Beside the prediction itself nothing is rounded: neither its conversion nor the mixture."""
+    pair = transformer(kind)
+    model = pair.denoiser
+    assert isinstance(model, Model)
+    out: list[Tensor] = []
+    hook = model.network.register_forward_hook(lambda _, given, found: out.append(found[0]))
+    draws = torch.Generator().manual_seed(0)
+    z, phi = torch.randn(2, 4, 8, 8, generator=draws), torch.tensor([0.4, 1.2])
+    cond = {k: torch.randn(2, *t.shape[1:], generator=draws) for k, t in pair.null_cond.items()}
+    w = torch.full((2,), 7.0)
+    with torch.no_grad():
+        exact = pair(z, phi, cond, w)
+        with torch.autocast("cpu", torch.bfloat16):
+            v = pair(z, phi, cond, w)
+    hook.remove()
+    whole, short = out
+    assert (whole.dtype, short.dtype, v.dtype) == (torch.float32, torch.bfloat16, torch.float32)
+    predicted = short.float() if kind == "sd3" else unpack(short.float(), torch.Size((4, 4, 8, 8)))
+    twice = torch.cat([z, z])
+    both = model.clock.velocity(predicted, twice, torch.cat([phi, phi]))
+    torch.testing.assert_close(v, guide(*both.chunk(2), w), rtol=0, atol=1e-5)
+    assert 0 < float((v - exact).norm() / exact.norm()) < 0.05
+
+
 @pytest.mark.parametrize(
     "stage",
     [
@@ -64,8 +93,8 @@ def test_the_teacher_of_a_bf16_run_computes_in_bf16(
 ) -> None:
     """On a CPU, where such a run is refused for its speed, and can be seen all the same."""
 
-    def on_cpu(config: TrainConfig, device: str | None) -> Accelerator:
-        del device
+    def on_cpu(student: nn.Module, config: TrainConfig, device: str | None) -> Accelerator:
+        del student, device
         AcceleratorState._reset_state()
         return Accelerator(cpu=True, mixed_precision=config.precision)
 

@@ -135,7 +135,8 @@ class TrainingData:
                 return x.new_zeros(len(x), *shape) if alone else x, cond
             return augment(x, seed, epoch, index, flip=config.flip, crop=config.crop), cond
 
-        return Ahead(batch) if isinstance(data, Shards | Latents) else batch
+        slow = isinstance(data, Shards) or self.workspace.recipe.latents is not None
+        return Ahead(batch) if slow else batch
 
     def example(
         self, batch: Batch, config: TrainConfig, shape: tuple[int, ...]
