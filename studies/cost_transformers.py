@@ -1,6 +1,6 @@
 """Print what Stable Diffusion 3 medium and Flux.1-dev cost: operations, GPU-hours, memory.
 
-    python -m studies cost_transformers
+    python -m studies cost_transformers --gpus 8
 
 Nothing is computed: operations and memory are counted on networks of the published sizes without
 weights. GPU-hours are operations divided by the sustained rate of --teraflops, an assumption.

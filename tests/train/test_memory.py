@@ -242,7 +242,6 @@ print(json.dumps(run("measured", made(True), size, settings)))
         ("unet", False, {"batch_size": 1}),
         ("unet", False, {"batch_size": 16}),
         ("unet", True, {"batch_size": 16}),
-        ("sd3", False, {"batch_size": 8}),
         ("flux", False, {"batch_size": 8, "checkpoint_activations": True, "accumulate": 2}),
         pytest.param("sd3", False, {"batch_size": 1, "optimizer": "adamw8bit"}, marks=needed),
     ],

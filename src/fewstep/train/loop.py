@@ -39,7 +39,7 @@ Batch: TypeAlias = Callable[[int, int, int], tuple[Tensor, Cond]]
 
 
 class TrainResult(NamedTuple):
-    """A finished run: the trained module, its averaged weights (EMA, on the CPU), and the losses."""
+    """A finished run: the module, its averaged weights (EMA) on the CPU, and the losses read."""
 
     student: nn.Module
     ema_state: dict[str, Tensor]

@@ -143,14 +143,6 @@ def whole(value: Tensor) -> Tensor:
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def gathered(value: T) -> T | Tensor:
-    """Return a sharded tensor as one on the CPU, so that no device need hold all of a model.
-
-    Anything else is returned as it is; every process must call this.
-    """
-    return value.full_tensor().cpu() if isinstance(value, DTensor) else value
-
-
 def shared_like(value: T, parameter: Tensor) -> T | Tensor:
     """Return this process's piece of a tensor that is shaped like a sharded parameter.
 

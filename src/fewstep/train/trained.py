@@ -15,7 +15,7 @@ from fewstep.errors import CheckpointError, RangeError
 from fewstep.train.checkpoint import Checkpoint
 from fewstep.train.config import TrainConfig
 from fewstep.train.optimizer import check_state, make_optimizer
-from fewstep.train.processes import gathered, piece, shared_like, whole
+from fewstep.train.processes import piece, shared_like, whole
 from fewstep.train.shard import sharded
 
 
@@ -162,8 +162,8 @@ class Trained:
             self.accelerator.scaler.load_state_dict(found.optimizer["scaler"])
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the state dict of what is trained, whole."""
-        return {k: gathered(v.detach()) for k, v in self.module.state_dict().items()}
+        """Return the state dict of what is trained, whole, on the CPU."""
+        return {k: whole(v.detach()).cpu() for k, v in self.module.state_dict().items()}
 
     def ema_state(self) -> dict[str, Tensor]:
         """Return the state dict of the student with its averaged weights in place, whole.
@@ -179,4 +179,3 @@ class Trained:
             k: v.detach() if k in self._frozen else copied(averaged.get(k, v))
             for k, v in self.module.state_dict().items()
         }
-
