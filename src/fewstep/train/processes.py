@@ -17,8 +17,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from fewstep.core.device import choose_device
 from fewstep.errors import ProcessLostError, RangeError
 
-T = TypeVar("T")
-
 # How long a process waits for one that does not answer; one that died is noticed at once. One
 # process decodes the images within this time, while the others wait.
 PATIENCE = timedelta(seconds=float(os.environ.get("FEWSTEP_PATIENCE", "3600")))
