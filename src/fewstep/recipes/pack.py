@@ -261,7 +261,8 @@ def moments_as(path: Path, before: torch.dtype, after: torch.dtype) -> dict[str,
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     for moments in state["adamw"]["state"].values():
         for key, value in moments.items():
-            if key != "step" and value.dtype == before:
+            # Moments of 8 bits are in a dict inside, and stay as they are.
+            if key != "step" and isinstance(value, torch.Tensor) and value.dtype == before:
                 moments[key] = value.to(after)
     return state
 
