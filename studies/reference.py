@@ -114,7 +114,7 @@ def _type(value: dict[str, Any], defs: dict[str, Any]) -> str:
         return " or ".join(_type(option, defs) for option in value["anyOf"])
     if "enum" in value or "const" in value:
         return ", ".join(f"`{_shown(v)}`" for v in value.get("enum", [value.get("const")]))
-    kind = value.get("type", "any")
+    kind = str(value.get("type", "any"))
     if kind == "array":
         if "prefixItems" in value:
             return f"{len(value['prefixItems'])} × {_type(value['prefixItems'][0], defs)}"

@@ -116,7 +116,8 @@ def _draw_first(run: Run, checked: Checked) -> None:
     w = min(checked.settings.w, key=lambda w: abs(w - 1.0))
     try:
         how = How(sampler, steps, w, evaluation.seed)
-        images = draw_images(run.load(TEACHER), how, evaluation.conditions, range(SHEET))
+        some = range(min(SHEET, evaluation.samples))
+        images = draw_images(run.load(TEACHER), how, evaluation.conditions, some)
         sheet = contact_sheet(images, 10, scale=max(1, FIRST // max(images.shape[-2:])))
     except NonFiniteError:
         return  # the report says so, with the reason

@@ -97,11 +97,13 @@ def _strip(run: Run, checked: Checked) -> list[SheetRow]:
     if chosen is None or chosen.steps is None:
         return []
     model, rows = run.load(chosen.name), STRIP if min(ws) < max(ws) else 1
+    evaluation = checked.evaluation
+    some = range(min(COLUMNS, evaluation.samples))
     out = []
     for w in torch.linspace(min(ws), max(ws), rows).tolist():
         try:
-            how = How(DDIM, chosen.steps, w, checked.evaluation.seed)
-            images = draw_images(model, how, checked.evaluation.conditions, range(COLUMNS))
+            how = How(DDIM, chosen.steps, w, evaluation.seed)
+            images = draw_images(model, how, evaluation.conditions, some)
         except NonFiniteError:
             continue
         out.append(SheetRow(f"w = {w:g}", images))
