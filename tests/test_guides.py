@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from tests.models.pipelines import dit_folder, sd_folder
+from tests.models.test_single_teacher import checkpoint
 from torch import Tensor
 
 from fewstep.cli.main import main
@@ -66,8 +67,10 @@ def test_stable_diffusion_and_dit_run_as_the_guides_say(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
     sd_folder(tmp_path / "sd")
     dit_folder(tmp_path / "dit")
+    checkpoint(tmp_path / "sd", tmp_path / "dream.safetensors")
     names: dict[str, Any] = {}
     code = blocks("stable-diffusion", "python")
     assert len(code) > 6
