@@ -10,7 +10,7 @@ from typer.core import TyperCommand
 
 # typer's name of a type -> the word for the value in a help page.
 VALUES = {"path": "PATH", "list[Path]": "PATH", "str": "TEXT", "list[str]": "TEXT"}
-_TYPE = re.compile(r"<([^<>]+)>$")
+_TYPE = re.compile(r"<([^<>]+)>$|\b(?:INTEGER|FLOAT)(?: RANGE)?$")  # the latter: typer < 0.29
 _RANGE = re.compile(r"(-?[\d.]+)<=x<=(-?[\d.]+)")
 _SEED = re.compile(r"; -\d{19} to \d{19}")  # every number of 64 bits: not worth a line
 
