@@ -34,18 +34,18 @@ def pack_command(
     """Pack recipe, models and checkpoints of a run, with hashes, to continue elsewhere."""
     from fewstep.recipes.pack import MIB, pack_run
 
-    told = pack_run(run, out, optimizer=optimizer, bf16=bf16, file_size=file_size, files=files)
-    size = sum(part["size"] for part in told["parts"]) / MIB
-    say(f"packed: {out}, {len(told['parts']) + 1} files, {size:.1f} MiB; {contents(told)}")
+    manifest = pack_run(run, out, optimizer=optimizer, bf16=bf16, file_size=file_size, files=files)
+    size = sum(part["size"] for part in manifest["parts"]) / MIB
+    say(f"packed: {out}, {len(manifest['parts']) + 1} files, {size:.1f} MiB; {contents(manifest)}")
 
 
-def contents(told: dict[str, object]) -> str:
+def contents(manifest: dict[str, object]) -> str:
     """Return in words what a packed run holds."""
-    models = told["models"]
+    models = manifest["models"]
     assert isinstance(models, dict)
     parts = [f"{name} ({m['state']}, {m['updates']} updates)" for name, m in models.items()]
-    parts.append(f"{'with' if told['optimizer'] else 'without'} the optimiser's state")
-    return ", ".join([*parts, *["rounded to bf16"] * bool(told["bf16"])])
+    parts.append(f"{'with' if manifest['optimizer'] else 'without'} the optimiser's state")
+    return ", ".join([*parts, *["rounded to bf16"] * bool(manifest["bf16"])])
 
 
 command = pack_command

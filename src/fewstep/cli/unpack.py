@@ -18,9 +18,9 @@ def unpack_command(
     """Restore a packed run after checking its hashes, to continue it."""
     from fewstep.recipes.unpack import unpack_run
 
-    told = unpack_run(folder, out)
-    say(f"run: {out}; {contents(told)}")
-    if told["bf16"] or not told["optimizer"]:
+    manifest = unpack_run(folder, out)
+    say(f"run: {out}; {contents(manifest)}")
+    if manifest["bf16"] or not manifest["optimizer"]:
         say("Begun stages continue from their weights, and end with others than without packing.")
 
 

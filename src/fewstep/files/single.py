@@ -79,15 +79,15 @@ def unpacked(file: Path) -> Path:
 
 def _check_header(file: Path, header: Header) -> None:
     """Raise FolderError for a file that is cut short or quantised."""
-    for name, told in header.items():
-        if name.startswith((NETWORK, VAE)) and told["dtype"] not in FLOATS:
+    for name, entry in header.items():
+        if name.startswith((NETWORK, VAE)) and entry["dtype"] not in FLOATS:
             raise FolderError(
-                f"{file}: {name} must be a float ({', '.join(FLOATS)}), got {told['dtype']}. A "
+                f"{file}: {name} must be a float ({', '.join(FLOATS)}), got {entry['dtype']}. A "
                 "quantised model cannot be distilled: give the one that it was made from."
             )
     with file.open("rb") as opened:
         (length,) = struct.unpack("<Q", opened.read(8))
-    wanted = 8 + length + max(int(told["data_offsets"][1]) for told in header.values())
+    wanted = 8 + length + max(int(entry["data_offsets"][1]) for entry in header.values())
     if file.stat().st_size < wanted:
         raise FolderError(
             f"{file} must have {wanted} bytes by its own header, got {file.stat().st_size}; it is "
@@ -110,7 +110,7 @@ def _converted(file: Path, header: Header, config: Path | None) -> Any:
 
     xl = any(name.startswith(SECOND_ENCODER) for name in header)
     kind = diffusers.StableDiffusionXLPipeline if xl else diffusers.StableDiffusionPipeline
-    formats = {told["dtype"] for told in header.values() if told["dtype"] in FLOATS}
+    formats = {entry["dtype"] for entry in header.values() if entry["dtype"] in FLOATS}
     dtype = DTYPES.get(formats.pop(), torch.float32) if len(formats) == 1 else torch.float32
     options = {} if config is None else {"config": str(config)}
     # Some parts draw weights before they read them; the caller's generator is left alone.

@@ -132,8 +132,8 @@ class _TooLargeError(FolderError):
 def _pack(
     workspace: Workspace, folder: Path, optimizer: bool, bf16: bool, limits: tuple[int, int]
 ) -> dict[str, Any]:
-    told: dict[str, Any] = {"format": FORMAT, "optimizer": optimizer, "bf16": bf16}
-    told |= {"models": _models(workspace), "files": []}
+    manifest: dict[str, Any] = {"format": FORMAT, "optimizer": optimizer, "bf16": bf16}
+    manifest |= {"models": _models(workspace), "files": []}
     sizes: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as scratch, atomic_folder(folder, MANIFEST) as partial:
         parts = Parts(partial, *limits)
@@ -144,13 +144,13 @@ def _pack(
                 digest.update(data)
                 entry["size"] += len(data)
                 parts.write(data)
-            told["files"].append({**entry, "sha256": digest.hexdigest()})
+            manifest["files"].append({**entry, "sha256": digest.hexdigest()})
             sizes[file.kind] = sizes.get(file.kind, 0) + entry["size"]
         if len(parts.files) > parts.most:
             raise _TooLargeError(_too_large(workspace.out, sizes, limits, optimizer, bf16))
-        told["parts"] = [{**p, "sha256": sha256(partial / p["name"])} for p in parts.files]
-        write_json(partial / MANIFEST, told)
-    return told
+        manifest["parts"] = [{**p, "sha256": sha256(partial / p["name"])} for p in parts.files]
+        write_json(partial / MANIFEST, manifest)
+    return manifest
 
 
 def _too_large(

@@ -48,7 +48,7 @@ def unpack_run(folder: Path, run: Path) -> dict[str, Any]:
 
     Raises FolderError: not a packed run, a part that is missing or damaged, or a run that exists.
     """
-    told = _checked(folder)
+    manifest = _checked(folder)
     with translate_os_errors(run):
         if run.is_symlink() or (run.exists() and (not run.is_dir() or any(run.iterdir()))):
             raise FolderError(
@@ -56,22 +56,22 @@ def unpack_run(folder: Path, run: Path) -> dict[str, Any]:
                 "use another --out."
             )
     with atomic_folder(run) as partial:
-        _restore(folder, told, partial)
-        if told["bf16"]:
-            _restore_floats(told, partial)
+        _restore(folder, manifest, partial)
+        if manifest["bf16"]:
+            _restore_floats(manifest, partial)
         for path in partial.glob(f"{TRAINING}/*/checkpoints/*/{STATE}"):
-            _complete(path, told["bf16"])
-    return told
+            _complete(path, manifest["bf16"])
+    return manifest
 
 
 def _checked(folder: Path) -> dict[str, Any]:
     """Return the manifest, once it and every part are as they were written."""
     path = folder / MANIFEST
     try:
-        told = _Manifest.model_validate_json(path.read_bytes()).model_dump()
-        total, packed = (sum(entry["size"] for entry in told[k]) for k in ("files", "parts"))
-        names = [entry["name"] for entry in (*told["files"], *told["parts"])]
-        if total != packed or not all(map(_is_inside, (*names, *told["models"]))):
+        manifest = _Manifest.model_validate_json(path.read_bytes()).model_dump()
+        total, packed = (sum(entry["size"] for entry in manifest[k]) for k in ("files", "parts"))
+        names = [entry["name"] for entry in (*manifest["files"], *manifest["parts"])]
+        if total != packed or not all(map(_is_inside, (*names, *manifest["models"]))):
             raise ValueError("files that cannot be")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -79,7 +79,7 @@ def _checked(folder: Path) -> dict[str, Any]:
             f"{folder} must be a folder that `fewstep pack` wrote, and its {MANIFEST} cannot be "
             f"read ({str(reason)[:80]}). Copy the whole folder again."
         ) from None
-    for part in told["parts"]:
+    for part in manifest["parts"]:
         file = folder / part["name"]
         if (
             not file.is_file()
@@ -90,7 +90,7 @@ def _checked(folder: Path) -> dict[str, Any]:
                 f"{file} must be as `fewstep pack` wrote it, and it is missing, damaged or cut "
                 "short. Copy it again."
             )
-    return told
+    return manifest
 
 
 def _is_inside(name: str) -> bool:
@@ -100,11 +100,11 @@ def _is_inside(name: str) -> bool:
     return plain and bool(path.parts) and ".." not in path.parts
 
 
-def _restore(folder: Path, told: dict[str, Any], run: Path) -> None:
+def _restore(folder: Path, manifest: dict[str, Any], run: Path) -> None:
     """Write the files of the run, and check each of them."""
-    stream = _read(folder / part["name"] for part in told["parts"])
+    stream = _read(folder / part["name"] for part in manifest["parts"])
     held = b""
-    for entry in told["files"]:
+    for entry in manifest["files"]:
         path, left, digest = run / entry["name"], entry["size"], hashlib.sha256()
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("xb") as file:
@@ -127,10 +127,10 @@ def _read(paths: Iterable[Path]) -> Iterator[bytes]:
                 yield data
 
 
-def _restore_floats(told: dict[str, Any], run: Path) -> None:
+def _restore_floats(manifest: dict[str, Any], run: Path) -> None:
     """Widen what was rounded, and put the hashes of the new files in place of the old ones."""
     hashes: dict[str, str] = {}
-    for entry in told["files"]:
+    for entry in manifest["files"]:
         path, rounded = run / entry["name"], set(entry["rounded"])
         if path.name == OPTIMIZER and rounded:
             path.write_bytes(to_bytes(moments_as(path, torch.bfloat16, torch.float32)))
@@ -141,7 +141,7 @@ def _restore_floats(told: dict[str, Any], run: Path) -> None:
             wide = {k: t.float() if k in rounded else t for k, t in tensors.items()}
             path.write_bytes(save(wide, metadata))
             hashes[entry["before"]] = sha256(path)
-    for name in told["models"]:
+    for name in manifest["models"]:
         card = run / name / CARD
         if not card.is_file():
             continue

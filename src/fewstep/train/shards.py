@@ -50,9 +50,9 @@ def write_shards(folder: Path | None, tensors: dict[str, Tensor]) -> None:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    told = [folder]
-    dist.broadcast_object_list(told, src=0)
-    where = told[0]
+    sent = [folder]
+    dist.broadcast_object_list(sent, src=0)
+    where = sent[0]
     assert where is not None
     try:
         save(

@@ -63,7 +63,7 @@ def metadata(
 ) -> dict[str, str]:
     """Return the metadata of a safetensors file, under the names that other programs show.
 
-    model: whose steps and guidance are told. facts: kept as JSON. architecture: name of the
+    model: whose steps and guidance are written. facts: kept as JSON. architecture: name of the
     original model's; "" where it is not known.
     """
     about = {

@@ -62,8 +62,8 @@ def _guidance_line(model: Model, facts: Mapping[str, Any]) -> str:
     strengths = list(facts.get("guidance_strength", {}).items())
     if strengths:
         ends = strengths[:: len(strengths) - 1 or 1]
-        told = ", ".join(f"{strength:g} at w = {w}" for w, strength in ends)
-        return f"{SLIDER}: its strength is sin(0.1 w): {told}"
+        strengths = ", ".join(f"{strength:g} at w = {w}" for w, strength in ends)
+        return f"{SLIDER}: its strength is sin(0.1 w): {strengths}"
     low, high = model.card.w_range or (0.0, 0.0)
     if low == high:
         return f"w = {low:g} is in {STUDENT}; there is no {SLIDER}"

@@ -105,9 +105,9 @@ def write(model: Model, out: Path, options: Options) -> tuple[str, ...]:
             except RangeError as error:
                 scaled["decoder"] = None
                 lines.append(f"{DECODER} is left out: {error}")
-        told = _metadata(model, options.w, scaled)
+        metadata = _metadata(model, options.w, scaled)
         off = _export(
-            _Network(model, keys), _example(model, keys), names, "prediction", told,
+            _Network(model, keys), _example(model, keys), names, "prediction", metadata,
             partial / NETWORK,
         )  # fmt: skip
     shown = f"{NETWORK}: opset {OPSET}, any batch; inputs {', '.join(names)}; within {off:.1g}"
@@ -298,7 +298,7 @@ def _metadata(model: Model, w: float | None, latents: dict[str, Any] | None) -> 
             continue
         _, timesteps = clock.place(torch.tensor(angles[:-1], dtype=torch.float32))
         grids[steps] = {"timesteps": timesteps.tolist(), "angles": list(angles)}
-    told = {
+    metadata = {
         "model": card.name,
         "family": card.family,
         "weights_sha256": card.weights_sha256,
@@ -313,7 +313,7 @@ def _metadata(model: Model, w: float | None, latents: dict[str, Any] | None) -> 
         "class_names": card.class_names,
         "latents": latents,
     }
-    return {key: json.dumps(value) for key, value in told.items()}
+    return {key: json.dumps(value) for key, value in metadata.items()}
 
 
 def _scaled(vae: Any) -> dict[str, Any]:
