@@ -29,6 +29,10 @@ Every key of a recipe ([Recipes](../guide/recipes.md)): its type and range, its 
 means. A key without a default is required. `--set KEY=VALUE` overrides a key on the command line.
 This page is made from the code by `python -m studies reference docs/reference`.
 """
+BASE = (
+    "`base`", "text", "null",
+    "Another recipe, built-in or a file, into which the keys of this one are merged.",
+)  # fmt: skip
 COMMANDS = """# Command line
 
 What `fewstep COMMAND --help` prints. This page is made from the code by
@@ -55,6 +59,7 @@ def recipe_keys() -> str:
         if model is None:
             raise StudyError(f"every part of a recipe must be a model; {path} is not.")
         rows = list(_rows(path, part, schema["$defs"], _meanings(model)))
+        rows += [] if path else [BASE]
         title = f"## `{path}`" if path else "## The recipe"
         parts.append(f"{title}\n\n{markdown(('key', 'type', 'default', 'meaning'), rows)}\n")
     return "\n".join(parts)

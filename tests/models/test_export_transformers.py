@@ -253,6 +253,9 @@ def test_a_student_for_one_w_has_files_without_w(guided_flux: Path, tmp_path: Pa
     assert 'pipe("a photograph of a cat", num_inference_steps=2, height=16, width=16)' in text
     (line,) = fewstep.export(student, tmp_path / "one", to="single-file")
     assert line.startswith("w = 3 is fixed in the weights of model.safetensors")
+    one = student_of(load_model(guided_flux), stage, (3.0, 3.0))
+    lines = fewstep.export(one, tmp_path / "guided", to="single-file")
+    assert lines[0].startswith("w is an input of model.safetensors")  # its guidance embedder
     live = student_of(load_model(guided_flux), stage, (0.0, 5.0), lora=lora)
     _, line = fewstep.export(live, tmp_path / "live", to="lora")
     assert line == (

@@ -18,9 +18,8 @@ from torch import Tensor
 import fewstep
 from fewstep.errors import FolderError
 from fewstep.files.hub import local
-from fewstep.folders import card_in, encode_prompts, encoders_sha256, load, load_vae, save_model
-from fewstep.folders.export.original_keys import of_unet, of_vae
-from fewstep.folders.export.single_file import _encoders
+from fewstep.folders import card_in, encode_prompts, encoders_sha256, load, save_model
+from fewstep.folders.export.single_file import TENSORS
 from fewstep.models import card_of, model_of
 
 Tensors = dict[str, Tensor]
@@ -35,15 +34,8 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def tensors_of(stock: Path) -> Tensors:
     """A teacher's tensors under the names of the original code."""
     model = model_of(load(stock))
-    network, vae = model.network, load_vae(stock)
-    return {
-        k: t.contiguous().clone()
-        for k, t in {
-            **of_unet(network.state_dict(), network.config.layers_per_block),
-            **of_vae(vae.state_dict(), len(vae.config.block_out_channels)),
-            **_encoders(model, stock)[0],
-        }.items()
-    }
+    tensors = TENSORS[model.card.family](model)
+    return {k: t.contiguous().clone() for k, t in tensors.items()}
 
 
 def checkpoint(stock: Path, file: Path, tensors: Tensors | None = None) -> Path:
@@ -146,6 +138,7 @@ def test_what_is_wrong_with_a_file_is_said(
             "must be a float .*got F8_E4M3",
         ),
         "predicts-v": ({**tensors, "v_pred": torch.zeros(0)}, "says that its network predicts v"),
+        "ztsnr": ({**tensors, "ztsnr": torch.zeros(0)}, "its noise schedule ends in pure noise"),
         "unet": (
             {k: t for k, t in tensors.items() if k.startswith("model.diffusion_model.")},
             "a network alone; .*UNet2DConditionModel.from_single_file.*unet=net",

@@ -110,6 +110,12 @@ def test_models_of_a_page(at: Models, words: Path) -> None:
         open_models([Path("encoder-4")], None, None)
 
 
+def test_a_teacher_may_be_named_among_the_models(digits: Path) -> None:
+    teacher, student = digits / "teacher", digits / "student-4"
+    models = open_models([teacher, student], teacher, None)
+    assert (models.teacher, models.decoders) == ("teacher", ["student-4"])
+
+
 def test_numbers_of_steps_are_those_that_a_noise_schedule_allows(words: Path) -> None:
     assert open_models([words / "teacher"], None, None).steps[:6] == [1, 2, 4, 5, 8, 10]
 
@@ -146,6 +152,12 @@ def test_files_of_the_page_replace_nothing(tmp_path: Path) -> None:
     assert sources.edited({"background": Image.new("RGB", (4, 4)), "layers": []}) is None
     with pytest.raises(FolderError, match="--out must be a folder that can be written"):
         Sources(picture)
+
+
+def test_a_folder_with_other_files_is_not_served(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").touch()
+    with pytest.raises(FolderError, match="--out must be empty or hold only images of this page"):
+        Sources(tmp_path)
 
 
 def test_errors_of_the_command_are_one_line(digits: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def _next(folder: Path, report: Path) -> str:
         ("draw", f"{fewstep} sample {student} --cond 0-9 --w 2 --out digits.png"),
         ("play", f"make play, or {fewstep} play {student} --teacher {teacher}"),
         ("study", f"{fewstep} report digits    (every student, more samples, 14 minutes)"),
-        ("read", "docs/guide/recipes.md for your images, stable-diffusion.md for your models"),
+        ("read", "docs/guide/images.md for your images, stable-diffusion.md there for your models"),
     )
     lines = (f"  {name:<6} {what}" for name, what in steps)
     return "\n".join(["Done. What next:", *lines])

@@ -57,7 +57,7 @@ def export_command(
         ),
     ] = False,
 ) -> None:
-    """Write a student for other programs: diffusers, LoRA."""
+    """Write a student as diffusers folder, single file, LoRA or ONNX."""
     check_out(out, overwrite, [model, *([] if base is None else [base])], ())
     from fewstep.folders.export import export
 

@@ -21,9 +21,7 @@ FIRST_PORT = 7860
 def play_command(
     models: Annotated[
         list[Path],
-        typer.Argument(
-            metavar="MODEL...", help="Folders of models: students, encoders, a teacher."
-        ),
+        typer.Argument(help="Folders of models: students, encoders, a teacher."),
     ],
     teacher: Annotated[
         Path | None, typer.Option(help="Folder of the teacher, drawn beside the student.")

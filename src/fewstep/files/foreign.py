@@ -18,6 +18,9 @@ _LORA_CONFIG = "adapter_config.json"
 _LORA_KEYS = ("lora_", ".lora_A", ".lora_B", ".lora.", "lora.down", "lora.up", "lycoris")
 # Names in files of a network alone, beside those of NETWORK, and its class in diffusers.
 _ALONE = {
+    "distilled_guidance_layer.": "ChromaTransformer2DModel",
+    "txt_norm.": "QwenImageTransformer2DModel",
+    "attention_y_norm.": "SanaTransformer2DModel",
     "double_blocks.": "FluxTransformer2DModel",
     "joint_blocks.": "SD3Transformer2DModel",
     "transformer_blocks.": "FluxTransformer2DModel",

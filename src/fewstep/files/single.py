@@ -162,11 +162,17 @@ def _check_whole(file: Path, header: Header, pipe: Any) -> None:
 
 
 def _check_prediction(file: Path, header: Header, scheduler: Mapping[str, Any]) -> None:
-    """Raise FolderError where a file says that it predicts v, and its scheduler is for epsilon."""
+    """Raise FolderError where a file says that its noise schedule is not that of its settings."""
     found = scheduler.get("prediction_type")
     if "v_pred" in header and found != "v_prediction":
         raise FolderError(
             f"{file} says that its network predicts v (it holds v_pred), and the scheduler of its "
             f"settings has prediction_type {found!r}. Put the settings of its own pipeline into "
             f"{file.with_suffix('')}."
+        )
+    if "ztsnr" in header and not scheduler.get("rescale_betas_zero_snr"):
+        raise FolderError(
+            f"{file} says that its noise schedule ends in pure noise (it holds ztsnr), and the "
+            "scheduler of its settings has rescale_betas_zero_snr false. Put the settings of its "
+            f"own pipeline into {file.with_suffix('')}."
         )

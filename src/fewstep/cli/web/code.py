@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def python(s: Settings, drawn: Drawn, one: Opened, encoder: Opened | None, **at:
     ]
     lines = ["import fewstep", *(f"from {a} import {b}" for a, b in names[1:]), ""]
     device = f", {one.device!r}" if one.device != "cpu" else ""
-    lines.append(f'folder = "{one.folder}"'.replace("\\", "\\\\"))
+    lines.append(f"folder = {json.dumps(str(one.folder), ensure_ascii=False)}")
     lines.append(f"model = fewstep.load(folder{device})")
     if encoder and s.task in ENCODED:
         same = encoder.folder == one.folder

@@ -19,6 +19,7 @@ from fewstep.data import open_image
 from fewstep.errors import FolderError
 from fewstep.show.sheet import contact_sheet
 
+OWN = re.compile(r"-[0-9a-f]{8}\.\w+$")  # the end of the names that this page gives
 SIDE = 512  # pixels of a drawn image that is to be edited: enough to paint a mask on
 
 
@@ -34,6 +35,13 @@ class Sources:
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
             raise FolderError(
                 f"--out must be a folder that can be written, got {folder}. Choose another one."
+            )
+        # All of it is served to the browser.
+        others = [p for p in folder.glob("*") if not OWN.search(p.name)]
+        if others:
+            raise FolderError(
+                "--out must be empty or hold only images of this page, which serves all of it, got "
+                f"{folder} with {others[0].name} in it. Choose another one."
             )
         self.folder = folder
 

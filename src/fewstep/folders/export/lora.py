@@ -62,10 +62,10 @@ def _guidance_line(model: Model, facts: Mapping[str, Any]) -> str:
     strengths = list(facts.get("guidance_strength", {}).items())
     if strengths:
         ends = strengths[:: len(strengths) - 1 or 1]
-        strengths = ", ".join(f"{strength:g} at w = {w}" for w, strength in ends)
-        return f"{SLIDER}: its strength is sin(0.1 w): {strengths}"
+        shown = ", ".join(f"{strength:g} at w = {w}" for w, strength in ends)
+        return f"{SLIDER}: its strength is sin(0.1 w): {shown}"
     low, high = model.card.w_range or (0.0, 0.0)
-    if low == high:
+    if low == high and model.family.slot != "value":
         return f"w = {low:g} is in {STUDENT}; there is no {SLIDER}"
     return f"w is an input of the network, as guidance scale 1 + w; there is no {SLIDER}"
 

@@ -103,6 +103,8 @@ def write(model: Model, out: Path, options: Options) -> tuple[str, ...]:
                 )
                 lines.append(f"{DECODER}: images within {off:.1g} of torch's")
             except RangeError as error:
+                for file in partial.glob(f"{DECODER}*"):
+                    file.unlink()
                 scaled["decoder"] = None
                 lines.append(f"{DECODER} is left out: {error}")
         metadata = _metadata(model, options.w, scaled)

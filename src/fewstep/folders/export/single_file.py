@@ -37,7 +37,8 @@ def write(model: Model, out: Path, options: Options) -> tuple[str, ...]:
     made = merge_adapter(model) if options.w is None and as_it_is else folded(model, options)
     tensors = TENSORS[family](made)
     low, high = made.card.w_range or (0.0, 0.0)
-    w = low if low == high else None
+    # A network with guidance embedded takes w as a number, also one that was trained for one w.
+    w = low if low == high and made.family.slot != "value" else None
     facts = {
         "model": card.name, "weights_sha256": card.weights_sha256, "steps": card.steps, "w": w,
     }  # fmt: skip
