@@ -81,6 +81,16 @@ def in_units(size: float) -> str:
     return f"{size:{'.2g' if size < 9.95 else '.0f'}} {units[-1]}"
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there is not enough memory, of the machine or of its GPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "not enough memory" in text or "out of memory" in text or "can't allocate memory" in text
+    )
+
+
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the nearest allowed name, or "" where none is near."""
     near = difflib.get_close_matches(given[:200], list(allowed), n=1, cutoff=0.6)

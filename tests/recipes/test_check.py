@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tests.models.pipelines import sd_folder
 from tests.recipes.making import features_folder, image_folder, student, teacher
+from torch import Tensor
 
 from fewstep.distill.plan import TEACHER, Plan, Stage
 from fewstep.errors import FewstepError, FolderError, RecipeError
 from fewstep.folders import save_model
+from fewstep.models import Model
 from fewstep.models.clocks.flow import FlowClock
 from fewstep.models.scheduler import read_clock
 from fewstep.recipes.check import check_report, fit_steps, nearest_divisor
 from fewstep.recipes.config import check_recipe
-from fewstep.recipes.duration import Speed
+from fewstep.recipes.duration import Speed, speed_of
 from fewstep.recipes.run import Run
 from fewstep.recipes.schema import EvaluateConfig
 from fewstep.recipes.study import run_study
@@ -154,6 +157,42 @@ def test_a_plan_takes_the_time_of_its_evaluations() -> None:
     plan = Plan((Stage(None, TEACHER, steps=4, updates=3),))
     # 3 x 8 examples, each with two guided sub-steps of the teacher.
     assert Speed(forward=1.0, training=10.0).distillation(plan, 8) == 24 * 4 + 24 * 10
+
+
+@pytest.mark.parametrize(("most", "known"), [(0, False), (1, True), (4, True)])
+def test_too_little_memory_ends_the_measurement_and_not_the_run(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, known: bool
+) -> None:
+    plain = Model.forward
+
+    def forward(self: Model, z: Tensor, *rest: Any) -> Tensor:
+        if len(z) > most or torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, z, *rest)
+
+    monkeypatch.setattr(Model, "forward", forward)
+    run = Run(recipe(home), tmp_path / "run", "cpu", progress=False)
+    speed = speed_of(run, [home / "teacher"])
+    assert (speed is not None) == known
+    assert speed is None or speed.training == 3 * speed.forward
+
+
+def test_a_backward_pass_is_not_measured_where_memory_is_saved(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    plain = Model.forward
+
+    def forward(self: Model, *args: Any) -> Tensor:
+        asked.append(torch.is_grad_enabled())
+        return plain(self, *args)
+
+    monkeypatch.setattr(Model, "forward", forward)
+    for settings, measured in (({}, True), ({"checkpoint_activations": True}, False)):
+        asked.clear()
+        run = Run(recipe(home, distill=settings), tmp_path / "run", "cpu", progress=False)
+        assert speed_of(run, [home / "teacher"]) is not None
+        assert any(asked) == measured
 
 
 def test_a_stage_one_of_a_narrow_range_is_not_asked_outside(home: Path, tmp_path: Path) -> None:

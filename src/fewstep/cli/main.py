@@ -40,7 +40,13 @@ from fewstep.cli import (
     unpack,
 )
 from fewstep.cli.help import Command
-from fewstep.errors import FewstepError, FewstepWarning, Interrupted, TimeUp
+from fewstep.errors import (
+    FewstepError,
+    FewstepWarning,
+    Interrupted,
+    TimeUp,
+    is_out_of_memory,
+)
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 app = typer.Typer(
@@ -191,7 +197,7 @@ def _explained(error: BaseException) -> tuple[str, int]:
     if isinstance(error, FewstepError):
         return str(error), EXIT_ERROR
     text = " ".join(str(error).split())[:300]
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return (
             f"out of memory ({text or type(error).__name__}). Use a smaller batch or size, fewer "
             "images at once, or a machine with more memory.",
@@ -208,15 +214,6 @@ def _explained(error: BaseException) -> tuple[str, int]:
         f"stopped by an unforeseen error ({type(error).__name__}: {text}). Run the same command "
         f"with {DEBUG} to see where, and please report it.",
         EXIT_ERROR,
-    )
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "not enough memory" in text or "out of memory" in text or "can't allocate memory" in text
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from fewstep.core import cond as conds
 from fewstep.data import Prompts
 from fewstep.distill.plan import STAGE_ONE, TEACHER, Stage
+from fewstep.errors import is_out_of_memory
 from fewstep.models import Model
 from fewstep.recipes.config import Recipe
 from fewstep.recipes.preflight import found_models
@@ -48,22 +49,40 @@ def speed_of(run: Run, teachers: Sequence[Path] = ()) -> Speed | None:
 
     teachers: folders that are given for the run.
 
-    Returns None where there is no network yet to measure: data that are missing, or latents that
-    are not encoded yet.
+    Returns None where there is no network yet to measure (data that are missing, or latents that
+    are not encoded yet), and where the memory is not enough for one example.
     """
     model = _network(run, teachers)
     if model is None:
         return None
     here, config = processes(run.device), run.recipe.train_config(None)
+    lora = False
     if run.plan.stages:
         config = run.recipe.train_config(run.plan.stages[0])
-    model = model.to(here.device)
+        lora = run.recipe.distill.lora is not None
     size = max(1, config.batch_size // (config.accumulate * here.num_processes))
+    # With these settings a plain backward pass takes more memory than the training does.
+    saving = lora or config.shard or config.checkpoint_activations or config.precision != "fp32"
+    with torch.random.fork_rng():
+        speed = _measured(model, size, here.device, backward=not saving)
+    del model
+    if here.device.type == "cuda":
+        torch.cuda.empty_cache()
+    if speed is None:
+        return None
+    return Speed(speed.forward / here.num_processes, speed.training / here.num_processes)
+
+
+def _measured(model: Model, size: int, device: torch.device, *, backward: bool) -> Speed | None:
+    """Return the speed of one process at batches of at most `size`, or None without the memory.
+
+    backward: whether to measure a backward pass; it counts as two forward passes otherwise.
+    """
 
     def call(count: int) -> torch.Tensor:
-        z = torch.zeros(count, *model.card.shape, device=here.device)
+        z = torch.zeros(count, *model.card.shape, device=device)
         phi, w = z.new_full((count,), 0.8), z.new_ones(count)
-        cond = conds.to(conds.repeat_null(model.null_cond, count), here.device)
+        cond = conds.to(conds.repeat_null(model.null_cond, count), device)
         v: torch.Tensor = model(z, phi, cond, w)
         return v
 
@@ -74,16 +93,22 @@ def speed_of(run: Run, teachers: Sequence[Path] = ()) -> Speed | None:
     def both(count: int) -> None:
         call(count).square().mean().backward()
 
-    with torch.random.fork_rng():
-        count, ahead = 1, _seconds(forward, 1, here.device)
+    speed: Speed | None = None
+    try:
+        model.to(device)
+        count, ahead = 1, _seconds(forward, 1, device)
+        speed = Speed(ahead, 3 * ahead)
         while count < size and ahead < AT_MOST / 4:
             count = min(size, 4 * count)
-            ahead = _seconds(forward, count, here.device)
-        model.requires_grad_(True)
-        # A backward pass takes about twice as long as a forward pass; too slow ones are not tried.
-        trained = 3 * ahead if ahead > AT_MOST else _seconds(both, count, here.device)
-    shared = count * here.num_processes
-    return Speed(ahead / shared, trained / shared)
+            ahead = _seconds(forward, count, device)
+            speed = Speed(ahead / count, 3 * ahead / count)
+        if backward and ahead <= AT_MOST:  # too slow ones are not tried
+            model.requires_grad_(True)
+            speed = Speed(ahead / count, _seconds(both, count, device) / count)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    return speed
 
 
 def _seconds(call: Callable[[int], None], count: int, device: torch.device) -> float:
