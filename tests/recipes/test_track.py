@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from accelerate.tracking import GeneralTracker
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tests.cli.inside import fewstep
+from tests.recipes.making import teacher
+from torch import Tensor
 
-from fewstep.errors import MissingError, RangeError
+from fewstep.errors import MissingError, NonFiniteError, RangeError
+from fewstep.models import Model
+from fewstep.recipes import samples
 from fewstep.recipes.config import check_recipe
 from fewstep.recipes.run import Run
+from fewstep.recipes.samples import track_of
 from fewstep.train import TrainConfig, check_tracking, read_metrics, track
 
 RECIPE: dict[str, Any] = {
@@ -73,6 +80,34 @@ def test_tensorboard_gets_losses_and_samples_and_no_bit_changes(tmp_path: Path) 
     assert "teacher.updates: 6" in settings[0].read_text()
     encoder = EventAccumulator(str(found / "training/encoder-4/track/tracked-encoder-4"))
     assert encoder.Reload().Tags()["images"] == []
+
+
+def test_an_autoencoder_is_loaded_once_a_drawing_and_decodes_without_autocast(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded, seen = [], []
+
+    def decoder(_model: Model, _device: str) -> Callable[[Tensor], Tensor]:
+        loaded.append(1)
+
+        def decode(x: Tensor) -> Tensor:
+            seen.append(torch.is_autocast_enabled("cpu"))
+            if len(seen) == 2:
+                raise NonFiniteError("overflow")
+            return x
+
+        return decode
+
+    monkeypatch.setattr(samples, "image_decoder", decoder)
+    recipe = check_recipe({**RECIPE, "track": {"trackers": ["tensorboard"], "images_every": 2}}, "")
+    labels = torch.zeros(4, dtype=torch.long)
+    tracked = track_of(recipe, teacher(), lambda *_: (torch.zeros(4), labels), TrainConfig())
+    assert tracked is not None
+    assert tracked.images is not None
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        drawn = tracked.images()
+    assert list(drawn) == ["w = 0", "w = 2"]
+    assert (len(loaded), seen) == (1, [False] * 3)
 
 
 def test_a_tracker_of_ones_own_is_used_by_its_name(

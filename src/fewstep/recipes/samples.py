@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 from fewstep.core import cond as conds
@@ -12,7 +13,7 @@ from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Denoiser, Guided, traits_of
 from fewstep.core.sample import sample
 from fewstep.errors import GridError, NonFiniteError
-from fewstep.folders import to_images
+from fewstep.folders import image_decoder
 from fewstep.models import Model
 from fewstep.recipes.config import Recipe, flatten
 from fewstep.train import Batch, Track, TrainConfig, processes
@@ -55,14 +56,16 @@ def _samples(recipe: Recipe, model: Model, cond: Cond) -> Callable[[], Mapping[s
     few = conds.take(cond, slice(0, IMAGES))
 
     def images() -> dict[str, Tensor]:
-        here = conds.send(few, next(model.parameters()).device)
+        device = next(model.parameters()).device
+        here, decode = conds.send(few, device), image_decoder(model, str(device))
         found: dict[str, Tensor] = {}
         for w in recipe.evaluate.w[:WEIGHTS]:
             try:
                 x = sample(denoiser, here, w=w, steps=steps, seed=recipe.seed)
+                with torch.autocast(device.type, enabled=False):  # autoencoders may overflow in it
+                    found[f"w = {w:g}"] = decode(x).float().cpu()
             except NonFiniteError:
                 continue  # training itself reports what is not finite
-            found[f"w = {w:g}"] = to_images(model, x).float().cpu()
         return found
 
     return images
