@@ -21,7 +21,7 @@ from fewstep.metrics import (
     rows,
     within_class_variance,
 )
-from fewstep.metrics.diversity import RunningVariance
+from fewstep.metrics.diversity import Nearest, RunningVariance
 from fewstep.metrics.frechet import RunningMoments, moments
 
 
@@ -95,3 +95,23 @@ def test_the_score_is_the_mean_divergence() -> None:
     p = normal(6, 30, 4).double().softmax(1)
     apart = (p * (p.log() - p.mean(0).log())).sum(1).mean().exp()
     assert class_score(p.log()) == pytest.approx(float(apart), rel=1e-12)
+
+
+def test_training_images_go_to_a_gpu_only_where_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, places = torch.zeros(10, 4, dtype=torch.float64), []
+
+    def to(x: Tensor, where: object) -> Tensor:
+        places.append(where)
+        return x
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    for free, place in ((2 * 10 * 4 * 8 - 1, "cpu"), (2 * 10 * 4 * 8, "cuda")):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, 0))
+        Nearest(images, torch.device("cuda"))
+        assert places[-2] == torch.device(place)
+
+
+def test_training_images_are_laid_out_once() -> None:
+    reference = Reference.build(normal(0, 20, 1, 4, 4), Quarters())
+    device = torch.device("cpu")
+    assert reference.nearest(device) is reference.nearest(device)

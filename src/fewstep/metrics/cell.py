@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fewstep.errors import DataError, FewstepError, NonFiniteError, ShapeError
-from fewstep.metrics.diversity import Nearest, RunningVariance
+from fewstep.metrics.diversity import RunningVariance
 from fewstep.metrics.features import FeatureOutput, Features, distance_names, extract
 from fewstep.metrics.figures import RMS, Figures
 from fewstep.metrics.frechet import RunningMoments, frechet_distance
@@ -133,9 +133,7 @@ class Measuring:
         self._labels, self._features, self._reference = labels, features, reference
         # Where comparing with every training image is quick.
         self._device: torch.device = getattr(features, "device", torch.device("cpu"))
-        self._nearest: Nearest | None = None
-        if reference.images is not None:
-            self._nearest = Nearest(reference.images, self._device)
+        self._nearest = reference.nearest(self._device)
         self._seen, self._right, self._distances = 0, 0, 0.0
         self._rows, self._moments = rows, RunningMoments()
         self._picked = Picked(count, len(reference.features))

@@ -10,6 +10,7 @@ from torch import Tensor
 from fewstep.errors import DataError, ShapeError
 
 CANDIDATES = 4
+AT_ONCE = 1024  # training images that are squared together
 
 
 def within_class_variance(x: Tensor, labels: Tensor) -> float:
@@ -110,10 +111,18 @@ class Nearest:
     """The training images (N, *D), N at least 1, to look for the nearest one of each sample in."""
 
     def __init__(self, train: Tensor, device: torch.device) -> None:
-        """Put the images where they are compared."""
+        """Put the images where they are compared.
+
+        device: a GPU is taken only where the images fit into half of its free memory.
+        """
         self.shape = train.shape[1:]
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            if train.numel() * torch.float64.itemsize > free // 2:
+                device = torch.device("cpu")
         self._known = train.detach().flatten(1).to(device).to(torch.float64)
-        self._squares = self._known.square().sum(dim=1)
+        # In parts, since the squares of all would take as much memory again.
+        self._squares = torch.cat([part.square().sum(dim=1) for part in self._known.split(AT_ONCE)])
 
     def distances(self, samples: Tensor, *, chunk: int = 256) -> Tensor:
         """Return the distance (B,) of each sample (B, *D), as `nearest_distance` measures it.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from fewstep.metrics.diversity import Nearest
 from fewstep.metrics.features import Features, extract
 from fewstep.metrics.frechet import Moments, RunningMoments
 
@@ -30,6 +31,17 @@ class Reference:
     moments: Moments | None
     images: Tensor | None
     features: Tensor
+    _nearest: dict[torch.device, Nearest] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def nearest(self, device: torch.device) -> Nearest | None:
+        """Return the training images to compare with, made once; None where they do not fit."""
+        if self.images is None:
+            return None
+        if device not in self._nearest:
+            self._nearest[device] = Nearest(self.images, device)
+        return self._nearest[device]
 
     @property
     def count(self) -> int:
