@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,15 +13,26 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tests.cli.inside import fewstep
 from tests.recipes.making import teacher
+from tests.train.test_loop import CONFIG
+from tests.train.test_loop import go as small_training
 from torch import Tensor
 
-from fewstep.errors import MissingError, NonFiniteError, RangeError
+from fewstep import time_limit
+from fewstep.errors import (
+    FewstepError,
+    FewstepWarning,
+    MissingError,
+    NonFiniteError,
+    RangeError,
+    TimeUp,
+)
 from fewstep.models import Model
 from fewstep.recipes import samples
 from fewstep.recipes.config import check_recipe
 from fewstep.recipes.run import Run
 from fewstep.recipes.samples import track_of
-from fewstep.train import TrainConfig, check_tracking, read_metrics, track
+from fewstep.train import Track, TrainConfig, check_tracking, read_metrics, track
+from fewstep.train.checkpoint import newest_checkpoint
 
 RECIPE: dict[str, Any] = {
     "name": "tracked",
@@ -147,6 +158,103 @@ def test_a_tracker_of_ones_own_is_used_by_its_name(
     assert told[1][1]["teacher.batch_size"] == 8
     assert all(isinstance(v, bool | int | float | str) for v in told[1][1].values())
     assert told[2:] == [("log", 2), ("log", 4), ("finish", None)]
+
+
+class Failing(GeneralTracker):
+    """A tracker of which one method fails."""
+
+    name, requires_logging_directory, fails = "failing", False, ""
+    calls: ClassVar[list[str]] = []
+
+    def __init__(self, _run_name: str) -> None:
+        super().__init__()
+
+    def _called(self, method: str) -> None:
+        self.calls.append(method)
+        if method == self.fails:
+            raise OSError("no\nnetwork")
+
+    @property
+    def tracker(self) -> None:
+        return None
+
+    def start(self) -> None:
+        self._called("start")
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        pass
+
+    def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
+        self._called("log")
+
+    def log_images(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
+        self._called("images")
+
+    def finish(self) -> None:
+        self._called("finish")
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> type[Failing]:
+    monkeypatch.setitem(track.LOGGER_TYPE_TO_CLASS, "failing", Failing)
+    monkeypatch.setattr(Failing, "calls", [])
+    return Failing
+
+
+@pytest.mark.parametrize("method", ["log", "images", "finish"])
+def test_a_tracker_that_fails_does_not_stop_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: type[Failing], method: str
+) -> None:
+    monkeypatch.setattr(failing, "fails", method)
+    drawn = Track(["failing"], images=lambda: {"x": torch.zeros(1, 1, 2, 2)}, images_every=4)
+    with pytest.warns(FewstepWarning, match=r"failed \(OSError: no network\)") as told:
+        result = small_training(tmp_path, CONFIG, track=drawn)
+    assert len(told) == 1
+    assert result.update == CONFIG.updates
+    assert failing.calls.count(method) == 1
+
+
+def test_samples_that_cannot_be_drawn_do_not_stop_the_training(tmp_path: Path) -> None:
+    def images() -> dict[str, Tensor]:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    tracked = Track(["tensorboard"], images=images, images_every=4)
+    with pytest.warns(FewstepWarning, match="drawing samples .* out of memory") as told:
+        result = small_training(tmp_path, CONFIG, track=tracked)
+    assert (len(told), result.update) == (1, CONFIG.updates)
+
+
+def test_a_tracker_that_fails_masks_no_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: type[Failing]
+) -> None:
+    monkeypatch.setattr(failing, "fails", "finish")
+    with (
+        pytest.warns(FewstepWarning, match="goes on without it"),
+        pytest.raises(TimeUp),
+        time_limit(1e-9),
+    ):
+        small_training(tmp_path, CONFIG, track=Track(["failing"]))
+
+
+def test_a_tracker_that_does_not_start_is_one_line_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: type[Failing]
+) -> None:
+    monkeypatch.setattr(failing, "fails", "start")
+    with pytest.raises(FewstepError, match=r"failing must start .* \(OSError: no network\)"):
+        small_training(tmp_path, CONFIG, track=Track(["failing"]))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_update_is_saved_before_its_samples_are_drawn(tmp_path: Path) -> None:
+    seen = []
+
+    def images() -> dict[str, Tensor]:
+        seen.append(newest_checkpoint(tmp_path / "checkpoints"))
+        return {}
+
+    tracked = Track(["tensorboard"], images=images, images_every=CONFIG.checkpoint_every)
+    small_training(tmp_path, CONFIG, track=tracked)
+    assert [path and int(path.name) for path in seen] == [None, 10, 20, 30, 40]
 
 
 def test_what_cannot_be_tracked_is_one_line_before_training(

@@ -7,7 +7,7 @@ update), so a run that is killed at any moment and started again ends with the s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, cast
 
@@ -141,11 +141,14 @@ class _Loop:
         config, main = self.config, self.accelerator.is_main_process
         if self.update == config.updates:
             return
-        log = Log(self.folder, self.update) if main else None
-        tracking = Tracking(self.track, self.accelerator, self.folder, config.identity())
-        shown = main and label is not None
-        progress = Progress(label or "", self.update, config.updates) if shown else None
-        try:
+        with ExitStack() as stack:  # closed in the reverse order, and none is left open
+            tracking = Tracking(self.track, self.accelerator, self.folder, config.identity())
+            stack.callback(tracking.close)
+            log = stack.enter_context(closing(Log(self.folder, self.update))) if main else None
+            progress = None
+            if main and label is not None:
+                progress = Progress(label, self.update, config.updates)
+                stack.callback(progress.close)
             if self.update == 0:
                 self._draw(tracking)
             while self.update < config.updates:
@@ -163,21 +166,15 @@ class _Loop:
                     or (stop and not self.readings.are_finite())
                 ):
                     self._read(log, progress, tracking)
-                self._draw(tracking)
                 if last or stop or self.update % config.checkpoint_every == 0:
                     self._save()
+                self._draw(tracking)
                 if stop and not last:
                     kind, why = (Interrupted, "stopped") if asked else (TimeUp, "time is up")
                     raise kind(
                         f"{why} at update {self.update} of {config.updates}, which is saved; run "
                         "the same command to continue."
                     )
-        finally:
-            if progress is not None:
-                progress.close()
-            tracking.close()
-            if log is not None:
-                log.close()
 
     def _agree(self, asked: bool, late: bool, last: bool) -> tuple[bool, bool]:
         """Whether any process was asked to stop, and whether the time of any is up.

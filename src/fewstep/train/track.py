@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from torch import Tensor
 
-from fewstep.errors import MissingError, RangeError, did_you_mean
+from fewstep.errors import FewstepError, FewstepWarning, MissingError, RangeError, did_you_mean
 from fewstep.pixels import to_bytes
 
 BUILT_IN = frozenset(LOGGER_TYPE_TO_CLASS)  # others are registered by users, and are at hand
@@ -62,24 +63,43 @@ class Tracking:
     def __init__(
         self, track: Track | None, accelerator: Accelerator, folder: Path, settings: dict[str, Any]
     ) -> None:
-        """Start the trackers. folder: of those that keep files."""
+        """Start the trackers. folder: of those that keep files.
+
+        Raises FewstepError where one cannot be started. One that fails later is left out of the
+        rest of the training, with a FewstepWarning.
+        """
         self._track = track
         self._trackers: list[Any] = []
         if track is None or not accelerator.is_main_process:
             return
+        plain = {k: _plain(v) for k, v in {**settings, **track.settings}.items()}
         for name in dict.fromkeys(track.trackers):
             kind = LOGGER_TYPE_TO_CLASS[name]
             where = (str(folder / "track"),) if kind.requires_logging_directory else ()
-            self._trackers.append(kind(track.project, *where))
-        plain = {k: _plain(v) for k, v in {**settings, **track.settings}.items()}
-        for tracker in self._trackers:
-            tracker.start()
-            tracker.store_init_configuration(plain)
+            try:
+                tracker: Any = kind(track.project, *where)
+                tracker.start()
+                tracker.store_init_configuration(plain)
+            except Exception as error:
+                self.close()
+                raise FewstepError(
+                    f"the tracker {name} must start before training, and it fails "
+                    f"({_brief(error)}). Set it up, or leave {name} out."
+                ) from error
+            self._trackers.append(tracker)
+
+    def _each(self, call: Callable[[Any], None]) -> None:
+        """Call a function with every tracker; those that fail are not used again."""
+        for tracker in list(self._trackers):
+            try:
+                call(tracker)
+            except Exception as error:  # noqa: BLE001 - trackers are others' code
+                self._trackers.remove(tracker)
+                _warn(f"the tracker {tracker.name}", error)
 
     def log(self, update: int, values: dict[str, float]) -> None:
         """Send numbers."""
-        for tracker in self._trackers:
-            tracker.log(values, step=update)
+        self._each(lambda tracker: tracker.log(values, step=update))
 
     def wants_images(self, update: int, last: int) -> bool:
         """Whether samples are due after this update."""
@@ -89,22 +109,45 @@ class Tracking:
         return update == last or update % track.images_every == 0
 
     def images(self, update: int) -> None:
-        """Draw samples and send them to the trackers that take images."""
+        """Draw samples and send them to the trackers that take images.
+
+        Where drawing fails, there is a FewstepWarning, and no more samples are drawn.
+        """
         assert self._track is not None
         assert self._track.images is not None
-        drawn = {
-            name: to_bytes(x).expand(-1, max(3, x.shape[1]), -1, -1).permute(0, 2, 3, 1).numpy()
-            for name, x in self._track.images().items()
-        }
-        for tracker in self._trackers:
+        try:
+            drawn = {
+                name: to_bytes(x).expand(-1, max(3, x.shape[1]), -1, -1).permute(0, 2, 3, 1).numpy()
+                for name, x in self._track.images().items()
+            }
+        except Exception as error:  # noqa: BLE001 - training is worth more than its pictures
+            self._track = replace(self._track, images=None)
+            _warn("drawing samples for the trackers", error)
+            return
+
+        def send(tracker: Any) -> None:
             if hasattr(tracker, "log_images"):
                 shape = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
                 tracker.log_images(drawn, step=update, **shape)
 
+        self._each(send)
+
     def close(self) -> None:
         """Finish: what was sent is kept."""
-        for tracker in self._trackers:
-            tracker.finish()
+        self._each(lambda tracker: tracker.finish())
+
+
+def _warn(what: str, error: Exception) -> None:
+    warnings.warn(
+        f"{what} failed ({_brief(error)}). Training goes on without it; metrics.jsonl has the "
+        "losses.",
+        FewstepWarning,
+        stacklevel=2,
+    )
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def _plain(value: Any) -> bool | int | float | str:
