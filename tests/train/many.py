@@ -3,7 +3,8 @@
 Usage: many.py FOLDER SETTINGS. SETTINGS is JSON: of TrainConfig, and "kill": {rank: update}, at
 which a process kills itself with SIGKILL; several wait for each other, so that none sees another
 one die; "late": the rank whose time is up at once; "cut": {rank: update}, at whose checkpoint a
-process kills itself once its part is written. Exit code 3 and a line on stderr for a FewstepError.
+process kills itself once its part is written; "elsewhere": {rank: folder} that a process writes its
+part into. Exit code 3 and a line on stderr for a FewstepError.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ def main() -> None:
     folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
     kill = {int(k): v for k, v in settings.pop("kill", {}).items()}
     cut = {int(k): v for k, v in settings.pop("cut", {}).items()}
+    elsewhere = {int(k): Path(v) for k, v in settings.pop("elsewhere", {}).items()}
     late = settings.pop("late", None)
     rank = int(os.environ.get("RANK", "0"))
     whole = settings.get("batch_size", BATCH)
@@ -80,6 +82,7 @@ def main() -> None:
     real = HuggingFaceStorageWriter.write_data
 
     def write_data(self: Any, *arguments: Any) -> Any:
+        self.path = elsewhere.get(rank, self.path)
         written = real(self, *arguments).wait()
         if rank in cut and str(self.path).endswith(f"{cut[rank]:08d}"):
             os.kill(os.getpid(), signal.SIGKILL)

@@ -149,6 +149,19 @@ def test_shards_are_whole_or_absent(forks: Forks, tmp_path: Path, rank: int) -> 
         final(tmp_path)
 
 
+def test_shards_on_a_disk_of_another_machine_are_no_checkpoint(
+    forks: Forks, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    done = go(forks, tmp_path, 2, shard=True, elsewhere={1: str(tmp_path / "other")})
+    for code, said in done:
+        assert code == 3
+        assert "FolderError: the folder of the run must be one that all processes see" in said
+        assert "the parts of 1 of 2 processes" in said
+    assert list((tmp_path / "other").glob("shard-00002-*"))
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
 def test_a_whole_checkpoint_goes_on_in_shards(forks: Forks, two: Path, tmp_path: Path) -> None:
     assert go(forks, tmp_path, 1, accumulate=2, kill={0: 15})[0][0] == -signal.SIGKILL
     done = go(forks, tmp_path, 2, shard=True)

@@ -16,6 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from fewstep.errors import FolderError
+from fewstep.train.processes import agreed, gathered, is_main, piece
+
 Keys = tuple[str | int, ...]
 SHARD = re.compile(r"shard-[0-9]+-model-[0-9]+-of-[0-9]+\.safetensors")
 
@@ -45,6 +48,8 @@ def write_shards(folder: Path | None, tensors: dict[str, Tensor]) -> None:
     """Write this process's part of the tensors; every process must call this.
 
     folder: where to, given by the first process. An error of one process is raised in all of them.
+
+    Raises FolderError where the first process does not see the files of all.
     """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
@@ -61,6 +66,16 @@ def write_shards(folder: Path | None, tensors: dict[str, Tensor]) -> None:
         )
     except CheckpointException as error:
         raise next(iter(error.failures.values()))[0] from None
+    # A process whose parts are all empty need not write a file.
+    wrote = gathered(any(piece(tensor).numel() for tensor in tensors.values()))
+    seen = [path for path in where.iterdir() if SHARD.fullmatch(path.name)] if is_main() else []
+    found, writers = agreed((len(seen), sum(wrote)))
+    if found < writers:
+        raise FolderError(
+            f"the folder of the run must be one that all processes see, and {where.parent} got the "
+            f"parts of {found} of {writers} processes. Put the run on a disk that all machines "
+            "share."
+        )
 
 
 def read_shards(folder: Path) -> dict[str, Tensor]:
