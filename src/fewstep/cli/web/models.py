@@ -69,8 +69,10 @@ def open_models(folders: Sequence[Path], teacher: Path | None, device: str | Non
     names = [p.name if short.count(p.name) == 1 else str(given[p]) for p in paths]
     named = {name: open_model(given[path], device) for name, path in zip(names, paths, strict=True)}
     # A teacher that is among the models too keeps the place it has there.
-    place = teacher and paths.index(teacher.absolute() if teacher.exists() else teacher)
-    models = Models(named, None if place is None else names[place], device)
+    name = None
+    if teacher is not None:
+        name = names[paths.index(teacher.absolute() if teacher.exists() else teacher)]
+    models = Models(named, name, device)
     if not models.decoders:
         raise RangeError(
             f"one model must draw, got {', '.join(names)}, which encode. Add the folder of a "
