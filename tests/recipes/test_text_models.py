@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ from tests.models.pipelines import sana_folder, sd3_folder, xl_folder
 
 from fewstep.cli.main import main
 from fewstep.core.cond import repeat_null
+from fewstep.data import Buckets, open_dataset
+from fewstep.errors import RecipeError
 from fewstep.folders import encode_prompts, load
 from fewstep.models import model_of
+from fewstep.recipes import buckets
 from fewstep.recipes import run as runs
 from fewstep.recipes.config import check_recipe
 from fewstep.recipes.run import Run
@@ -156,6 +160,26 @@ def test_buckets_that_do_not_fit_are_named_before_the_first_update(
         assert said in text, text
         assert f"got [{bucket[0]}, {bucket[1]}]" in text
         assert not (tmp_path / "run" / "training").exists()
+
+
+def test_buckets_of_a_teacher_from_a_pipeline_must_fit_that_pipeline(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = teacher(home, "sd3")
+    asked: list[str] = []
+    monkeypatch.setattr(buckets, "local", lambda name: asked.append(name) or folder)
+    Image.new("RGB", (36, 36)).save(tmp_path / "one.png")
+    (tmp_path / "one.txt").write_text("a cat")
+    data = {"name": str(tmp_path), "size": 16, "held_out": 0.0}
+    for bucket, said in ((20, None), (18, "multiples of 4 pixels up to 32"), (36, "up to 32")):
+        made = recipe({**data, "buckets": [[bucket, bucket]]})
+        made["latents"] = {"folder": "owner/model", "cond": "prompt"}
+        checked = check_recipe({k: v for k, v in made.items() if k != "base"}, "test")
+        images = open_dataset(checked.data)
+        assert isinstance(images, Buckets)
+        with nullcontext() if said is None else pytest.raises(RecipeError, match=said):
+            buckets.check_fresh_buckets(images, checked)
+    assert set(asked) == {"owner/model"}
 
 
 def test_a_model_of_pixels_is_trained_at_several_sizes(tmp_path: Path) -> None:

@@ -8,10 +8,13 @@ from typing import Any
 
 from fewstep.data import Buckets
 from fewstep.errors import RecipeError
+from fewstep.files.hub import local
 from fewstep.files.parts import read_json, vae_factor
+from fewstep.folders import card_in, is_pipeline
 from fewstep.models import Card
 from fewstep.models.families import family_named
 from fewstep.recipes.config import Recipe
+from fewstep.recipes.teachers import condition_of
 
 
 def check_buckets(images: Buckets, folder: Path, card: Card, *, latents: bool) -> None:
@@ -27,9 +30,19 @@ def check_buckets(images: Buckets, folder: Path, card: Card, *, latents: bool) -
 
 
 def check_fresh_buckets(images: Buckets, recipe: Recipe) -> None:
-    """Raise RecipeError where a bucket does not fit the network that the recipe makes."""
-    folder = None if recipe.latents is None else recipe.latents.folder
-    factor = 1 if folder is None else vae_factor(Path(folder))
+    """Raise RecipeError where a bucket does not fit the network that the recipe's teacher gets.
+
+    As `fresh_teacher` has it: that of a stock pipeline in latents.folder, or a new one.
+    """
+    latents, factor = recipe.latents, 1
+    if latents is not None and latents.folder is not None:
+        folder = local(latents.folder)
+        if is_pipeline(folder):
+            card = card_in(folder)
+            if card.is_teacher and latents.cond == condition_of(card):
+                check_buckets(images, folder, card, latents=True)
+                return
+        factor = vae_factor(folder)
     _check(images, factor * _halvings(recipe.network.channels), None, "this network")
 
 
