@@ -19,6 +19,7 @@ from fewstep.recipes.config import check_recipe
 from fewstep.recipes.pack import pack_run
 from fewstep.recipes.run import Run
 from fewstep.recipes.unpack import unpack_run
+from fewstep.train.checkpoint import newest_checkpoint
 
 RECIPE: dict[str, Any] = {
     "name": "packed",
@@ -100,6 +101,23 @@ def test_without_the_optimiser_a_run_goes_on_and_says_so(
     assert run.workspace.card("student-2").training["updates"] == 4
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_run_without_the_optimisers_state_is_packed_again(
+    begun: Path, tmp_path: Path, bf16: bool
+) -> None:
+    pack_run(begun, tmp_path / "packed", optimizer=False)
+    unpack_run(tmp_path / "packed", tmp_path / "run")
+    folder = Path("training/student-2/checkpoints")
+    (tmp_path / "run" / folder / "latest.json").write_text("[1")
+    told = pack_run(tmp_path / "run", tmp_path / "again", bf16=bf16)
+    assert told["optimizer"] is False
+    unpack_run(tmp_path / "again", tmp_path / "second")
+    assert not (tmp_path / "second" / folder / "latest.json").exists()
+    assert newest_checkpoint(tmp_path / "second" / folder) is not None
+    state = json.loads((tmp_path / "second" / folder / "00000002" / "state.json").read_text())
+    assert state["lost"] == ["without the optimiser's state", *["rounded to bf16"] * bf16]
+
+
 def test_rounded_weights_are_half_as_large_and_their_hashes_hold(
     begun: Path, tmp_path: Path
 ) -> None:
@@ -115,6 +133,13 @@ def test_rounded_weights_are_half_as_large_and_their_hashes_hold(
         assert card["training"]["weights"] == "rounded to bf16"
         before, after = (load_file(r / name / WEIGHTS) for r in (begun, tmp_path / "run"))
         assert all(after[k].equal(v.bfloat16().float()) for k, v in before.items())
+    run = Run(check_recipe(RECIPE, "recipe.yaml"), tmp_path / "run", "cpu")
+    config = run.recipe.train_config(run.plan.stages[1])
+    longer = config.model_copy(update={"updates": config.updates + 1})
+    student = run.workspace.card("stage-one").model_copy(update={"name": "student-2"})
+    assert run.workspace.shorter_training(student, longer, "any data") == config.updates
+    other = longer.model_copy(update={"lr": 2 * config.lr})
+    assert run.workspace.shorter_training(student, other, "any data") is None
     with pytest.warns(FewstepWarning, match=r"from a packed run \(rounded to bf16\)"):
         run = go(tmp_path / "run")
     parents = run.workspace.card("student-2").parents

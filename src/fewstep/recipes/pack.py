@@ -17,6 +17,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,7 @@ from fewstep.train.checkpoint import (
     EMA,
     OPTIMIZER,
     POINTER,
+    REST,
     STATE,
     WEIGHTS,
     newest_checkpoint,
@@ -45,7 +47,7 @@ MANIFEST = "manifest.json"
 FORMAT = "fewstep packed run 1"
 MIB = 1 << 20
 PIECE = 1 << 20
-ROUNDED = "rounded to bf16"
+WITHOUT, ROUNDED = "without the optimiser's state", "rounded to bf16"
 
 
 class File(NamedTuple):
@@ -148,6 +150,9 @@ def _pack(
             sizes[file.kind] = sizes.get(file.kind, 0) + entry["size"]
         if len(parts.files) > parts.most:
             raise _TooLargeError(_too_large(workspace.out, sizes, limits, optimizer, bf16))
+        names = {entry["name"] for entry in manifest["files"]}
+        states = {n.replace(WEIGHTS, OPTIMIZER) for n in names if Path(n).name == WEIGHTS}
+        manifest["optimizer"] = optimizer and states <= names
         manifest["parts"] = [{**p, "sha256": sha256(partial / p["name"])} for p in parts.files]
         write_json(partial / MANIFEST, manifest)
     return manifest
@@ -195,8 +200,11 @@ def _files(workspace: Workspace, optimizer: bool, bf16: bool, scratch: Path) -> 
             if path.is_file():
                 yield File(path.relative_to(run).as_posix(), path, "rest")
         newest = newest_checkpoint(workspace.checkpoints(name))
-        if newest is not None and (not done or (optimizer and name not in parents)):
-            yield from _of_checkpoint(run, newest, optimizer, bf16, scratch / name)
+        if newest is None:
+            continue
+        state = optimizer and any((newest / name).is_file() for name in (OPTIMIZER, REST))
+        if not done or (state and name not in parents):
+            yield from _of_checkpoint(run, newest, state, bf16, scratch / name)
     if (run / "seconds.json").is_file():
         yield File("seconds.json", run / "seconds.json", "rest")
 
@@ -227,14 +235,17 @@ def _of_checkpoint(
         if optimizer:
             yield File(f"{where}/{OPTIMIZER}", scratch / OPTIMIZER, "optimiser")
         state = json.loads((newest / STATE).read_bytes())
-        lost = [*["without the optimiser's state"] * (not optimizer), *[ROUNDED] * bf16]
-        kept = {"update": state["update"], "run": state["run"], "sha256": {}, "lost": lost}
+        lost = [*state.get("lost", []), *[WITHOUT] * (not optimizer), *[ROUNDED] * bf16]
+        kept = {"update": state["update"], "run": state["run"], "sha256": {}}
+        kept["lost"] = list(dict.fromkeys(lost))
         write_json(scratch / STATE, kept)
         yield File(f"{where}/{STATE}", scratch / STATE, "rest")
         shutil.rmtree(scratch)
     pointer = newest.parent / POINTER
-    if pointer.is_file() and json.loads(pointer.read_bytes()).get("update") == int(newest.name):
-        yield File(pointer.relative_to(run).as_posix(), pointer, "rest")
+    # A damaged one stays behind, and the newest checkpoint is found without it.
+    with suppress(OSError, ValueError, AttributeError):
+        if json.loads(pointer.read_bytes()).get("update") == int(newest.name):
+            yield File(pointer.relative_to(run).as_posix(), pointer, "rest")
 
 
 def _content(path: Path, bf16: bool, entry: dict[str, Any]) -> Iterator[bytes]:

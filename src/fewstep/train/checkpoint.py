@@ -201,12 +201,13 @@ def begun_run(folder: Path) -> dict[str, Any] | None:
 def extend_run(folder: Path, changes: dict[str, Any]) -> None:
     """Let a run of other settings continue from these checkpoints, for example of more updates.
 
-    changes: keys of what the checkpoints belong to, with their new values.
+    changes: keys of what the checkpoints belong to, with their new values; those that they lack
+        stay away.
     """
     for path in _candidates(folder, []):
         with suppress(_DamagedError):
             state = _read_state(path)
-            state["run"] |= changes
+            state["run"] |= {k: v for k, v in changes.items() if k in state["run"]}
             atomic_write(path / STATE, json.dumps(state, indent=1).encode())
 
 
