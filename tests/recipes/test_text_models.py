@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,12 @@ from tests.models.pipelines import sana_folder, sd3_folder, xl_folder
 
 from fewstep.cli.main import main
 from fewstep.core.cond import repeat_null
-from fewstep.data import Buckets, open_dataset
+from fewstep.data import Buckets, DataConfig, Dataset, open_dataset
 from fewstep.errors import RecipeError
 from fewstep.folders import encode_prompts, load
+from fewstep.measure import evaluate
 from fewstep.models import model_of
-from fewstep.recipes import buckets
+from fewstep.recipes import buckets, check
 from fewstep.recipes import run as runs
 from fewstep.recipes.config import check_recipe
 from fewstep.recipes.run import Run
@@ -207,16 +208,33 @@ def test_a_model_of_pixels_is_trained_at_several_sizes(tmp_path: Path) -> None:
     assert main(["train", str(path), *wrong]) != 0
 
 
-def test_figures_are_of_the_models_own_size(home: Path, tmp_path: Path) -> None:
-    from fewstep.recipes.check import check_report
+def test_figures_are_of_the_models_own_size(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    opened_in_turn: list[str] = []
+    plain = evaluate.open_dataset
 
+    @contextmanager
+    def in_turn() -> Iterator[None]:
+        yield
+        opened_in_turn.extend(opened)
+
+    def opening(data: DataConfig, split: str) -> Dataset:
+        opened.append(split)
+        return plain(data, split)
+
+    monkeypatch.setattr(check, "main_first", in_turn)
+    monkeypatch.setattr(evaluate, "open_dataset", opening)
     data = {"name": str(pictures(home, 16)), "size": 16, "buckets": [[16, 16], [16, 24]]}
     small = {k: v for k, v in recipe(data).items() if k != "base"}
     made = check_recipe({**small, "latents": {}, "evaluate": {"w": [0], "samples": 4}}, "test")
     folder = teacher(home, "sd3")
-    evaluation = check_report(Run(made, tmp_path / "run", "cpu"), [folder]).evaluation
+    evaluation = check.check_report(Run(made, tmp_path / "run", "cpu"), [folder]).evaluation
     assert evaluation.dataset.shape == (3, 16, 16)
     assert len(evaluation.dataset) > 0
+    # Several processes do not decode them at once.
+    assert opened == opened_in_turn == ["train", "held-out"]
 
 
 def test_xl_is_told_the_size_that_the_stock_pipeline_tells_it(home: Path) -> None:

@@ -25,6 +25,7 @@ from fewstep.models.clocks.native import TIMESTEPS
 from fewstep.models.scheduler import StockClock, read_clock
 from fewstep.recipes.run import Run
 from fewstep.recipes.schema import EvaluateConfig
+from fewstep.train import main_first
 
 MAX_STEPS = 100_000
 COUNTS = ("reference_steps", "teacher_steps", "stage_one_steps")
@@ -82,6 +83,8 @@ def check_report(run: Run, teachers: Sequence[Path] = ()) -> Checked:
         choose_device(run.device),
         run.tell,
     )
+    with main_first():  # which decodes the images, where training has them in other sizes
+        _ = evaluation.dataset, evaluation.held_out_dataset
     check_evaluation(evaluation, "evaluate.features")
     return Checked(evaluation, settings, tuple(notes))
 
