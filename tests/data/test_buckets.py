@@ -135,6 +135,11 @@ def test_an_image_smaller_than_all_buckets_is_named(pictures: Path) -> None:
     assert len(opened(pictures, skip_bad=True)) == 21
 
 
+def test_the_digits_have_no_buckets() -> None:
+    with pytest.raises(DataError, match="buckets must be left out for digits"):
+        open_dataset(DataConfig(name="digits", size=8, buckets=((8, 8),)))
+
+
 def test_a_damaged_cache_is_named(pictures: Path, tmp_path: Path) -> None:
     from fewstep.data import images
 

@@ -36,6 +36,8 @@ def open_dataset(data: DataConfig | str, split: str = "train") -> Dataset:
     """
     config = DataConfig(name=data) if isinstance(data, str) else data
     if config.name in DATASETS:
+        if config.buckets:
+            raise DataError(f"data.buckets must be left out for {config.name}, all of one size.")
         return DATASETS[config.name](split)
     if not _is_path(config.name):
         raise DataError(
