@@ -56,6 +56,10 @@ class DataError(FewstepError):
     """A data set cannot be used as it is."""
 
 
+class EmptySplitError(DataError):
+    """A split of a data set, such as the held-out one, has no images."""
+
+
 class Interrupted(FewstepError):
     """The user pressed Ctrl-C; the work done so far is saved."""
 

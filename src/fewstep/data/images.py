@@ -32,7 +32,7 @@ from fewstep.data.dataset import Dataset, check_index, check_split
 from fewstep.data.found import BAD, Account, Records
 from fewstep.data.labels import Classes
 from fewstep.data.source import Record, decode, open_source
-from fewstep.errors import DataError
+from fewstep.errors import DataError, EmptySplitError
 from fewstep.files.cache import cache_root
 from fewstep.pixels import from_bytes
 
@@ -122,9 +122,9 @@ class _Cache(NamedTuple):
 
 
 def check_some(config: DataConfig, split: str, count: int) -> None:
-    """Raise DataError unless a split has images."""
+    """Raise EmptySplitError unless a split has images."""
     if not count:
-        raise DataError(
+        raise EmptySplitError(
             f"{config.name} has no {split} images with held_out = {config.held_out:g}. "
             f"{'Raise' if split == 'held-out' else 'Lower'} data.held_out "
             "(for `fewstep features train`, --held-out), or give more images."

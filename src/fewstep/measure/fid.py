@@ -11,8 +11,10 @@ from pathlib import Path
 from fewstep.atomic import write_json
 from fewstep.measure.cell import Cells, Row
 from fewstep.measure.evaluate import Evaluation
+from fewstep.metrics import ScriptedInception
 
 SAMPLES = 50_000
+SCRIPTED = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"  # with StyleGAN
 
 
 def write_fid(evaluation: Evaluation, cells: Cells, name: str) -> Path:
@@ -35,7 +37,10 @@ def _protocol(evaluation: Evaluation, cells: Cells) -> dict[str, object]:
     departures = []
     if evaluation.samples != SAMPLES:
         departures.append(f"{evaluation.samples:,} samples instead of {SAMPLES:,}")
-    resizing = getattr(evaluation.features, "resizing", "by the network in the file")
+    features = evaluation.features
+    if isinstance(features, ScriptedInception) and features.sha256 != SCRIPTED:
+        departures.append("a TorchScript file that is not the published inception-2015-12-05.pt")
+    resizing = getattr(features, "resizing", "by the network in the file")
     return {
         "samples": evaluation.samples,
         "seed": evaluation.seed,
@@ -50,7 +55,7 @@ def _protocol(evaluation: Evaluation, cells: Cells) -> dict[str, object]:
         },
         "features": {
             "file": evaluation.features_path.name,
-            "sha256": evaluation.features.sha256,
+            "sha256": features.sha256,
         },
         "covariance": "unbiased, float64",
         "kid": "cubic kernel, unbiased, every pair; at most 10,000 images of the reference",
