@@ -17,13 +17,14 @@ from tests.recipes.making import teacher as pets_teacher
 import fewstep
 from fewstep.core.denoiser import Guided
 from fewstep.data import DataConfig
+from fewstep.errors import DataError, RangeError
 from fewstep.folders import load
-from fewstep.measure import evaluate, images, reference
+from fewstep.measure import conditions, evaluate, images, reference, room
 from fewstep.measure.conditions import Conditions, evenly
 from fewstep.measure.evaluate import Evaluation
 from fewstep.measure.identity import identity_of
 from fewstep.metrics.rotations import TASK
-from fewstep.models import Card, Model, UNetConfig, build_unet, student_of
+from fewstep.models import Card, Model, UNetConfig, build_unet, prompts, student_of
 from fewstep.models.clocks.native import CLOCK
 from fewstep.models.families.unet_class import UNET_CLASS
 from fewstep.pixels import from_bytes, to_bytes
@@ -223,6 +224,70 @@ def test_two_students_of_equal_weights_have_two_rows(pictures: Path, tmp_path: P
     assert [c.model for c in cells] == ["a", "b"]
     assert cells[0].key != cells[1].key
     assert len(evaluation.results.records()) == 2
+
+
+def test_a_finished_cell_needs_no_free_disk(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = DataConfig(name=str(pictures / "pets"), held_out=0.0)
+    features = features_folder(tmp_path / "look", pictures / "pets")
+    evaluation = Evaluation(config, tmp_path / "e", samples=6, features_path=features)
+    asked = (6, (3, 8, 8), "--samples", tmp_path / "e", 6)
+    per_cell = 6 * (4 * 192 + 192 + 4 * 2048)  # float32, bytes, features
+    monkeypatch.setattr(room, "free_disk", lambda _: per_cell)
+    room.check_samples(*asked)
+    made = evaluation.cell("t", pets_guided(), w=0.0, steps=2)
+    monkeypatch.setattr(room, "free_disk", lambda _: per_cell - 1)
+    room.check_samples(*asked)
+    assert evaluation.cell("t", pets_guided(), w=0.0, steps=2) == made
+    with pytest.raises(RangeError, match="samples must fit on the disk"):
+        evaluation.cell("t", pets_guided(), w=1.0, steps=2)
+    with pytest.raises(RangeError, match="--samples must fit on the disk"):
+        room.check_samples(*asked[:3], tmp_path / "new", 6)
+    # Distances between bytes are told from those between floats.
+    assert "paired" not in evaluation.results.records()[0].asked
+    monkeypatch.setattr(evaluate, "KEPT", 5)
+    monkeypatch.setattr(room, "free_disk", lambda _: per_cell)
+    assert evaluation.cell("t", pets_guided(), w=0.0, steps=2).key != made.key
+    assert evaluation.results.records()[-1].asked["paired"] == "bytes"
+
+
+def test_only_a_split_without_images_is_none(pictures: Path, tmp_path: Path) -> None:
+    pets = tmp_path / "pets"
+    shutil.copytree(pictures / "pets", pets)
+    config = DataConfig(name=str(pets), held_out=0.0)
+    assert Evaluation(config, tmp_path / "e").held_out_dataset is None
+    evaluation = Evaluation(config, tmp_path / "e")
+    assert len(evaluation.dataset) == 24
+    (pets / "cat" / "0.png").write_bytes(b"damaged since")
+    with pytest.raises(DataError, match=r"0\.png"):
+        _ = evaluation.held_out_dataset
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_several_processes_encode_only_what_they_draw(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    data = fewstep.data.open_dataset(captions_in(pictures))
+    model = Model(torch.nn.Identity(), pets_teacher().card.model_copy(update={"num_classes": 0}),
+                  source=tmp_path)  # fmt: skip
+    texts = [f"a {k}" for k in range(12)]
+    asked: list[int] = []
+
+    def encoded(_: Path, prompts: list[str], device: str) -> torch.Tensor:
+        asked.append(len(prompts))
+        return torch.zeros(len(prompts), 2)
+
+    found = Conditions(captions_in(pictures), data, 12)
+    vars(found)["texts"] = texts
+    monkeypatch.setattr(conditions, "encode_prompts", encoded)
+    monkeypatch.setattr(conditions, "AT_ONCE", 8)
+    monkeypatch.setattr(conditions, "rank_and_count", lambda: (0, count))
+    with found.opened(model):
+        assert (prompts._OPEN.get() is not None) == (count == 2)
+        for first in range(0, 12, 2 * count):
+            assert len(found.of(model, range(first, first + 2))) == 2
+    assert asked == ([8, 4] if count == 1 else [2, 2, 2])
 
 
 def pets_guided() -> Guided:

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import yaml
 from tests.forks import Forks
+from tests.recipes.making import image_folder
 from tests.train.test_processes import start
 
+from fewstep.measure.database import Results
 from fewstep.metrics.digits_features import FILE
 
 FEWSTEP = ("-m", "fewstep")
@@ -58,6 +60,22 @@ if os.environ.get("RANK") == rank:
     else:
         drawing.check_finite_images = {"lost": lost, "fails": fails}[what]
 entry()
+"""
+
+# One cell, with nothing opened before it.
+ALONE = """
+import sys
+from pathlib import Path
+from tests.recipes.making import guided, teacher
+from fewstep.data import DataConfig
+from fewstep.measure.evaluate import Evaluation
+from fewstep.train import leave, processes
+
+processes("cpu")
+folder = Path(sys.argv[1])
+config = DataConfig(name=str(folder / "pets"), held_out=0.0)
+Evaluation(config, folder / "e", samples=6).cell("t", guided(teacher()), w=1.0, steps=2)
+leave()
 """
 
 
@@ -160,6 +178,15 @@ def test_a_process_that_fails_takes_the_others_down(forks: Forks, run: Path) -> 
     assert [code for code, _ in done] == [1, 1]
     assert "a fault of one process" in done[1][1]
     assert "process 0 of 2 stops: another one died" in done[0][1]
+
+
+def test_a_cell_alone_is_made_by_all_processes(forks: Forks, tmp_path: Path) -> None:
+    image_folder(tmp_path / "pets")
+    done = start(forks, 2, "-c", ALONE, tmp_path)
+    assert [code for code, _ in done] == [0, 0], done
+    (record,) = Results(tmp_path / "e" / "results.sqlite").records()
+    assert record.device is not None
+    assert record.device.endswith(", 2 processes")
 
 
 def test_images_that_are_not_finite_in_one_process_are_so_in_all(forks: Forks, run: Path) -> None:

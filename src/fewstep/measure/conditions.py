@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,8 @@ from fewstep.core.denoiser import Guided
 from fewstep.data import DataConfig, Dataset, captions_of
 from fewstep.data.captions import fill
 from fewstep.folders import encode_prompts
-from fewstep.models import Model, card_of, model_of
+from fewstep.models import Model, card_of, encoders_kept, model_of
+from fewstep.train import rank_and_count
 
 AT_ONCE = 2_000  # prompts whose encodings are kept in memory; of more, those of a part
 ENOUGH = {"class": 2, "prompt": 10}  # images per class, on average, by what models are given
@@ -112,10 +114,24 @@ class Conditions:
         index = torch.tensor([encoded.places[text] for text in self._texts_in(part)])
         return take(encoded.cond, index)
 
+    def opened(self, model: Model | Guided) -> AbstractContextManager[None]:
+        """Keep a model's text encoders in memory where each part is encoded by itself."""
+        asked = not card_of(model).num_classes and self._are_many and rank_and_count()[1] > 1
+        return encoders_kept() if asked else nullcontext()
+
+    @cached_property
+    def _are_many(self) -> bool:
+        return len(set(self.texts)) > AT_ONCE
+
     def _encode(self, source: Path, part: range) -> Encoded:
-        """Return the encoded prompts of the part, and of as many more as are worth keeping."""
+        """Return the encoded prompts of the part, and of as many more as are worth keeping.
+
+        Of many prompts several processes encode the part alone: the next one is another's.
+        """
         covers = range(self.samples)
-        if len(set(self.texts)) > AT_ONCE:
+        if self._are_many and rank_and_count()[1] > 1:
+            covers = part
+        elif self._are_many:
             covers = range(part.start, max(part.stop, min(part.start + AT_ONCE, self.samples)))
         asked = sorted(set(self._texts_in(covers)))
         cond = encode_prompts(source, asked, device=self.device)

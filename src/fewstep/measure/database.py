@@ -59,6 +59,7 @@ WORDS = {
     "guidance": "the unconditional pass",
     "card": "the card of the model",
     "condition": "the captions",
+    "paired": "the form of paired images",
     "teacher": "the teacher",
 }
 

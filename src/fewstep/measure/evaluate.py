@@ -25,7 +25,7 @@ from torch import Tensor
 from fewstep.core.denoiser import Guided, cheapest, traits_of
 from fewstep.core.samplers import get_sampler
 from fewstep.data import DataConfig, Dataset, open_dataset
-from fewstep.errors import DataError, NonFiniteError
+from fewstep.errors import DataError, EmptySplitError, NonFiniteError
 from fewstep.limit import is_time_up, stop_when_time_is_up
 from fewstep.measure.cell import DDIM, Cell
 from fewstep.measure.conditions import Conditions
@@ -33,11 +33,11 @@ from fewstep.measure.database import Inputs, Record, Results, key_of, what_chang
 from fewstep.measure.dealing import dealt
 from fewstep.measure.drawing import How, drawer, look
 from fewstep.measure.identity import identity_of
-from fewstep.measure.images import ImageFile, image_writer
+from fewstep.measure.images import BYTES, KEPT, ImageFile, image_writer
 from fewstep.measure.origin import origin
 from fewstep.measure.own_features import features_of
 from fewstep.measure.reference import MOST, everything, reference_of
-from fewstep.measure.room import at_once
+from fewstep.measure.room import at_once, check_disk
 from fewstep.measure.solvers import SOLVERS
 from fewstep.metrics import (
     RMS,
@@ -104,7 +104,7 @@ class Evaluation:
             return None
         try:
             found = open_dataset(self.data, "held-out")
-        except DataError:
+        except EmptySplitError:
             return None
         return found if len(found) else None
 
@@ -181,12 +181,15 @@ class Evaluation:
         w, which the paired distance refers to. Images that are not finite give a cell without
         figures. Raises RangeError as `fewstep.sample` does.
         """
+        self._open_features()
         traits = traits_of(model)
         steps = steps or (traits.steps or (0,))[0]
         sampler = sampler or traits.sampler or DDIM
         inputs = self.inputs(name, identity_of(model), sampler, steps, w)
         inputs["teacher"] = None if teacher is None else teacher.key
         inputs["condition"] = self.conditions.kind(model)
+        if self.samples > KEPT:  # paired distances were between floats once
+            inputs["paired"] = BYTES
         key = key_of(inputs)
         path = self.folder / "cells" / f"{key[:32]}.safetensors"
         found = None
@@ -194,6 +197,8 @@ class Evaluation:
             found = self.results.get(key)
         found = agreed(found)
         if found is None:
+            check_disk(self.samples, self.dataset.shape, "samples", self.folder)
+            _ = self.reference  # which all processes make together
             found = agreed(self._measure(model, inputs, teacher, path))
             assert found is not None
             cell = f"the cell of {name} at {steps} steps and w = {w:g}"
@@ -203,11 +208,14 @@ class Evaluation:
     def open(self) -> None:
         """Make the features and the reference; all processes of a run call this and share the work.
 
-        They are made when they are first needed otherwise, which is enough for one process.
+        Otherwise `cell` makes them when they are first needed.
         """
-        with main_first():
-            _ = self.features
+        self._open_features()
         _ = self.reference
+
+    def _open_features(self) -> None:
+        with main_first():  # which decodes the images and trains the features
+            _ = self.dataset, self.features
 
     def _measure(
         self, model: Model | Guided, inputs: Inputs, teacher: Cell | None, path: Path
@@ -217,14 +225,14 @@ class Evaluation:
         draw = drawer(model, How(sampler, steps, w, self.seed), self.conditions, self.features)
         turns = dealt(self.samples, at_once(self.batch_size, self.dataset.shape), draw)
         if not is_main():
-            with suppress(NonFiniteError):
+            with suppress(NonFiniteError), self.conditions.opened(model):
                 for _ in turns:
                     pass
             return None
         theirs, seconds = None if teacher is None else teacher.file, None
         theirs = theirs if theirs is not None and theirs.count >= self.samples else None
         try:
-            with Rows(path.parent) as rows:
+            with Rows(path.parent) as rows, self.conditions.opened(model):
                 labels = self.conditions.labels_for(model)
                 measuring = Measuring(self.samples, labels, self.features, self.reference, rows)
                 with image_writer(

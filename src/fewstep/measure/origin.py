@@ -10,13 +10,16 @@ import diffusers
 import torch
 
 import fewstep
+from fewstep.train import rank_and_count
 
 
 def device_name(device: str) -> str:
     """Return what figures of speed were taken on."""
+    name = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+        name = torch.cuda.get_device_name(device)
+    _, count = rank_and_count()
+    return name if count == 1 else f"{name}, {count} processes"
 
 
 def origin(device: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from fewstep.resident import free_memory
 
 PER_VALUE = 32  # bytes per value of the images that are drawn at once, and of their copies
 KEPT_PER_VALUE = 12  # bytes per value of a training image: float32, and float64 beside it
+ROW = 4 * 2048  # bytes of an image's features while a cell is measured: those of the Inception
 MAX_SAMPLES = 10_000_000
 AT_ONCE = 2**25  # values of images that are drawn at once, at most
 
@@ -24,7 +25,7 @@ def at_once(batch_size: int, shape: tuple[int, ...]) -> int:
 def check_samples(
     samples: int, shape: tuple[int, ...], option: str, folder: Path, batch_size: int
 ) -> None:
-    """Raise RangeError unless the samples of one cell can be drawn and kept.
+    """Raise RangeError unless the samples of one cell can be drawn, and kept in a new folder.
 
     shape: of one image. option: the name of the setting, for the message. folder: of the results.
     """
@@ -39,12 +40,22 @@ def check_samples(
             f"available. Use smaller images, or {option} of at most "
             f"{max(2, there // (values * PER_VALUE)):,}."
         )
-    first, room = 4 * min(samples, KEPT) * values, free_disk(folder)
-    if first + samples * values > room:
+    if not any((folder / "cells").glob("*.safetensors")):  # of those, some are there already
+        check_disk(samples, shape, option, folder)
+
+
+def check_disk(samples: int, shape: tuple[int, ...], option: str, folder: Path) -> None:
+    """Raise RangeError unless the images of one more cell, and their features, can be kept.
+
+    Arguments are those of `check_samples`.
+    """
+    values, room = math.prod(shape), free_disk(folder)
+    first, each = 4 * min(samples, KEPT) * values, values + ROW
+    if first + samples * each > room:
         raise RangeError(
             f"{option} must fit on the disk: {samples:,} images of shape {shape} take "
-            f"{in_units(first + samples * values)} per cell, and {in_units(room)} are free at "
-            f"{folder}. Use at most {max(2, (room - first) // values):,}, or another folder."
+            f"{in_units(first + samples * each)} per cell, and {in_units(room)} are free at "
+            f"{folder}. Use at most {max(2, (room - first) // each):,}, or another folder."
         )
 
 
