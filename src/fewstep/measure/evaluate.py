@@ -13,6 +13,7 @@ is another cell.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -100,8 +101,6 @@ class Evaluation:
     @cached_property
     def held_out_dataset(self) -> Dataset | None:
         """The held-out images as a data set; None where there are none."""
-        if not len(self.dataset):  # opened first, so that a fault of the data is not hidden
-            return None
         try:
             found = open_dataset(self.data, "held-out")
         except EmptySplitError:
@@ -206,10 +205,7 @@ class Evaluation:
         return _cell(found, path, "No teacher was given to compare with.")
 
     def open(self) -> None:
-        """Make the features and the reference; all processes of a run call this and share the work.
-
-        Otherwise `cell` makes them when they are first needed.
-        """
+        """Make the features and the reference; all processes of a run call this together."""
         self._open_features()
         _ = self.reference
 
@@ -226,8 +222,7 @@ class Evaluation:
         turns = dealt(self.samples, at_once(self.batch_size, self.dataset.shape), draw)
         if not is_main():
             with suppress(NonFiniteError), self.conditions.opened(model):
-                for _ in turns:
-                    pass
+                deque(turns, 0)
             return None
         theirs, seconds = None if teacher is None else teacher.file, None
         theirs = theirs if theirs is not None and theirs.count >= self.samples else None
@@ -235,9 +230,8 @@ class Evaluation:
             with Rows(path.parent) as rows, self.conditions.opened(model):
                 labels = self.conditions.labels_for(model)
                 measuring = Measuring(self.samples, labels, self.features, self.reference, rows)
-                with image_writer(
-                    path, self.samples, self.dataset.shape, teacher is None
-                ) as writer:
+                shape, whole = self.dataset.shape, teacher is None
+                with image_writer(path, self.samples, shape, whole) as writer:
                     seconds = look(turns, writer, measuring, theirs) / self.samples
                 measured = measuring.measured()
             if teacher is not None and theirs is None:
@@ -269,7 +263,6 @@ class Evaluation:
 
         identity: of the model, as `identity_of` returns it.
         """
-        every = {"every": True} if self.every else {}
         return {
             "model": name,
             "sampler": sampler,
@@ -280,7 +273,7 @@ class Evaluation:
             "seed": self.seed,
             "data": self.dataset.content_hash(),
             "features": self.features.sha256,
-            **every,
+            **({"every": True} if self.every else {}),
         }
 
     def keep(
