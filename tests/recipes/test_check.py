@@ -94,6 +94,7 @@ def test_what_stops_a_report_stops_it_first(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("fewstep.measure.room.free_memory", lambda: 10**9)
+    monkeypatch.setattr("fewstep.measure.room.free_disk", lambda _: 10**10)
     features = more.get("evaluate", {}).get("features")
     if features is not None:
         more = {"evaluate": {"features": features.format(home=home)}}
