@@ -137,7 +137,7 @@ def test_a_flipped_byte_is_found_and_named(tmp_path: Path) -> None:
     opened.batch(torch.tensor([0, 9]))
     with pytest.raises(DataError, match=rf"{NAMES[1]} is damaged"):
         opened.batch(torch.tensor([0, 5]))
-    with pytest.raises(DataError, match=rf"{NAMES[1]} is damaged.*Remove that file"):
+    with pytest.raises(DataError, match=rf"{NAMES[1]} is damaged.*Remove it and run again"):
         cached(tmp_path)
     (data.folder / NAMES[1]).unlink()
     with pytest.raises(DataError, match=rf"{NAMES[1]} is missing"):
