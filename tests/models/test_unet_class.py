@@ -96,7 +96,7 @@ def test_images_too_small_for_the_levels_are_refused() -> None:
     ("wrong", "match"),
     [
         ({"channels": (10, 16), "groups": 8}, "divide"),
-        ({"attention": (True,)}, "one true/false a level"),
+        ({"attention": (True,)}, "one true/false per level"),
         ({"w_dim": 33}, "even"),
         ({"chanels": (8,)}, "Extra"),
     ],
