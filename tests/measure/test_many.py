@@ -66,6 +66,7 @@ entry()
 ALONE = """
 import sys
 from pathlib import Path
+sys.path.insert(0, sys.argv[2])
 from tests.recipes.making import guided, teacher
 from fewstep.data import DataConfig
 from fewstep.measure.evaluate import Evaluation
@@ -182,7 +183,7 @@ def test_a_process_that_fails_takes_the_others_down(forks: Forks, run: Path) -> 
 
 def test_a_cell_alone_is_made_by_all_processes(forks: Forks, tmp_path: Path) -> None:
     image_folder(tmp_path / "pets")
-    done = start(forks, 2, "-c", ALONE, tmp_path)
+    done = start(forks, 2, "-c", ALONE, tmp_path, Path(__file__).parents[2])
     assert [code for code, _ in done] == [0, 0], done
     (record,) = Results(tmp_path / "e" / "results.sqlite").records()
     assert record.device is not None
