@@ -1,6 +1,8 @@
 """Make a notebook of a Markdown page: its code blocks become cells.
 
-python -m studies notebook docs/tutorial.md docs/tutorial.ipynb
+    python -m studies notebook docs/tutorial.md docs/tutorial.ipynb
+
+A test compares the notebook with the page.
 """
 
 from __future__ import annotations
