@@ -43,15 +43,11 @@ def drawer(
 
     It raises NonFiniteError where images are infinite or not a number.
     """
-    decode: Callable[[Tensor], Tensor] | None = None
+    images_of = image_drawer(model, conditions)
 
     def draw(part: range) -> Drawn:
-        nonlocal decode
         started = time.perf_counter()
-        states = _states(model, how, conditions, part)
-        if decode is None:  # the autoencoder is loaded once, where the states are
-            decode = image_decoder(model, str(states.device))
-        images = decode(states).cpu()
+        images = images_of(how, part)
         seconds = time.perf_counter() - started
         check_finite_images("samples", images)
         return Drawn(images, extract(features, images), seconds)
@@ -59,15 +55,20 @@ def drawer(
     return draw
 
 
-def draw_images(model: Model | Guided, how: How, conditions: Conditions, part: range) -> Tensor:
-    """Return the images (B, C, H, W) of some numbers, on the CPU.
+def image_drawer(model: Model | Guided, conditions: Conditions) -> Callable[[How, range], Tensor]:
+    """Return a function that draws the images (B, C, H, W) of some numbers, on the CPU.
 
-    Raises NonFiniteError where they are infinite or not a number.
+    The autoencoder is loaded once. Images may be infinite or not a number.
     """
-    states = _states(model, how, conditions, part)
-    images = image_decoder(model, str(states.device))(states).cpu()
-    check_finite_images("samples", images)
-    return images
+    decode: Callable[[Tensor], Tensor] | None = None
+
+    def draw(how: How, part: range) -> Tensor:
+        nonlocal decode
+        states = _states(model, how, conditions, part)
+        decode = decode or image_decoder(model, str(states.device))
+        return decode(states).cpu()
+
+    return draw
 
 
 def _states(model: Model | Guided, how: How, conditions: Conditions, part: range) -> Tensor:

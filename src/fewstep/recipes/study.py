@@ -16,7 +16,7 @@ from fewstep.errors import FolderError, NonFiniteError
 from fewstep.folders import save_model
 from fewstep.lock import writer_of
 from fewstep.measure.cell import Cell, Cells
-from fewstep.measure.drawing import How, draw_images
+from fewstep.measure.drawing import How, image_drawer
 from fewstep.metrics import RMS
 from fewstep.models import Model, card_of, model_of
 from fewstep.recipes.begun import check_folder
@@ -117,7 +117,7 @@ def _draw_first(run: Run, checked: Checked) -> None:
     try:
         how = How(sampler, steps, w, evaluation.seed)
         some = range(min(SHEET, evaluation.samples))
-        images = draw_images(run.load(TEACHER), how, evaluation.conditions, some)
+        images = image_drawer(run.load(TEACHER), evaluation.conditions)(how, some)
         sheet = contact_sheet(images, 10, scale=max(1, FIRST // max(images.shape[-2:])))
     except NonFiniteError:
         return  # the report says so, with the reason

@@ -12,9 +12,9 @@ from fewstep.core.device import choose_device
 from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan, Stage
 from fewstep.errors import NonFiniteError
 from fewstep.measure.cell import DDIM, Cell, Cells, Line
-from fewstep.measure.drawing import How, draw_images
+from fewstep.measure.drawing import How, image_drawer
 from fewstep.measure.origin import device_name
-from fewstep.metrics import Features, paired_rms
+from fewstep.metrics import Features, check_finite_images, paired_rms
 from fewstep.models import model_of
 from fewstep.recipes.check import Checked
 from fewstep.recipes.run import Run
@@ -98,12 +98,12 @@ def _strip(run: Run, checked: Checked) -> list[SheetRow]:
         return []
     model, rows = run.load(chosen.name), STRIP if min(ws) < max(ws) else 1
     evaluation = checked.evaluation
-    some = range(min(COLUMNS, evaluation.samples))
+    draw, some = image_drawer(model, evaluation.conditions), range(min(COLUMNS, evaluation.samples))
     out = []
     for w in torch.linspace(min(ws), max(ws), rows).tolist():
         try:
-            how = How(DDIM, chosen.steps, w, evaluation.seed)
-            images = draw_images(model, how, evaluation.conditions, some)
+            images = draw(How(DDIM, chosen.steps, w, evaluation.seed), some)
+            check_finite_images("samples", images)
         except NonFiniteError:
             continue
         out.append(SheetRow(f"w = {w:g}", images))
