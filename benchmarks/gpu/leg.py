@@ -249,10 +249,10 @@ class Leg:
 
     def pack(self) -> Row:
         """Pack the averaged weights of all models so far, rounded to bf16."""
-        told = pack_run(
+        manifest = pack_run(
             self.run_folder, self.context.out / "packed", optimizer=False, bf16=True, files=FILES
         )
-        return {part["name"]: part["sha256"] for part in told["parts"]}
+        return {part["name"]: part["sha256"] for part in manifest["parts"]}
 
     def draw(self, name: str, w: float, steps: int, cond: Tensor) -> Tensor:
         """Return images on the CPU: the teacher's by guided DDIM, a student's by its own steps."""

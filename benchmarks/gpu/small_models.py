@@ -290,13 +290,13 @@ def running(
 
 def environment(given: argparse.Namespace) -> dict[str, str]:
     """Return the environment of the chains."""
-    told = dict(os.environ)
-    paths = [str(ROOT / "src"), str(ROOT), told.get("PYTHONPATH", "")]
-    told["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)
-    told |= {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "FEWSTEP_COMMIT": given.commit}
-    told.setdefault("OMP_NUM_THREADS", "2")
-    told["FEWSTEP_CACHE"] = str(given.work / "cache")
-    return told
+    variables = dict(os.environ)
+    paths = [str(ROOT / "src"), str(ROOT), variables.get("PYTHONPATH", "")]
+    variables["PYTHONPATH"] = os.pathsep.join(p for p in paths if p)
+    variables |= {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", "FEWSTEP_COMMIT": given.commit}
+    variables.setdefault("OMP_NUM_THREADS", "2")
+    variables["FEWSTEP_CACHE"] = str(given.work / "cache")
+    return variables
 
 
 def drive(given: argparse.Namespace) -> None:
@@ -308,29 +308,28 @@ def drive(given: argparse.Namespace) -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     plan = Plan(given.work, given.data, tiny=given.tiny)
     names = given.chains or list(plan.chains())
-    told: dict[str, Any] = {
+    results: dict[str, Any] = {
         "command": "python benchmarks/gpu/small_models.py " + " ".join(sys.argv[1:]),
         "commit": given.commit, "tiny": given.tiny, "minutes": given.minutes, **machine(),
     }  # fmt: skip
     os.environ.update(environment(given))
-    sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
     if given.in_turn:
         decode(plan)
         for name in names:
             run_chain(name, plan.chains()[name], given.work, deadline)
     else:
-        side_by_side(plan, names, given, told, begun, deadline)
-    finish(given, told, names, begun)
-    told["packed"] = pack(given)
-    finish(given, told, names, begun)
-    print(json.dumps(told["packed"]))
+        side_by_side(plan, names, given, results, begun, deadline)
+    finish(given, results, names, begun)
+    results["packed"] = pack(given)
+    finish(given, results, names, begun)
+    print(json.dumps(results["packed"]))
 
 
 def side_by_side(
     plan: Plan,
     names: Sequence[str],
     given: argparse.Namespace,
-    told: dict[str, Any],
+    results: dict[str, Any],
     begun: float,
     deadline: float,
 ) -> None:
@@ -344,7 +343,7 @@ def side_by_side(
             if states != shown:
                 print(f"{time.time() - begun:.0f} s: {states}", flush=True)
                 shown = states
-                finish(given, told, names, begun)
+                finish(given, results, names, begun)
 
 
 def summary(work: Path, names: Sequence[str]) -> str:
@@ -364,12 +363,12 @@ def chain_record(work: Path, name: str) -> list[dict[str, Any]]:
 
 
 def finish(
-    given: argparse.Namespace, told: dict[str, Any], names: Sequence[str], begun: float
+    given: argparse.Namespace, results: dict[str, Any], names: Sequence[str], begun: float
 ) -> None:
     """Write results.json as far as it is known."""
-    told["seconds"] = round(time.time() - begun, 1)
-    told["chains"] = {name: chain_record(given.work, name) for name in names}
-    _write(given.out / "results.json", told)
+    results["seconds"] = round(time.time() - begun, 1)
+    results["chains"] = {name: chain_record(given.work, name) for name in names}
+    _write(given.out / "results.json", results)
 
 
 def machine() -> dict[str, Any]:
@@ -420,13 +419,6 @@ def _archive(path: Path, sources: Sequence[Path], root: Path) -> int:
     return len(held.getvalue())
 
 
-def head() -> str:
-    """Return the commit of the files, where git knows it."""
-    command = ["git", "rev-parse", "HEAD"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of what is to be kept")
@@ -444,6 +436,9 @@ def main() -> None:
     given = parser.parse_args()
     given.work = (given.work or given.out / "work").resolve()
     given.out, given.data = given.out.resolve(), given.data.resolve()
+    sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
+    from benchmarks.gpu.run import head
+
     given.commit = given.commit or os.environ.get("FEWSTEP_COMMIT") or head()
     if given.chain is None:
         drive(given)

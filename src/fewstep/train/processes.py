@@ -130,7 +130,7 @@ def gathered(value: T) -> list[T]:
 
 def summed(values: Tensor) -> Tensor:
     """Return the sum of values over all processes."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+    if rank_and_count()[1] > 1:
         values = values.clone()
         dist.all_reduce(values)
     return values

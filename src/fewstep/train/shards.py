@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -55,9 +54,7 @@ def write_shards(folder: Path | None, tensors: dict[str, Tensor]) -> None:
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
     from torch.distributed.checkpoint.state_dict_saver import save
 
-    sent = [folder]
-    dist.broadcast_object_list(sent, src=0)
-    where = sent[0]
+    where = agreed(folder)
     assert where is not None
     try:
         save(
