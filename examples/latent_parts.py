@@ -150,7 +150,7 @@ def fresh_unet() -> UNet2DConditionModel:
 
 
 def fresh_transformer() -> SD3Transformer2DModel:
-    """Return a transformer of 2.6 million parameters whose blocks change nothing yet (adaLN-zero).
+    """Return a transformer of 2.3 million parameters whose blocks change nothing yet (adaLN-zero).
 
     Source: Peebles & Xie 2022, section 3.2.
     """

@@ -33,7 +33,7 @@ def opened(path: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
 
 
-def told_of(session: onnxruntime.InferenceSession) -> dict[str, Any]:
+def metadata_of(session: onnxruntime.InferenceSession) -> dict[str, Any]:
     """Return the metadata of a network that fewstep exported."""
     found = session.get_modelmeta().custom_metadata_map
     return {key: json.loads(value) for key, value in found.items()}
@@ -67,21 +67,23 @@ def sample(
 
     w: of a network with that input. steps: of a student for any number of them.
     """
-    told = told_of(session)
-    if told["sampler"] not in (None, "deterministic"):
-        raise SystemExit(f"this sampler is deterministic; the student is for {told['sampler']}.")
-    count = str(told["steps"] if steps is None else steps)
-    if count not in told["grids"]:
-        raise SystemExit(f"--steps must be one of {', '.join(told['grids'])}, got {count}.")
+    metadata = metadata_of(session)
+    if metadata["sampler"] not in (None, "deterministic"):
+        raise SystemExit(
+            f"this sampler is deterministic; the student is for {metadata['sampler']}."
+        )
+    count = str(metadata["steps"] if steps is None else steps)
+    if count not in metadata["grids"]:
+        raise SystemExit(f"--steps must be one of {', '.join(metadata['grids'])}, got {count}.")
     given = dict(conditions)
-    if told["w_range"] is not None:
-        low, high = told["w_range"]
+    if metadata["w_range"] is not None:
+        low, high = metadata["w_range"]
         if w is None or not low <= w <= high:
             raise SystemExit(f"--w must lie in [{low:g}, {high:g}], got {w}.")
         given["w"] = np.full(len(z), w, np.float32)
     elif w is not None:
-        raise SystemExit(f"--w must be left out: w = {told['w']:g} is fixed in the weights.")
-    grid, prediction = told["grids"][count], told["prediction"]
+        raise SystemExit(f"--w must be left out: w = {metadata['w']:g} is fixed in the weights.")
+    grid, prediction = metadata["grids"][count], metadata["prediction"]
     angles = grid["angles"]
     for timestep, angle, following in zip(grid["timesteps"], angles, angles[1:], strict=False):
         given["timestep"] = np.full(len(z), timestep, np.float32)
@@ -124,9 +126,9 @@ def main() -> None:
     given = parser.parse_args()
 
     session = opened(given.folder / "model.onnx")
-    told = told_of(session)
+    metadata = metadata_of(session)
     if given.conditions is None:
-        if not told["num_classes"]:
+        if not metadata["num_classes"]:
             raise SystemExit("this model draws prompts: give their embeddings by --conditions.")
         conditions = {"class_labels": classes(given.classes)}
     else:
@@ -134,16 +136,16 @@ def main() -> None:
     count = len(next(iter(conditions.values())))
     if given.noise is None:
         draws = np.random.default_rng(given.seed)
-        z = draws.standard_normal((count, *told["shape"]), np.float32)
+        z = draws.standard_normal((count, *metadata["shape"]), np.float32)
     else:
         z = np.load(given.noise)
     images = sample(session, z, conditions, given.w, given.steps)
-    if told["latents"] is not None and told["latents"]["decoder"] is not None:
-        decoder = opened(given.folder / told["latents"]["decoder"])
+    if metadata["latents"] is not None and metadata["latents"]["decoder"] is not None:
+        decoder = opened(given.folder / metadata["latents"]["decoder"])
         (images,) = decoder.run(None, {"latents": images})
     if given.out.suffix == ".npy":
         np.save(given.out, images)
-    elif told["latents"] is not None and told["latents"]["decoder"] is None:
+    elif metadata["latents"] is not None and metadata["latents"]["decoder"] is None:
         raise SystemExit("these are latents, and there is no decoder: give --out a .npy file.")
     else:
         grid_of(images, given.columns).save(given.out)

@@ -66,7 +66,8 @@ def is_time_up() -> bool:
 def stop_when_time_is_up(done: str, is_up: bool | None = None) -> None:
     """Raise TimeUp if the time limit around this call has passed.
 
-    done: what is kept, in words. is_up: what the processes of a run have agreed on.
+    done: what is kept, in words. is_up: whether it has passed, if the processes of a run have
+    agreed on that already.
     """
     if is_time_up() if is_up is None else is_up:
         raise TimeUp(f"time is up after {done}, which is kept; run the same command to continue.")

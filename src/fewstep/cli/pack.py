@@ -1,4 +1,4 @@
-"""`fewstep pack`: what a later leg needs of a run, in a few small files."""
+"""`fewstep pack`: a run in a few small files, to continue it on another machine."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Images of several sizes in one run: each in the bucket of its shape, a batch from one bucket.
+"""Images of several sizes in one run: each goes to the bucket of its shape.
 
-Which bucket an update takes is found by counting, as everything that is drawn (decision 5).
+All images of a batch come from one bucket. Which one is a pure function of the seed and the number
+of the update (decision 5).
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ def nearest(size: Size, buckets: Sequence[Size]) -> int | None:
 
 
 class Buckets:
-    """Data sets of one size each as one; `fewstep.data.Dataset`, of whose batches each has a size.
+    """Several data sets of one size each, joined into one `fewstep.data.Dataset`.
 
-    Examples are numbered through the parts, one after the other.
+    A batch has one size. The examples of the first part come first, then those of the second.
 
     Attributes:
         parts: the data sets, none of them empty.

@@ -29,10 +29,9 @@ class DataConfig(BaseModel):
         name: a data set in `fewstep.data.DATASETS`, or a path. The fields below are for paths.
         size: height and width in pixels; images are cropped to their central square and shrunk
             to it, never enlarged. None wants all images of one size and leaves them alone.
-        buckets: heights and widths in pixels of the images in training, where they are to have
-            several sizes. Each image is given the one that is nearest in shape, shrunk until it
-            is covered, and cropped to its centre; a batch is of one bucket. `size` is then the
-            model's own size, at which figures are taken.
+        buckets: sizes to train at, each a height and a width in pixels. Each image is shrunk and
+            cropped to the bucket that is nearest in shape. All images of a batch come from one
+            bucket. `size` is then the model's own size, at which figures are measured.
         channels: 3 for RGB, 1 for grey.
         image: column of the images, or of their paths; by default the first column of images.
         label: column of the classes; by default one with declared class names, else `label`,

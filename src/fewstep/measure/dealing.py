@@ -1,4 +1,4 @@
-"""Numbered work, dealt to all processes batch by batch, and its results in order in one of them."""
+"""Numbered work that is shared by all processes, with its results in order in the main one."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ T = TypeVar("T")
 def dealt(count: int, size: int, make: Callable[[range], T]) -> Iterator[list[tuple[range, T]]]:
     """Yield what `make` returns of the numbers 0 to count - 1, in turns of a batch per process.
 
-    All processes must go through it; the main one gets the batches of a turn, in their order, and
-    the others get nothing. A batch has at most `size` numbers, and fewer where every process can
-    have a share then: with at least `size` of them per process the batches, and with them every bit
-    of the results, do not depend on the number of processes.
+    All processes must go through it. The main one gets the batches of a turn, in their order, and
+    the others get nothing. A batch has `size` numbers, or fewer if there are not enough for every
+    process. With at least `size` numbers per process, the batches are the same for any number of
+    processes, and so is every bit of the results.
 
     Raises in every process the NonFiniteError that `make` raised in one of them.
     """

@@ -187,7 +187,7 @@ class Evaluation:
         inputs = self.inputs(name, identity_of(model), sampler, steps, w)
         inputs["teacher"] = None if teacher is None else teacher.key
         inputs["condition"] = self.conditions.kind(model)
-        if self.samples > KEPT:  # paired distances were between floats once
+        if self.samples > KEPT:  # earlier versions compared floats here
             inputs["paired"] = BYTES
         key = key_of(inputs)
         path = self.folder / "cells" / f"{key[:32]}.safetensors"

@@ -108,7 +108,7 @@ def nearest_distance(samples: Tensor, train: Tensor, *, chunk: int = 256) -> flo
 
 
 class Nearest:
-    """The training images (N, *D), N at least 1, to look for the nearest one of each sample in."""
+    """The training images (N, *D), N at least 1, in which the nearest one of a sample is found."""
 
     def __init__(self, train: Tensor, device: torch.device) -> None:
         """Put the images where they are compared.

@@ -93,5 +93,5 @@ class Picked:
 
 def evenly(count: int, of: int) -> Tensor:
     """Return `count` numbers from 0 to of - 1, evenly spread and rising."""
-    # In single precision: other places would be chosen otherwise, and figures would change.
+    # Double precision would round to other numbers, and published figures would change.
     return torch.linspace(0, of - 1, count).round().long()

@@ -1,4 +1,4 @@
-"""The published Inception as a TorchScript file, the form in which it goes around with StyleGAN.
+"""The published Inception as a TorchScript file, the form that StyleGAN uses.
 
 Such a file is a program: load only one that you trust.
 """

@@ -58,12 +58,12 @@ def _check(images: Buckets, step: int, most: int | None, taker: str) -> None:
 
 
 def _halvings(levels: Sequence[int]) -> int:
-    """Return of how many pixels one is made in the lowest level of a U-Net, along a side."""
+    """Return the factor by which a U-Net shrinks the side of an image to its lowest level."""
     return int(2 ** (len(levels) - 1))
 
 
 def _patch(config: Mapping[str, Any], card: Card) -> int:
-    """Return of how many states along a side a network's smallest piece is."""
+    """Return the multiple that the sides of a network's input must be."""
     if "block_out_channels" in config:  # a U-Net
         return _halvings(config["block_out_channels"])
     if config.get("in_channels", card.shape[0]) != card.shape[0]:

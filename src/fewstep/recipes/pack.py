@@ -1,12 +1,12 @@
-"""Pack a run into a few small files with hashes, and unpack it where a later leg goes on.
+"""Pack a run into a few small files with hashes, to continue it on another machine.
 
     packed/manifest.json   what was packed: update counts, files, hashes
     packed/part-0, ...     the run's files, one after the other
 
-Packed are the resolved recipe, the model folders (which hold the averaged weights), the logs, and
-of every begun stage the newest checkpoint. The optimiser's state, and the checkpoint of a finished
-stage that nothing was made from yet, go along where they fit: without them, a stage continues from
-its weights and its average.
+They hold the resolved recipe, the model folders (with the averaged weights), the logs, and the
+newest checkpoint of every stage that has begun. If they fit, the optimiser's state and the
+checkpoints of finished stages from which nothing was made are added. Without them, a stage
+continues from its weights and its average.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ WITHOUT, ROUNDED = "without the optimiser's state", "rounded to bf16"
 
 
 class File(NamedTuple):
-    """A file of the run. kind: what its size is counted as."""
+    """A file of the run. kind: the group under which a message reports its size."""
 
     name: str
     path: Path
@@ -60,7 +60,7 @@ class File(NamedTuple):
 
 @dataclass
 class Parts:
-    """Bytes, written into files of at most `limit` bytes; what is beyond `most` is only counted."""
+    """Bytes in files of at most `limit` bytes. Files after the first `most` are counted only."""
 
     folder: Path
     limit: int
@@ -91,15 +91,15 @@ def pack_run(
     file_size: float = 15.0,
     files: int = 7,
 ) -> dict[str, Any]:
-    """Write what a later leg needs of a run into a folder, whole or not; return its manifest.
+    """Write what is needed to continue a run into a folder; return its manifest.
 
     Args:
         run: folder of the run; no other process may be writing to it.
         folder: a new folder, or one that this function wrote.
         optimizer: include the optimiser's state; None includes it where it fits.
         bf16: round float32 to bfloat16, which halves the size.
-        file_size: the most of each file, in MiB.
-        files: the most files, with the manifest.
+        file_size: the largest size of a file, in MiB.
+        files: the largest number of files, the manifest included.
 
     Raises FolderError: not a run, nothing made in it yet, another process writes to it, a folder
     that holds something else, or more than fits, with the sizes; RangeError for sizes out of range.

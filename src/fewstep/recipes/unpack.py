@@ -1,4 +1,4 @@
-"""Restore a packed run, once every hash of it is as it was written."""
+"""Restore a packed run after checking all its hashes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class _Manifest(BaseModel):
 
 
 def unpack_run(folder: Path, run: Path) -> dict[str, Any]:
-    """Restore a packed run as a new folder, whole or not at all; return the manifest.
+    """Restore a packed run into a new folder; return the manifest.
 
     All hashes are checked first. Weights that were rounded are float32 again, and the cards of the
     models have their hashes.
@@ -65,7 +65,7 @@ def unpack_run(folder: Path, run: Path) -> dict[str, Any]:
 
 
 def _checked(folder: Path) -> dict[str, Any]:
-    """Return the manifest, once it and every part are as they were written."""
+    """Return the manifest, after checking it and the hash of every part."""
     path = folder / MANIFEST
     try:
         manifest = _Manifest.model_validate_json(path.read_bytes()).model_dump()
@@ -156,7 +156,7 @@ def _restore_floats(manifest: dict[str, Any], run: Path) -> None:
 
 
 def _complete(path: Path, bf16: bool) -> None:
-    """Put the hashes of its files into the state of a checkpoint that is not as it was saved."""
+    """Write the hashes of a changed checkpoint's files into its state."""
     state = json.loads(path.read_bytes())
     if "lost" not in state:
         return

@@ -201,8 +201,8 @@ def begun_run(folder: Path) -> dict[str, Any] | None:
 def extend_run(folder: Path, changes: dict[str, Any]) -> None:
     """Let a run of other settings continue from these checkpoints, for example of more updates.
 
-    changes: keys of what the checkpoints belong to, with their new values; those that they lack
-        stay away.
+    changes: keys of what the checkpoints belong to, with their new values. Keys that a checkpoint
+        does not have are not added.
     """
     for path in _candidates(folder, []):
         with suppress(_DamagedError):

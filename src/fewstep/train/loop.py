@@ -65,8 +65,9 @@ def train(  # noqa: PLR0913
 
     Args:
         student: an nn.Module that is a denoiser; trained in place. Its frozen parameters (no
-            `requires_grad`) are not optimised, averaged or saved in checkpoints. Where others get
-            no gradient, several processes need its attribute `has_unused_weights` to be true.
+            `requires_grad`) are not optimised, averaged or saved in checkpoints. If other
+            parameters have no effect on the output, training on several processes needs its
+            attribute `has_unused_weights` to be true.
         problem: `Pretrain`, `GuidanceDistillation`, `StepDistillation`, or your own.
         batch: (update, part, parts) -> (x, cond), part number `part` of the update's examples,
             batch_size / parts of them; a pure function. The number of parts is the number of

@@ -252,7 +252,7 @@ def _write(
 
 
 def _mend(program: torch.export.ExportedProgram) -> None:
-    """Leave out what torch does not do and ONNX refuses: to squeeze an axis longer than 1.
+    """Remove squeezes of axes longer than 1, which torch ignores and ONNX refuses.
 
     Raises ValueError where the batch became fixed.
     """
@@ -325,7 +325,7 @@ def _scaled(vae: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Silence what torch and onnxscript tell of their own inside."""
+    """Silence the warnings of torch and onnxscript about their own internals."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
