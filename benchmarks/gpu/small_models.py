@@ -10,6 +10,8 @@ fails or the time is up, that chain ends; the others go on, and what is finished
     reports.tar.gz                 reports, tables, recipes, cards, logs and pictures of all runs
     parts.tar.gz                   autoencoder, tokenizers, text encoders, the metrics' classifier
     <model>.tar.gz                 whole folders of the models in `MODELS`
+
+With --start, teachers, their parts and the classifier are those of an earlier call's archives.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ MODELS = {
     "flow-small-student-4": "flow-small/student-4",
     "flow-small-teacher": "flow-small/teacher",
     "latent-small-one": "one/latent-small/student-4",
+    "cifar10-small-teacher": "pixels/cifar10-small/teacher",
+    "digits-teachers": "pixels/teachers",
 }
 REPORTED = ("*.json", "*.csv", "*.md", "*.yaml", "*.jsonl", "*.txt")
 STOCK = ("config.json", "model_index.json", "tokenizer.json", "vocab.json", "tokenizer_config.json")
@@ -53,6 +57,16 @@ TINY = (
     "evaluate.w=[1, 4]",
 )
 DIRECT = "distill.stages=[{parent: teacher, steps: 4, order: 2, substeps: 4, updates: 600}]"
+DIRECT_PIXELS = (
+    "[{parent: teacher, steps: 8, order: 2}, "
+    "{parent: teacher, steps: 4, order: 2, substeps: 4, updates: 1100}, "
+    "{parent: student-4, steps: 2}, {parent: student-2, steps: 1}]"
+)
+DIRECT_DIGITS = (
+    "[{parent: teacher, steps: 8, order: 2, updates: 600}, "
+    "{parent: teacher, steps: 4, order: 2, substeps: 4, updates: 600}, "
+    "{parent: student-4, steps: 2}, {parent: student-2, steps: 1}]"
+)
 
 
 @dataclass(frozen=True)
@@ -75,12 +89,16 @@ class Plan:
     def __init__(self, work: Path, data: Path, *, tiny: bool) -> None:
         """Make the plan for a folder of work and a parquet file of images."""
         self.work, self.data, self.tiny = work, data, tiny
+        self.start = work / "start"
 
     def chains(self) -> dict[str, list[Step]]:
         """Return the steps of each chain, every chain after those that it waits for."""
-        chains = {"features": [self.features()]}
+        chains = {}
+        if not (self.start / "features").is_dir():
+            chains["features"] = [self.features()]
         for name in ("latent-small", "flow-small"):
-            chains[f"{name}-teacher"] = self.teacher(name)
+            if self.teacher_folder(name) == self.work / name / "teacher":
+                chains[f"{name}-teacher"] = self.teacher(name)
         for name, seed in (("latent-small", 0), ("flow-small", 0), ("flow-small", 1)):
             own, run = [f"seed={seed}", "evaluate.teacher_steps=[4]", *self.plan(name)], name
             run += f"-seed-{seed}" if seed else ""
@@ -91,13 +109,27 @@ class Plan:
             chains[f"{cells}-cells"] = [self.cells("strong-guidance", model, cells, [])]
             for states in ("noised", "trajectory"):
                 chains[f"{cells}-{states}"] = self.strong(model, cells, states)
-        own, out = ["network.w_features=one"], self.work / "one/latent-small"
-        one = self.students("strong-guidance", "latent-small", out, "strong-latent-small", own)
-        # Of least worth: only if there is time left.
-        chains["strong-latent-small-noised"] += one
+        own = ["network.w_features=one", "evaluate.teacher_steps=[4]", *self.plan("latent-small")]
+        out = self.work / "one/latent-small"
+        chains["one-latent-small"] = self.students(
+            "latent-small", "latent-small", out, "latent-small", own
+        )
+        chains["cifar10-small"] = self.pixels("cifar10-small", 0, DIRECT_PIXELS)
+        for seed in (0, 1, 2):
+            chains[f"digits-{seed}"] = self.pixels("digits", seed, DIRECT_DIGITS)
         for seed in (0, 1, 2):
             chains[f"one-digits-{seed}"] = self.digits(seed)
         return chains
+
+    def teacher_folder(self, name: str) -> Path:
+        """Return the folder of a recipe's teacher: of an earlier call, or made in this one."""
+        earlier = self.start / name / "teacher"
+        return earlier if earlier.is_dir() else self.work / name / "teacher"
+
+    def features_folder(self) -> Path:
+        """Return the folder of the metrics' classifier: of an earlier call, or made here."""
+        earlier = self.start / "features"
+        return earlier if earlier.is_dir() else self.work / "features"
 
     def teacher(self, name: str) -> list[Step]:
         """Return the steps to the parts and the teacher of a recipe."""
@@ -113,9 +145,9 @@ class Plan:
         return [Step(parts, (needs,)), Step(train, (self.images("prompt"),))]
 
     def plan(self, name: str) -> list[str]:
-        """Return the stages of a recipe where they are others here: as those of flow-small."""
-        stages = "{parent: teacher, steps: 4, order: 2, substeps: 4}, {parent: student-4, steps: 2}"
-        return [f"distill.stages=[{stages}]"] if name == "latent-small" else []
+        """Return the stages of a recipe where they are others here: a student straight from it."""
+        stages = "[{parent: teacher, steps: 4, order: 2, substeps: 4}]"
+        return [f"distill.stages={stages}"] if name == "latent-small" else []
 
     def cells(self, recipe: str, model: str, run: str, own: Sequence[str]) -> Step:
         """Return the step that measures the teacher of a model alone, as a recipe asks."""
@@ -129,7 +161,7 @@ class Plan:
 
         cells: name of the run that measures the teacher, while the students are trained.
         """
-        teacher, before = self.work / model / "teacher", self.work / "cells" / cells
+        teacher, before = self.teacher_folder(model), self.work / "cells" / cells
         given = () if out == teacher.parent else ("--teacher", str(teacher))
         distill = ("distill", recipe, "--out", str(out), *given, *self.set(model, own))
         copied = ("copy", str(before / "evaluation"), str(out / "evaluation"))
@@ -165,6 +197,23 @@ class Plan:
             Step(("report", *common, *given)),
         ]
 
+    def pixels(self, recipe: str, seed: int, stages: str) -> list[Step]:
+        """Return the steps to a pixel model and its students straight from the guided pair."""
+        name = f"{recipe}-{seed}" if recipe == "digits" else recipe
+        own = ["evaluate.teacher_steps=[]", "evaluate.stage_one_steps=[]", f"seed={seed}"]
+        own += ["evaluate.solver_steps=[]", "evaluate.reference_steps=64"]
+        common = ("--out", str(self.work / "pixels" / name))
+        if recipe == "digits":
+            common += ("--device", "cpu")
+        else:
+            own += [f"data.name={self.data}"]
+        own += [f"distill.stages={stages}", *(TINY if self.tiny else ())]
+        settings = [x for s in own for x in ("--set", s)]
+        return [
+            Step(("train", recipe, *common, *settings)),
+            Step(("report", recipe, *common, *settings)),
+        ]
+
     def features(self) -> Step:
         """Return the step that trains the classifier of the metrics."""
         out = ("--out", str(self.work / "features"), "--name", "cifar32", "--size", "32")
@@ -174,7 +223,7 @@ class Plan:
 
     def report(self, recipe: str, model: str, out: Path, own: Sequence[str]) -> Step:
         """Return the step that measures what is not measured yet, and writes the report."""
-        teacher, features = self.work / model / "teacher", self.work / "features"
+        teacher, features = self.teacher_folder(model), self.features_folder()
         given = () if out == teacher.parent else ("--teacher", str(teacher))
         settings = self.set(model, [*own, f"evaluate.features={features}"])
         command = ("report", recipe, "--out", str(out), *given, *settings)
@@ -306,6 +355,8 @@ def drive(given: argparse.Namespace) -> None:
     for name in ("logs", "chains"):
         (given.work / name).mkdir(parents=True, exist_ok=True)
     given.out.mkdir(parents=True, exist_ok=True)
+    if given.start is not None:
+        unpack(given.start, given.work / "start")
     plan = Plan(given.work, given.data, tiny=given.tiny)
     names = given.chains or list(plan.chains())
     results: dict[str, Any] = {
@@ -385,6 +436,8 @@ def machine() -> dict[str, Any]:
 def pack(given: argparse.Namespace) -> dict[str, str]:
     """Write the archives; return file -> its size, or why it is not there."""
     work, packed = given.work, {}
+    for teacher in work.glob("pixels/digits-*/teacher"):
+        _copy([str(teacher), str(work / "pixels/teachers" / teacher.parent.name)])
     parts = [*work.glob("parts/*-unfinished"), work / "features"]
     wanted: dict[str, list[Path]] = {
         "reports": [*_reported(work), *(p for pattern in PICTURES for p in work.glob(pattern))],
@@ -401,6 +454,17 @@ def pack(given: argparse.Namespace) -> dict[str, str]:
         if size > LIMIT:
             path.unlink()
     return packed
+
+
+def unpack(earlier: Path, to: Path) -> None:
+    """Unpack the teachers, parts and classifier of an earlier call, unless they are there."""
+    if to.is_dir():
+        return
+    partial = to.with_name(to.name + "-unfinished")
+    for name in ("parts", "latent-small-teacher", "flow-small-teacher"):
+        with tarfile.open(earlier / f"{name}.tar.gz") as archive:
+            archive.extractall(partial, filter="data")
+    partial.rename(to)
 
 
 def _reported(work: Path) -> list[Path]:
@@ -424,6 +488,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of what is to be kept")
     parser.add_argument("--work", type=Path, help="folder of the rest; by default OUT/work")
     parser.add_argument("--data", type=Path, required=True, help="a parquet file of images")
+    parser.add_argument("--start", type=Path, help="folder of the archives of an earlier call")
     parser.add_argument("--minutes", type=float, default=9.0, help="time for everything; default 9")
     parser.add_argument("--chains", type=lambda t: t.split(","), help="only these, by their names")
     parser.add_argument(
