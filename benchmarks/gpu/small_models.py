@@ -35,18 +35,21 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKING = 25.0  # seconds kept for packing
+PACKING = 12.0  # seconds kept for packing
 LIMIT = 16 * 2**20  # bytes of a file that comes back
+TOTAL = 56 * 2**20  # bytes of all files together
 # Name of the file -> folder of a model, in the order of their worth.
 MODELS = {
     "latent-small-teacher": "latent-small/teacher",
+    "flow-small-teacher": "flow-small/teacher",
     "latent-small-student-4": "latent-small/student-4",
     "flow-small-student-4": "flow-small/student-4",
-    "flow-small-teacher": "flow-small/teacher",
+    "flow-small-student-2": "flow-small/student-2",
     "latent-small-one": "one/latent-small/student-4",
     "cifar10-small-teacher": "pixels/cifar10-small/teacher",
     "digits-teachers": "pixels/teachers",
 }
+GIVEN = ("parts", "latent-small-teacher", "flow-small-teacher")  # to a call with --start
 REPORTED = ("*.json", "*.csv", "*.md", "*.yaml", "*.jsonl", "*.txt")
 STOCK = ("config.json", "model_index.json", "tokenizer.json", "vocab.json", "tokenizer_config.json")
 SKIPPED = {"checkpoints", "tensorboard", "features", "parts", "cache", "reference"}
@@ -173,12 +176,14 @@ class Plan:
 
     def strong(self, model: str, cells: str, states: str) -> list[Step]:
         """Return the steps to students by targets of both orders at these states."""
-        steps = []
+        train, measure = [], []
         for order in (2, 1):
             own = [f"distill.stages.0.order={order}", f"distill.states={states}"]
             out = self.work / "strong" / model / f"order-{order}-{states}"
-            steps += self.students("strong-guidance", model, out, cells, own)
-        return steps
+            steps = self.students("strong-guidance", model, out, cells, own)
+            train.append(steps[0])
+            measure += steps[1:]
+        return train + measure
 
     def digits(self, seed: int) -> list[Step]:
         """Return the steps to both kinds of features of w on the digits, which take no GPU."""
@@ -430,6 +435,7 @@ def machine() -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU",
         "cores": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version(),
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
     }  # fmt: skip
 
 
@@ -443,15 +449,28 @@ def pack(given: argparse.Namespace) -> dict[str, str]:
         "reports": [*_reported(work), *(p for pattern in PICTURES for p in work.glob(pattern))],
         "parts": [p for p in parts if p.is_dir()],
         **{name: [work / folder] for name, folder in MODELS.items() if (work / folder).is_dir()},
+        # A student without a report can be measured elsewhere.
+        **{
+            "-".join(p.parts[-3:-1]): [p]
+            for p in sorted(work.glob("strong/*/*/student-4"))
+            if not (p.parent / "report.json").is_file()
+        },
     }
-    for name in ("reports", "parts", *MODELS):
-        if not wanted.get(name):
-            packed[name] = "not made"
+    total = 0
+    for name in ("reports", "parts", *dict.fromkeys([*MODELS, *wanted])):
+        if name in packed:
+            continue
+        given_before = given.start is not None and name in GIVEN
+        if not wanted.get(name) or given_before:
+            packed[name] = "not made here"
             continue
         path = given.out / f"{name}.tar.gz"
         size = _archive(path, wanted[name], work)
-        packed[name] = f"{size:,} bytes" if size <= LIMIT else f"left out: {size:,} bytes"
-        if size > LIMIT:
+        kept = size <= LIMIT and total + size <= TOTAL
+        packed[name] = f"{size:,} bytes" if kept else f"left out: {size:,} bytes"
+        if kept:
+            total += size
+        else:
             path.unlink()
     return packed
 
@@ -461,7 +480,7 @@ def unpack(earlier: Path, to: Path) -> None:
     if to.is_dir():
         return
     partial = to.with_name(to.name + "-unfinished")
-    for name in ("parts", "latent-small-teacher", "flow-small-teacher"):
+    for name in GIVEN:
         with tarfile.open(earlier / f"{name}.tar.gz") as archive:
             archive.extractall(partial, filter="data")
     partial.rename(to)
