@@ -77,7 +77,7 @@ def test_transformers_compute_in_bf16_and_their_velocity_is_float32(kind: str) -
     twice = torch.cat([z, z])
     both = model.clock.velocity(predicted, twice, torch.cat([phi, phi]))
     torch.testing.assert_close(v, guide(*both.chunk(2), w), rtol=0, atol=1e-5)
-    assert 0 < float((v - exact).norm() / exact.norm()) < 0.05
+    assert 0 < float((v - exact).norm() / exact.norm()) < 0.1
 
 
 @pytest.mark.parametrize(
