@@ -31,7 +31,7 @@ $(VENV)/.docs: $(VENV)/.runtime
 	$(PIP) -e ".[docs]"
 	touch $@
 
-demo: $(VENV)/.runtime  ## the method on the embedded digits, in about two minutes on two cores: runs/demo/report.html
+demo: $(VENV)/.runtime  ## the method on the embedded digits, in about three minutes with installation: runs/demo/report.html
 	$(BIN)/fewstep demo
 
 play: $(VENV)/.web  ## a page with the guidance slider, on the models of the demo
