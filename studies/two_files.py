@@ -6,7 +6,8 @@ r"""Measure what the two LoRA files of a student cost beside its folder, at seve
 The student must be one of a single feature of w (`network.w_features: one`). At each rank it is
 exported as two LoRA files over its teacher (`fewstep export --to lora`), which stock diffusers
 loads; "full" keeps every singular value. Paired distances are to the teacher's many steps, and to
-the student's folder. Every cell is kept under --out, and not measured again.
+the student's folder. Every cell is kept in OUT/evaluation, and not measured again; a copy of the
+folder `evaluation` of the run that made the student saves the teacher's cells.
 
 The table is printed, and written to OUT/two-files.md and OUT/two-files.csv.
 """
@@ -34,12 +35,12 @@ from fewstep.measure.evaluate import Evaluation
 from fewstep.metrics import paired_rms
 from fewstep.models import Model
 from fewstep.models.lora import ADAPTER
+from fewstep.recipes.config import load_recipe
 from studies.cells import RMS
 from studies.common import argument_parser, joined, markdown
 
 FULL = "full"
 MOST = 16_384  # singular values: more than a layer has
-CAPTION = "a photo of a {}"  # the first of latent-small's, by which its cells are measured
 NUMBERS = ("megabytes", "left out", "fd", "to the teacher", "to the folder")
 
 
@@ -77,7 +78,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("images", help="the training images, a parquet file")
     parser.add_argument("features", type=Path, help="a vision model's folder, or Inception's file")
     parser.add_argument("--out", type=Path, required=True, help="where files and figures are kept")
-    parser.add_argument("--caption", default=CAPTION, help=f"of a class; default {CAPTION!r}")
+    parser.add_argument(
+        "--recipe", default="latent-small", help="whose images and prompts; default latent-small"
+    )
     parser.add_argument("--ranks", nargs="+", type=rank_of, default=[4, 16, 64, FULL])
     parser.add_argument("--w", nargs="+", type=float, default=[1.0, 2.0, 4.0, 7.0])
     parser.add_argument("--samples", type=int, default=2000, help="per cell; default 2000")
@@ -88,7 +91,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda; default cpu")
     given = parser.parse_args(arguments)
     evaluation = Evaluation(
-        data_of(given.images, given.size, given.caption),
+        data_of(given.recipe, given.images, given.size),
         given.out / "evaluation",
         given.samples,
         given.seed,
@@ -105,9 +108,10 @@ def main(arguments: Sequence[str]) -> None:
     print(table)
 
 
-def data_of(images: str, size: int, caption: str) -> DataConfig:
-    """Return the images of a parquet file with classes, whose prompts are made by a template."""
-    return DataConfig(name=images, size=size, held_out=0.05, captions=(caption,))
+def data_of(recipe: str, images: str, size: int) -> DataConfig:
+    """Return a recipe's images, so that cells of its run are found where they are under --out."""
+    settings = (f"data.name={json.dumps(images)}", f"data.size={size}")
+    return load_recipe(recipe, settings).data
 
 
 def rank_of(text: str) -> int | str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -194,6 +195,18 @@ def test_a_backward_pass_is_not_measured_where_memory_is_saved(
         run = Run(recipe(home, distill=settings), tmp_path / "run", "cpu", progress=False)
         assert speed_of(run, [home / "teacher"]) is not None
         assert any(asked) == measured
+
+
+def test_the_first_call_of_a_network_does_not_count(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 100.0, 0.0, 0.5, *[0.0] * 1000])  # a cold call of 100 seconds
+    fake = SimpleNamespace(perf_counter=lambda: next(clock))
+    monkeypatch.setattr("fewstep.recipes.duration.time", fake)
+    run = Run(recipe(home), tmp_path / "run", "cpu", progress=False)
+    speed = speed_of(run, [home / "teacher"])
+    assert speed is not None
+    assert speed.forward == 0.5
 
 
 def test_a_stage_one_of_a_narrow_range_is_not_asked_outside(home: Path, tmp_path: Path) -> None:

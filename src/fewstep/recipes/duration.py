@@ -112,9 +112,9 @@ def _measured(model: Model, size: int, device: torch.device, *, backward: bool) 
 
 
 def _seconds(call: Callable[[int], None], count: int, device: torch.device) -> float:
-    """Return the shortest time of a few calls with a batch of `count`."""
+    """Return the shortest time of a few calls with a batch of `count`, the first of them cold."""
     times: list[float] = []
-    while len(times) < REPEATS and sum(times) < AT_MOST:
+    while len(times) < 2 or (len(times) < REPEATS and sum(times) < AT_MOST):
         _wait(device)
         started = time.perf_counter()
         call(count)
