@@ -102,7 +102,9 @@ def test_evaluate_prints_and_keeps_a_table(run: Path, tmp_path: Path) -> None:
         ("student-2", 0.0, 2),
         ("student-2", 1.0, 2),
     ]
-    assert all(r["rms_to_teacher"] > 0 and r["fd_digits"] > 0 for r in rows)
+    positive = ("rms_to_teacher", "fd_to_teacher", "fd_digits")
+    assert all(r[key] > 0 for r in rows for key in positive)
+    assert "fd_to_teacher has a floor" in done.stdout
     with closing(sqlite3.connect(tmp_path / "e" / "results.sqlite")) as db:
         kept = db.execute("SELECT model, w, samples, seed, weights_sha256 FROM cells").fetchall()
     assert len(kept) == 6  # the teacher's two are the reference
@@ -110,7 +112,7 @@ def test_evaluate_prints_and_keeps_a_table(run: Path, tmp_path: Path) -> None:
         (m, w) for m in ("teacher", "student-4", "student-2") for w in (0.0, 1.0)
     }
     assert all(samples == 40 and seed == 0 and len(sha) == 64 for *_, samples, seed, sha in kept)
-    for name in ("table.md", "plots/score.svg", "plots/fd-w1.svg", "sheets/w0.png"):
+    for name in ("table.md", "plots/score.svg", "plots/fd-to-teacher-w1.svg", "sheets/w0.png"):
         assert (tmp_path / "e" / name).stat().st_size > 100
     with (tmp_path / "e" / "table.csv").open() as file:
         assert [float(r["fd_digits"]) for r in csv.DictReader(file)] == [
@@ -131,7 +133,7 @@ def test_demo_of_a_tiny_recipe_ends_in_a_report(recipe: Path, run: Path, tmp_pat
     assert page == out / "report.html"
     report = json.loads((out / "report.json").read_text())
     keys = {"model", "sampler", "steps", "evaluations", "w", "fd_digits", "score", "accuracy"}
-    keys |= {"variance", "nearest", "rms_to_teacher", "seconds_per_image"}
+    keys |= {"variance", "nearest", "rms_to_teacher", "fd_to_teacher", "seconds_per_image"}
     keys |= {"kd_digits", "precision", "recall"}
     assert all(set(row) == keys for row in report["rows"])
     cells = {(r["model"], r["sampler"], r["steps"], r["w"]) for r in report["rows"]}

@@ -10,9 +10,11 @@ import pytest
 from fewstep.measure.cell import DDIM, Cell, Cells, Line
 from fewstep.metrics import Figures
 
-FIGURES = Figures("fd_x", 2.0, 0.1, 0.9, 0.5, 8.0, 0.9, 7.0, 0.2, 0.1)
+FIGURES = Figures("fd_x", 2.0, 0.1, 0.9, 0.5, 8.0, 0.9, 7.0, 0.2, 0.1, 0.3)
 CELL = Cell("student-4", DDIM, 4, 1.0, 4, FIGURES, 0.25)
-REAL = Cell("held-out", None, None, None, 0, replace(FIGURES, rms_to_teacher=None))
+REAL = Cell(
+    "held-out", None, None, None, 0, replace(FIGURES, rms_to_teacher=None, fd_to_teacher=None)
+)
 
 
 @pytest.mark.parametrize("cell", [CELL, REAL, replace(CELL, figures=Figures("fid", 1.5, None))])
@@ -26,6 +28,8 @@ def test_a_cell_comes_back_from_its_row(cell: Cell) -> None:
 def test_figures_of_earlier_versions_are_read() -> None:
     old = Figures.named({"score": 8.0, "fd_x": 2.0, "of_another_time": 1.0})
     assert old == Figures("fd_x", 2.0, score=8.0)
+    names = {"fd_to_teacher": 0.1, "fd_x": 2.0}  # in the order of the database
+    assert Figures.named(names) == Figures("fd_x", 2.0, fd_to_teacher=0.1)
 
 
 def test_cells_are_found_by_line_and_w() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -218,7 +219,7 @@ def test_distances_of_real_images_and_noise(features: DigitsFeatures, reference:
     real = measure(x, labels, features=features, reference=reference)
     assert 0.7 < real["fd_digits"] < 1.5
     assert real["score"] > 6.5
-    assert real["rms_to_teacher"] is None
+    assert real["rms_to_teacher"] is real["fd_to_teacher"] is None
     noise = torch.randn((2000, 1, 8, 8), generator=generator("cpu", 0, "pure noise"))
     got = measure(noise, torch.arange(2000) % 10, features=features, reference=reference)
     assert 35 < got["fd_digits"] < 100
@@ -242,9 +243,11 @@ def test_class_averages_fool_the_classifier_and_not_the_rest(
 def test_measure_is_each_figure(features: DigitsFeatures, reference: Reference) -> None:
     x, labels = digits("held-out")
     moved = x * 0.9
-    got = measure(x, labels, features=features, reference=reference, teacher_samples=moved)
+    theirs = moments(features(moved).features)
+    shared: Any = {"features": features, "reference": reference}
+    got = measure(x, labels, **shared, teacher_samples=moved, teacher_moments=theirs)
     names = ["fd_digits", "kd_digits", "precision", "recall", "score", "accuracy"]
-    assert list(got) == [*names, "variance", "nearest", "rms_to_teacher"]
+    assert list(got) == [*names, "variance", "nearest", "rms_to_teacher", "fd_to_teacher"]
     out = features(x)
     known = features(digits("train")[0]).features
     assert got["kd_digits"] == pytest.approx(kernel_distance(out.features, known), rel=1e-6)
@@ -255,6 +258,8 @@ def test_measure_is_each_figure(features: DigitsFeatures, reference: Reference) 
         rel=1e-4,
     )
     assert got["rms_to_teacher"] == paired_rms(x, moved) > 0
+    apart = frechet_distance(moments(out.features), theirs)
+    assert got["fd_to_teacher"] == pytest.approx(apart, rel=1e-4)
     assert got["accuracy"] == features.held_out_accuracy
     assert all(isinstance(v, float) and math.isfinite(v) for v in got.values())
 
@@ -294,3 +299,31 @@ def test_samples_that_are_not_finite_are_counted(
         measure(bad, labels, features=features, reference=reference)
     with pytest.raises(NonFiniteError, match="2 of 300 teacher samples"):
         measure(x, labels, features=features, reference=reference, teacher_samples=bad)
+
+
+class Same:
+    """The images themselves as features."""
+
+    name, sha256, num_classes = "same", "0", None
+
+    def __call__(self, x: Tensor) -> FeatureOutput:
+        return FeatureOutput(x.flatten(1), None)
+
+
+def test_the_distance_of_two_gaussians_to_each_other_in_closed_form() -> None:
+    """|difference of means|^2 + |difference of deviations|^2, where covariances are diagonal."""
+    draws = torch.randn((50, 4), generator=generator("cpu", 0, "gaussians"), dtype=torch.float64)
+    draws -= draws.mean(0)
+    unit = draws @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(draws.T)).T)
+    means, deviations = torch.tensor([0.5, 0.0, -0.25, 1.0]), torch.tensor([1.0, 2.0, 0.5, 3.0])
+    ours = (unit * deviations + means).float().view(50, 1, 2, 2)
+    got = measure(
+        ours,
+        None,
+        features=Same(),
+        reference=Reference.build(ours, Same()),
+        teacher_moments=moments(unit),
+    )
+    want = float(means.square().sum() + (deviations - 1).square().sum())
+    assert got["fd_to_teacher"] == pytest.approx(want, rel=1e-5)
+    assert got["fd_same"] == pytest.approx(0.0, abs=1e-5)

@@ -42,7 +42,8 @@ class Plain:
 
 TRAIN = normal(0, 30, 1, 2, 2)
 FIGURES = {"fd_plain", "kd_plain", "precision", "recall", "score", "accuracy", "variance",
-           "nearest", "rms_to_teacher"}  # fmt: skip
+           "nearest", "rms_to_teacher", "fd_to_teacher"}  # fmt: skip
+TO_TEACHER = {"rms_to_teacher", "fd_to_teacher"}
 ONE_EACH, PAIRS = torch.arange(8) % 8, torch.arange(8) % 2
 
 
@@ -68,7 +69,7 @@ def test_a_figure_is_missing_for_a_reason(
     samples = normal(1, count, 1, 2, 2)
     got = measure_all(samples, labels, features=features, reference=reference)
     assert set(got.figures.by_name) == FIGURES
-    assert {k for k, v in got.figures.by_name.items() if v is None} == missing | {"rms_to_teacher"}
+    assert {k for k, v in got.figures.by_name.items() if v is None} == missing | TO_TEACHER
     assert set(got.missing) == missing
     for reason in got.missing.values():
         assert not reason[0].islower()
@@ -92,7 +93,7 @@ def test_features_that_are_not_finite_give_no_figures() -> None:
     broken = Plain(value=float("nan"))
     reference = Reference.build(TRAIN, Plain())
     got = measure_all(normal(1, 8, 1, 2, 2), PAIRS, features=broken, reference=reference)
-    assert set(got.missing) == FIGURES - {"variance", "nearest", "rms_to_teacher"}
+    assert set(got.missing) == FIGURES - {"variance", "nearest", *TO_TEACHER}
     assert all(v is None or v == v for v in got.figures.by_name.values())
     nothing = no_figures(Plain(), "The images are lost.")
     assert set(nothing.figures.by_name) == FIGURES

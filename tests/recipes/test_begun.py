@@ -446,7 +446,7 @@ def test_a_report_ends_beside_files_of_the_users_in_a_students_folder(
     (out / "student-4" / "notes.txt").write_text("mine")
     lines: list[str] = []
     made = Run(load_recipe(str(recipe)), out, "cpu", lines.append, progress=False)
-    figures = Figures("fd_digits", 1.5, rms_to_teacher=0.5)
+    figures = Figures("fd_digits", 1.5, rms_to_teacher=0.5, fd_to_teacher=0.25)
     cells = [Cell("student-4", "deterministic", 4, 1.0, 4, figures)]
     model = load(out / "student-4")
     _keep_figures(made, "student-4", "student-4", model, cells)
@@ -455,4 +455,6 @@ def test_a_report_ends_beside_files_of_the_users_in_a_students_folder(
     (out / "student-4" / "notes.txt").unlink()
     _keep_figures(made, "student-4", "student-4", load(out / "student-4"), cells)
     card = json.loads((out / "student-4" / "fewstep.json").read_text())
-    assert card["figures"] == {"fd_digits at w=1": 1.5, "rms_to_teacher at w=1": 0.5}
+    names = ("fd_digits", "rms_to_teacher", "fd_to_teacher")
+    kept = dict(zip((f"{name} at w=1" for name in names), (1.5, 0.5, 0.25), strict=True))
+    assert card["figures"] == kept

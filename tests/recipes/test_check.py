@@ -152,7 +152,9 @@ def test_a_report_counts_its_evaluations() -> None:
         w=(0.0, 1.0), reference_sampler="heun", reference_steps=8, teacher_steps=(2,)
     )
     # Heun: 15 calls, guided where w is not 0; DDIM of 2 steps; the student of 4 steps.
-    assert evaluations_of(plan, settings) == (15 + 30) + (2 + 4) + (4 + 4)
+    once = settings.model_copy(update={"fd_to_teacher": False})
+    assert evaluations_of(plan, once) == (15 + 30) + (2 + 4) + (4 + 4)
+    assert evaluations_of(plan, settings) == evaluations_of(plan, once) + (15 + 30)
 
 
 def test_a_plan_takes_the_time_of_its_evaluations() -> None:

@@ -245,7 +245,7 @@ def test_a_model_that_gives_no_numbers_gives_no_figures(
     )
     assert code == 0, err
     (row,) = json.loads((tmp_path / "e" / "evaluation.json").read_text())
-    figures = ("fd_tiny", "kd_tiny", "precision", "variance", "rms_to_teacher")
+    figures = ("fd_tiny", "kd_tiny", "precision", "variance", "rms_to_teacher", "fd_to_teacher")
     assert all(row[k] is None for k in figures)
     assert "8 of 8 samples are infinite or not a number" in table
     assert not list((tmp_path / "e").rglob("*.png"))

@@ -159,6 +159,7 @@ def test_a_recipe_goes_from_data_to_a_report(name: str, report: Any) -> None:
         if row["model"] != "held-out":
             assert row[fd] is not None
             assert row["rms_to_teacher"] is not None
+            assert row["fd_to_teacher"] is not None
         for key, value in row.items():
             explained = any(key in line.partition("(")[0] for line in data["missing"])
             assert value is not None or row["model"] == "held-out" or explained, (row, key)

@@ -22,7 +22,8 @@ from fewstep.show.weak import Warned
 
 KEYS = {
     *("model", "sampler", "steps", "evaluations", "w", "fd_digits", "kd_digits", "precision"),
-    *("recall", "score", "accuracy", "variance", "nearest", "rms_to_teacher", "seconds_per_image"),
+    *("recall", "score", "accuracy", "variance", "nearest", "rms_to_teacher", "fd_to_teacher"),
+    "seconds_per_image",
 }
 
 
@@ -36,6 +37,7 @@ def cell(model: str, steps: int, w: float, fd: float, sampler: str = DDIM) -> Ce
         variance=7.0,
         nearest=0.25,
         rms_to_teacher=0.0 if steps == 256 else 0.1 / steps,
+        fd_to_teacher=0.03 if steps == 256 else 0.5 / steps,
     )
     return Cell(model, sampler, steps, w, evaluations, figures, 1e-3 * evaluations)
 
@@ -98,6 +100,15 @@ def test_the_headline_is_computed_from_the_rows() -> None:
     assert "<b>1.50</b> against the teacher's 1.00" in page
     assert "2.00 for the teacher's own 4 DDIM steps (8 evaluations)" in page
     assert "<b>128 times faster</b>" in page
+    assert "the distance between two sets of its samples: 0.03 at w = 1." in page
+
+
+def test_the_distance_to_the_teachers_samples_may_be_left_out() -> None:
+    left = changed(study(), lambda c: replace(c, figures=replace(c.figures, fd_to_teacher=None)))
+    pages = [render(made) for made in (study(), left)]
+    assert ["<figcaption>fd_to_teacher at w = 1" in page for page in pages] == [True, False]
+    assert "two sets of its samples" not in pages[1]
+    assert pages[0].count("<svg") == pages[1].count("<svg") + 1
 
 
 def test_the_reference_may_be_of_another_sampler() -> None:

@@ -44,6 +44,11 @@ WEAK_TEACHER = cell("teacher", precision=0.2, accuracy=0.3)
         ({"accuracy": 0.4}, "recognises 40%", (None, "score")),
         ({"accuracy": None}, "is unknown", (None, "accuracy")),
         ({"task": "rotations"}, "how far an image was turned", (None, "fd_x")),
+        (
+            {"teachers": [cell("teacher", steps=64, fd_to_teacher=0.0312)]},
+            "0.0312 at w = 1",
+            (None, "fd_to_teacher"),
+        ),
         ({"teachers": [WEAK_TEACHER]}, "20% of its samples", (None, "rms_to_teacher")),
         ({"teachers": [cell("teacher", fd=9.0)]}, "A lower fd_x", (2, "fd_x")),
         ({"cells": Cells([cell("s", STOCHASTIC)])}, "not paired", (0, "rms_to_teacher")),
@@ -66,7 +71,8 @@ def test_a_weak_figure_is_marked_and_explained(
 
 def test_each_rule_can_warn() -> None:
     cells = Cells([HELD_OUT, cell("s", STOCHASTIC, fd=0.1)])
-    weak = Measurements(cells, [WEAK_TEACHER], 8, 64, 60, 0.3, 0.25, 3, True, "rotations")
+    teacher = replace(WEAK_TEACHER, figures=replace(WEAK_TEACHER.figures, fd_to_teacher=0.1))
+    weak = Measurements(cells, [teacher], 8, 64, 60, 0.3, 0.25, 3, True, "rotations")
     unknown = replace(weak, accuracy=None)
     for rule in RULES:
         assert list(rule(weak)) or list(rule(unknown)), rule.__name__

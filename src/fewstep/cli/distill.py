@@ -82,9 +82,11 @@ def describe(recipe: Recipe, speed: Speed | None = None) -> str:
 
     speed: of the network on this machine; without it there are no times.
     """
+    from fewstep.recipes.wanted import evaluations_of
     from fewstep.train.progress import duration
 
     plan, batch = recipe.distill.plan(), recipe.distill.batch_size
+    drawn = recipe.evaluate.samples * evaluations_of(plan, recipe.evaluate)
 
     def seconds(*stages: Stage) -> str:
         return "" if speed is None else duration(speed.distillation(stages, batch))
@@ -99,6 +101,8 @@ def describe(recipe: Recipe, speed: Speed | None = None) -> str:
         lines.append(_line(s.name, s.parent, steps, substeps, order, updates, cost, seconds(s)))
     cost = f"{plan.cost(batch).evaluations:,}"
     lines.append(_line("all", "", "", "", "", "", cost, seconds(*plan)))
+    time = "" if speed is None else duration(drawn * speed.forward)
+    lines.append(_line("figures of a report", "", "", "", "", "", f"{drawn:,}", time))
     lines.append("evaluations: calls of one network on one example; a backward pass counts as two")
     lines.append(
         "time: not estimated, since the network is not there to be measured"

@@ -76,6 +76,14 @@ def evaluate_command(
             show_default=str(REFERENCE_STEPS),
         ),
     ] = None,
+    fd_to_teacher: Annotated[
+        bool,
+        typer.Option(
+            "--fd-to-teacher/--no-fd-to-teacher",
+            help="Measure the Fréchet distance to that teacher's samples of another seed, which "
+            "are drawn for it.",
+        ),
+    ] = True,
     fid: Annotated[
         Path | None,
         typer.Option(
@@ -137,6 +145,7 @@ def evaluate_command(
         teacher,
         REFERENCE_STEPS if reference_steps is None else reference_steps,
         reference_given=reference_steps is not None,
+        fd_to_teacher=fd_to_teacher,
     )
     columns = comparison.columns(tell)
     cards = [card_in(folder) for folder in comparison.models]

@@ -13,9 +13,7 @@ is another cell.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,28 +24,27 @@ from torch import Tensor
 from fewstep.core.denoiser import Guided, cheapest, traits_of
 from fewstep.core.samplers import get_sampler
 from fewstep.data import DataConfig, Dataset, open_dataset
-from fewstep.errors import DataError, EmptySplitError, NonFiniteError
+from fewstep.errors import DataError, EmptySplitError
 from fewstep.limit import is_time_up, stop_when_time_is_up
 from fewstep.measure.cell import DDIM, Cell
 from fewstep.measure.conditions import Conditions
 from fewstep.measure.database import Inputs, Record, Results, key_of, what_changed
-from fewstep.measure.dealing import dealt
-from fewstep.measure.drawing import How, drawer, look
+from fewstep.measure.drawing import How
 from fewstep.measure.identity import identity_of
-from fewstep.measure.images import BYTES, KEPT, ImageFile, image_writer
+from fewstep.measure.images import BYTES, KEPT, ImageFile
+from fewstep.measure.measured import draw_and_measure
 from fewstep.measure.origin import origin
 from fewstep.measure.own_features import features_of
+from fewstep.measure.redrawn import NOT_DRAWN, Redrawn
 from fewstep.measure.reference import MOST, everything, reference_of
-from fewstep.measure.room import at_once, check_disk
+from fewstep.measure.room import check_disk
 from fewstep.measure.solvers import SOLVERS
 from fewstep.metrics import (
+    FD_TO_TEACHER,
     RMS,
     Features,
-    Measuring,
     Reference,
-    Rows,
     measure_all,
-    no_figures,
 )
 from fewstep.models import Model
 from fewstep.train import agreed, is_main, main_first
@@ -172,13 +169,15 @@ class Evaluation:
         steps: int | None = None,
         sampler: str | None = None,
         teacher: Cell | None = None,
+        redrawn: Redrawn | None = None,
     ) -> Cell:
         """Return the cell, measured now or kept from before.
 
         name: of the model in the table. sampler: one of `fewstep.core.samplers.SAMPLERS` or of
         `fewstep.measure.solvers.SOLVERS`. teacher: the cell of the many-step teacher at the same
-        w, which the paired distance refers to. Images that are not finite give a cell without
-        figures. Raises RangeError as `fewstep.sample` does.
+        w, which the paired distance refers to. redrawn: that teacher's samples of another seed; a
+        kept cell without the distance to them gets it. Images that are not finite give a cell
+        without figures. Raises RangeError as `fewstep.sample` does.
         """
         self._open_features()
         traits = traits_of(model)
@@ -198,10 +197,12 @@ class Evaluation:
         if found is None:
             check_disk(self.samples, self.dataset.shape, "samples", self.folder)
             _ = self.reference  # which all processes make together
-            found = agreed(self._measure(model, inputs, teacher, path))
+            found = agreed(self._measure(model, inputs, teacher, redrawn, path))
             assert found is not None
             cell = f"the cell of {name} at {steps} steps and w = {w:g}"
             stop_when_time_is_up(cell, agreed(is_time_up()))
+        if redrawn is not None:
+            found = agreed(redrawn.added_to(found, path))
         return _cell(found, path, "No teacher was given to compare with.")
 
     def open(self) -> None:
@@ -214,42 +215,30 @@ class Evaluation:
             _ = self.dataset, self.features
 
     def _measure(
-        self, model: Model | Guided, inputs: Inputs, teacher: Cell | None, path: Path
+        self,
+        model: Model | Guided,
+        inputs: Inputs,
+        teacher: Cell | None,
+        redrawn: Redrawn | None,
+        path: Path,
     ) -> Record | None:
         """Draw a cell and keep its images and figures; return its record in the main process."""
         w, steps, sampler = inputs["w"], inputs["steps"], inputs["sampler"]
-        draw = drawer(model, How(sampler, steps, w, self.seed), self.conditions, self.features)
-        turns = dealt(self.samples, at_once(self.batch_size, self.dataset.shape), draw)
-        if not is_main():
-            with suppress(NonFiniteError), self.conditions.opened(model):
-                deque(turns, 0)
+        how = How(sampler, steps, w, self.seed)
+        found = draw_and_measure(self, model, how, path, teacher, redrawn)
+        if found is None:
             return None
-        theirs, seconds = None if teacher is None else teacher.file, None
-        theirs = theirs if theirs is not None and theirs.count >= self.samples else None
-        try:
-            with Rows(path.parent) as rows, self.conditions.opened(model):
-                labels = self.conditions.labels_for(model)
-                measuring = Measuring(self.samples, labels, self.features, self.reference, rows)
-                shape, whole = self.dataset.shape, teacher is None
-                with image_writer(path, self.samples, shape, whole) as writer:
-                    seconds = look(turns, writer, measuring, theirs) / self.samples
-                measured = measuring.measured()
-            if teacher is not None and theirs is None:
-                measured.missing[RMS] = "The images of the teacher are infinite or not a number."
-        except NonFiniteError as error:
-            measured = no_figures(self.features, f"{error}")
-            with image_writer(path, 0, self.dataset.shape):
-                pass
         known = self.results.get(key_of(inputs))
         if known is not None:  # only its images were lost
             return known
-        name, figures = inputs["model"], measured.figures
+        (figures, missing), seconds = found
+        name = inputs["model"]
         again = what_changed(self.results.like(name, inputs), inputs)
         spent = _evaluations(model, w, steps, sampler)
-        found = self.keep(inputs, spent, figures.by_name, measured.missing, seconds)
+        record = self.keep(inputs, spent, figures.by_name, missing, seconds)
         shown = "none" if figures.fd is None else f"{figures.fd:.3f}"
         self.say(f"{name} {sampler} {steps} steps, w = {w:g}: {figures.fd_name} {shown}{again}")
-        return found
+        return record
 
     def inputs(
         self,
@@ -323,4 +312,6 @@ def _cell(found: Record, path: Path | None, unpaired: str) -> Cell:
     missing = dict(found.missing)
     if found.figures.get(RMS) is None:
         missing.setdefault(RMS, unpaired)
+    if found.figures.get(FD_TO_TEACHER) is None:
+        missing.setdefault(FD_TO_TEACHER, NOT_DRAWN)
     return Cell.of(vars(found), found.figures, missing=missing, key=found.key, path=path)

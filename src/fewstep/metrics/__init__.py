@@ -19,6 +19,7 @@ from fewstep.metrics.cell import (
 from fewstep.metrics.digits_features import DigitsFeatures, digits_features
 from fewstep.metrics.diversity import nearest_distance, within_class_variance
 from fewstep.metrics.features import (
+    FD_TO_TEACHER,
     FeatureOutput,
     Features,
     distance_key,
@@ -26,7 +27,7 @@ from fewstep.metrics.features import (
     extract,
 )
 from fewstep.metrics.figures import RMS, Figures
-from fewstep.metrics.frechet import Moments, frechet_distance, moments
+from fewstep.metrics.frechet import Moments, RunningMoments, frechet_distance, moments
 from fewstep.metrics.inception import InceptionFeatures
 from fewstep.metrics.kernel import kernel_distance
 from fewstep.metrics.manifold import precision_recall
@@ -52,6 +53,7 @@ def open_features(path: Path, device: str = "cpu") -> Features:
 
 
 __all__ = [
+    "FD_TO_TEACHER",
     "RMS",
     "DigitsFeatures",
     "FeatureOutput",
@@ -63,6 +65,7 @@ __all__ = [
     "Moments",
     "Reference",
     "Rows",
+    "RunningMoments",
     "ScriptedInception",
     "VisionFeatures",
     "accuracy",

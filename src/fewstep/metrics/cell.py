@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -11,9 +12,15 @@ from torch import Tensor
 
 from fewstep.errors import DataError, FewstepError, NonFiniteError, ShapeError
 from fewstep.metrics.diversity import RunningVariance
-from fewstep.metrics.features import FeatureOutput, Features, distance_names, extract
+from fewstep.metrics.features import (
+    FD_TO_TEACHER,
+    FeatureOutput,
+    Features,
+    distance_names,
+    extract,
+)
 from fewstep.metrics.figures import RMS, Figures
-from fewstep.metrics.frechet import RunningMoments, frechet_distance
+from fewstep.metrics.frechet import Moments, RunningMoments, frechet_distance
 from fewstep.metrics.kernel import kernel_distance
 from fewstep.metrics.manifold import precision_recall
 from fewstep.metrics.paired import RunningRms
@@ -29,8 +36,8 @@ NEIGHBOURS = 3
 class Measured(NamedTuple):
     """Figures of a cell, and why some of them are None.
 
-    missing: the reason of each figure that is None, by its name, but of `rms_to_teacher` where
-    there are no teacher samples.
+    missing: the reason of each figure that is None, by its name, but of `rms_to_teacher` and
+    `fd_to_teacher` where there is nothing of a teacher to compare with.
     """
 
     figures: Figures
@@ -44,6 +51,7 @@ def measure(
     features: Features,
     reference: Reference,
     teacher_samples: Tensor | None = None,
+    teacher_moments: Moments | None = None,
 ) -> dict[str, float | None]:
     """Return the figures of samples: a finite float each, or None where it cannot be measured.
 
@@ -53,8 +61,9 @@ def measure(
     `score` and `accuracy` of its classifier, sanity checks which class averages pass perfectly,
     None where it has no logits or (accuracy) they are not of the data's classes;
     `variance` within a class, on pixels; `nearest`, the distance to the nearest training image;
-    `rms_to_teacher`, None without teacher_samples. The published Inception's distances are
-    called `fid` and `kid`.
+    `rms_to_teacher`, None without teacher_samples; `fd_to_teacher`, the Fréchet distance to the
+    teacher's own samples, None without teacher_moments. The published Inception's distances to the
+    images are called `fid` and `kid`.
 
     Args:
         samples: (B, *D) in [-1, 1].
@@ -62,6 +71,7 @@ def measure(
         features: what the reference was built with.
         reference: of the training images.
         teacher_samples: (B, *D) the many-step teacher's samples from the same noise.
+        teacher_moments: of the many-step teacher's samples from other noise, in these features.
 
     Raises:
         DataError: no samples, or a reference of other features.
@@ -69,7 +79,12 @@ def measure(
         NonFiniteError: a sample is infinite or not a number.
     """
     measured = measure_all(
-        samples, labels, features=features, reference=reference, teacher_samples=teacher_samples
+        samples,
+        labels,
+        features=features,
+        reference=reference,
+        teacher_samples=teacher_samples,
+        teacher_moments=teacher_moments,
     )
     return measured.figures.by_name
 
@@ -81,6 +96,7 @@ def measure_all(
     features: Features,
     reference: Reference,
     teacher_samples: Tensor | None = None,
+    teacher_moments: Moments | None = None,
 ) -> Measured:
     """Return the figures of samples, and the reason of each one that is None.
 
@@ -91,7 +107,7 @@ def measure_all(
     if teacher_samples is not None:
         check_finite_images("teacher samples", teacher_samples)
     with Rows() as rows:
-        measuring = Measuring(len(samples), labels, features, reference, rows)
+        measuring = Measuring(len(samples), labels, features, reference, rows, teacher_moments)
         for first in range(0, max(1, len(samples)), AT_ONCE):
             part = slice(first, first + AT_ONCE)
             few = samples[part]
@@ -113,6 +129,7 @@ class Measuring:
         features: Features,
         reference: Reference,
         rows: Rows,
+        teacher_moments: Moments | None = None,
     ) -> None:
         """Expect `count` samples with these labels, (count,) or None; arguments as in `measure`.
 
@@ -131,6 +148,7 @@ class Measuring:
                 "id per sample."
             )
         self._labels, self._features, self._reference = labels, features, reference
+        self._teacher_moments = teacher_moments
         # Where comparing with every training image is quick.
         self._device: torch.device = getattr(features, "device", torch.device("cpu"))
         self._nearest = reference.nearest(self._device)
@@ -187,7 +205,8 @@ class Measuring:
                 if not math.isfinite(value):
                     missing[name] = "The result is infinite or not a number."
 
-        take((fd,), lambda: (self._frechet(),))
+        own = cache(self._moments.moments)  # with their decomposition, for both distances
+        take((fd,), lambda: (self._frechet(own),))
         take((kd,), lambda: (self._kernel(),))
         take(("precision", "recall"), self._precision_recall)
         take(("score",), lambda: (self._scored().value(),))
@@ -195,15 +214,18 @@ class Measuring:
         take(("variance",), lambda: (self._within_class(),))
         take(("nearest",), lambda: (self._nearest_distance(),))
         found[RMS] = None if self._rms is None else self._rms.value()
+        if self._teacher_moments is not None:
+            theirs = self._teacher_moments
+            take((FD_TO_TEACHER,), lambda: (frechet_distance(own(), theirs),))
         return Measured(Figures.named(found), missing)
 
-    def _frechet(self) -> float:
+    def _frechet(self, own: Callable[[], Moments]) -> float:
         theirs = self._reference.moments
         if theirs is None:
             raise DataError(
                 f"a Fréchet distance needs at least 2 training images, got {self._reference.count}."
             )
-        return frechet_distance(self._moments.moments(), theirs)
+        return frechet_distance(own(), theirs)
 
     def _kernel(self) -> float:
         return kernel_distance(self._rows, self._reference.features, device=self._device)

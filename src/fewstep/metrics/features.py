@@ -10,6 +10,8 @@ from torch import Tensor
 
 from fewstep.errors import DataError
 
+FD_TO_TEACHER = "fd_to_teacher"  # in any features: a distance to a teacher's samples
+
 
 class FeatureOutput(NamedTuple):
     """Features (B, D) and class logits (B, K) of a batch of images; None from no classifier."""
@@ -52,8 +54,9 @@ def distance_names(features: Features) -> tuple[str, str]:
 
 
 def distance_key(row: Mapping[str, Any]) -> str:
-    """Return the key of the Fréchet distance in a row of metrics."""
-    return next(k for k in row if k == "fid" or k.startswith("fd_"))
+    """Return the key of the Fréchet distance to the images in a row of metrics."""
+    names = (k for k in row if k == "fid" or k.startswith("fd_"))
+    return next(k for k in names if k != FD_TO_TEACHER)
 
 
 def extract(features: Features, x: Tensor, batch_size: int = 500) -> FeatureOutput:

@@ -25,6 +25,8 @@ class Figures:
         variance: within a class, on pixels.
         nearest: distance to the nearest training image.
         rms_to_teacher: paired distance to the many-step teacher's samples from the same noise.
+        fd_to_teacher: Fréchet distance to the many-step teacher's samples of another seed, at the
+            same w and in the same features. That of the teacher itself is the floor.
     """
 
     fd_name: str
@@ -37,6 +39,7 @@ class Figures:
     variance: float | None = None
     nearest: float | None = None
     rms_to_teacher: float | None = None
+    fd_to_teacher: float | None = None
 
     @property
     def kd_name(self) -> str:

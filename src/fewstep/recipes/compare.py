@@ -16,10 +16,11 @@ from fewstep.distill.plan import STAGE_ONE, TEACHER
 from fewstep.errors import FolderError, RangeError, ShapeError
 from fewstep.files.hub import local
 from fewstep.folders import card_in, image_shape, load
-from fewstep.measure.cell import Cell, Cells
+from fewstep.measure.cell import DDIM, Cell, Cells
 from fewstep.measure.conditions import has_classes
 from fewstep.measure.evaluate import Evaluation
 from fewstep.measure.identity import identity_of
+from fewstep.measure.redrawn import Redrawn
 from fewstep.measure.solvers import SOLVERS
 from fewstep.models import Card, card_of
 from fewstep.models.clocks.native import TIMESTEPS
@@ -50,6 +51,7 @@ class Comparison:
         teacher: folder of the many-step teacher; None for no paired distances.
         reference_steps: of that teacher; a default that its clock does not have is replaced.
         reference_given: whether it is no default.
+        fd_to_teacher: whether to measure the distance to the teacher's samples of another seed.
     """
 
     models: tuple[Path, ...]
@@ -59,6 +61,7 @@ class Comparison:
     teacher: Path | None
     reference_steps: int
     reference_given: bool = False
+    fd_to_teacher: bool = True
 
     @cached_property
     def cards(self) -> list[Card]:
@@ -218,11 +221,15 @@ def compare(evaluation: Evaluation, comparison: Comparison, columns: Sequence[Co
     """
     evaluation.open()
     teachers: dict[float, Cell] = {}
+    redrawn: dict[float, Redrawn] = {}
     if comparison.teacher is not None:
         steps = comparison.steps_of_teacher(evaluation.say)
         guide = load(comparison.teacher, evaluation.device)
+        others = comparison.ws if comparison.fd_to_teacher else ()
+        redrawn = {w: Redrawn(evaluation, guide, DDIM, steps, w) for w in others}
         for w in comparison.ws:
-            teachers[w] = evaluation.cell(TEACHER, guide, w=w, steps=steps)
+            again = redrawn.get(w)
+            teachers[w] = evaluation.cell(TEACHER, guide, w=w, steps=steps, redrawn=again)
     cells, roles = [], {TEACHER: TEACHER}
     for column in columns:
         model = load(column.folder, evaluation.device)
@@ -237,6 +244,7 @@ def compare(evaluation: Evaluation, comparison: Comparison, columns: Sequence[Co
                         steps=steps,
                         sampler=sampler,
                         teacher=teachers.get(w),
+                        redrawn=redrawn.get(w),
                     )
                 )
     return Compared(Cells(cells), list(teachers.values()), roles)

@@ -140,6 +140,8 @@ class EvaluateConfig(Part):
         teacher_steps, stage_one_steps: other numbers of steps to measure these models at.
         solver_steps: numbers of steps at which the teacher is also measured with the solvers of
             `fewstep.measure.solvers.SOLVERS`.
+        fd_to_teacher: whether to measure the Fréchet distance to the teacher's samples of another
+            seed, for which the reference images are drawn twice.
         features: the feature extractor: folder of a transformers vision model, or a weights file
             of the published Inception; without it the digits have features of their own, and
             other data get a classifier trained on them.
@@ -153,6 +155,7 @@ class EvaluateConfig(Part):
     teacher_steps: tuple[Steps, ...] = Field((8, 4, 2, 1), max_length=1000)
     stage_one_steps: tuple[Steps, ...] = Field((64,), max_length=1000)
     solver_steps: tuple[Steps, ...] = Field((), max_length=1000)
+    fd_to_teacher: bool = True
     features: str | None = None
     batch_size: int = Field(500, ge=1, le=1_000_000)
 

@@ -17,7 +17,8 @@ from fewstep.folders import save_model
 from fewstep.lock import writer_of
 from fewstep.measure.cell import Cell, Cells
 from fewstep.measure.drawing import How, image_drawer
-from fewstep.metrics import RMS
+from fewstep.measure.redrawn import Redrawn
+from fewstep.metrics import FD_TO_TEACHER, RMS
 from fewstep.models import Model, card_of, model_of
 from fewstep.recipes.begun import check_folder
 from fewstep.recipes.check import Checked, check_report
@@ -135,9 +136,12 @@ def measure_run(run: Run, checked: Checked) -> Cells:
     evaluation.open()
     teacher = run.load(TEACHER)
     references: dict[float, Cell] = {}
+    _, sampler, steps = reference_of(settings)
+    others = settings.w if settings.fd_to_teacher else ()
+    redrawn = {w: Redrawn(evaluation, teacher, sampler, steps, w) for w in others}
     for w in settings.w:
-        _, sampler, steps = reference_of(settings)
-        cell = evaluation.cell(TEACHER, teacher, w=w, steps=steps, sampler=sampler)
+        again = redrawn.get(w)
+        cell = evaluation.cell(TEACHER, teacher, w=w, steps=steps, sampler=sampler, redrawn=again)
         if cell.figures.rms_to_teacher is None and cell.file.count:
             # Its distance to itself: the table says 0, and the file need not be measured twice.
             missing = {name: reason for name, reason in cell.missing.items() if name != RMS}
@@ -156,6 +160,7 @@ def measure_run(run: Run, checked: Checked) -> Cells:
                     steps=wanted.steps,
                     sampler=wanted.sampler,
                     teacher=references[w],
+                    redrawn=redrawn.get(w),
                 )
                 cells.append(cell)
         if run.is_main:
@@ -185,6 +190,7 @@ def _keep_figures(
         for key, value in (
             (cell.figures.fd_name, cell.figures.fd),
             (RMS, cell.figures.rms_to_teacher),
+            (FD_TO_TEACHER, cell.figures.fd_to_teacher),
         )
         if value is not None
     }

@@ -64,9 +64,10 @@ def _plain_name(stage: Stage) -> str:
 
 
 def evaluations_of(plan: Plan, settings: EvaluateConfig) -> int:
-    """Return the network evaluations of one sample in every cell."""
+    """Return the network evaluations of one sample in every cell, and for `fd_to_teacher`."""
     reference = reference_of(settings)
     columns = [Wanted(TEACHER, TEACHER, reference.steps, reference.sampler)]
+    columns *= 1 + settings.fd_to_teacher  # drawn again with another seed
     columns += wanted_of(plan, settings)
     guided = {TEACHER, *(stage.name for stage in plan if stage.pair)}
     own = {stage.name: stage.steps for stage in plan}

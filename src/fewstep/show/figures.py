@@ -3,6 +3,7 @@
 folder/table.md, table.csv           a row for each cell
 folder/plots/score.svg               class score against Frechet distance over w
 folder/plots/fd-w1.svg, rms-w1.svg   distances against evaluations, one for each w
+folder/plots/fd-to-teacher-w1.svg     the same of the distance to the teacher's samples
 folder/sheets/w1.png                 the first images of each cell, from the same noise
 """
 
@@ -17,7 +18,7 @@ import torch
 from fewstep.atomic import atomic_write
 from fewstep.measure.cell import Cell, Cells
 from fewstep.measure.evaluate import Evaluation
-from fewstep.metrics import RMS
+from fewstep.metrics import FD_TO_TEACHER, RMS
 from fewstep.show.escape import in_markdown, printable
 from fewstep.show.plots import against_evaluations, score_against_distance
 from fewstep.show.sheet import contact_sheet, save_sheet
@@ -66,10 +67,15 @@ def write_figures(folder: Path, cells: Cells, remarks: Remarks | None = None) ->
     files = {"table.md": markdown_page(cells, below), "table.csv": comma_separated(cells.rows)}
     files["plots/score.svg"] = score_against_distance(cells, below.roles)
     fd = cells.fd_name
+    plotted = (
+        (fd.split("_")[0], fd, fd),
+        ("rms", RMS, "paired distance"),
+        ("fd-to-teacher", FD_TO_TEACHER, FD_TO_TEACHER),
+    )
     for w in cells.ws:
-        for name, label in ((fd, fd), (RMS, "paired distance")):
-            plot = against_evaluations(cells, name, label, w, below.roles)
-            files[f"plots/{name.split('_')[0]}-w{short(w)}.svg"] = plot
+        for name, figure, label in plotted:
+            plot = against_evaluations(cells, figure, label, w, below.roles)
+            files[f"plots/{name}-w{short(w)}.svg"] = plot
     for name, text in files.items():
         if name.endswith(".svg"):
             if not text:  # nothing to plot: an older plot would be of other cells

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fewstep.measure.cell import DDIM, Cell
-from fewstep.metrics import RMS
+from fewstep.metrics import FD_TO_TEACHER, RMS
 from fewstep.show.escape import in_html
 from fewstep.show.page_style import page
 from fewstep.show.page_text import headline, limits
@@ -44,7 +44,7 @@ def render(study: Study) -> str:
         *_knob_strip(study),
         "<h2>Distance against evaluations</h2>",
         *(_distance_plots(study, v) for v in sorted({w, max(study.cells.ws)})),
-        _warnings(study, study.fd, RMS),
+        _warnings(study, study.fd, RMS, FD_TO_TEACHER),
         "<h2>Score against distance, over w</h2>",
         _figure(score, f"no model has both a class score and a {study.fd}", OF_SCORE),
         _warnings(study, "score"),
@@ -128,7 +128,16 @@ def _distance_plots(study: Study, w: float) -> str:
         f"Paired distance at w = {w:g}: root mean square difference per pixel, on a scale from −1 "
         "to 1, from the many-step teacher's sample of the same noise.",
     )
-    return f"<div class=pair>{left}{right}</div>"
+    apart = against_evaluations(study.cells, FD_TO_TEACHER, FD_TO_TEACHER, w, study.roles)
+    below = ""
+    if apart:
+        below = _figure(
+            apart,
+            "",
+            f"{FD_TO_TEACHER} at w = {w:g}: the same distance to the many-step teacher's samples "
+            "of another seed.",
+        )
+    return f"<div class=pair>{left}{right}{below}</div>"
 
 
 def _warnings(study: Study, *keys: str) -> str:

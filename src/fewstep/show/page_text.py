@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fewstep.measure.cell import STOCHASTIC, Cell
+from fewstep.metrics import FD_TO_TEACHER
 from fewstep.show.escape import in_html
 from fewstep.show.study_data import Study
 
@@ -65,6 +66,7 @@ def limits(study: Study) -> Iterable[str]:
         f"With {count} samples per cell, the noise of sampling changes a Fréchet distance by some "
         "per cent. The paired distance has less of it, since every cell starts from the same noise."
     )
+    yield from _floor(study)
     held = study.cells.held_out
     if held is not None and held.figures.fd is not None:
         yield (
@@ -76,6 +78,17 @@ def limits(study: Study) -> Iterable[str]:
         "Times were taken once, in batches, on the machine named above. The ratios within a table "
         "mean more than the times."
     )
+
+
+def _floor(study: Study) -> Iterable[str]:
+    teacher = study.teacher(study.main_w)
+    floor = None if teacher is None else teacher.figures.fd_to_teacher
+    if floor is not None:
+        yield (
+            f"{FD_TO_TEACHER} compares samples with those that the many-step teacher draws with "
+            f"another seed. Its own row is the floor, the distance between two sets of its "
+            f"samples: {floor:.3g} at w = {study.main_w:g}."
+        )
 
 
 def _compared(study: Study) -> Iterable[str]:

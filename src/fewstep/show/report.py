@@ -17,8 +17,8 @@ def write_report(folder: Path, study: Study) -> Path:
 
     report.json: {"title", "facts", "rows", "knob", "losses", "warnings", "missing", "notes"}; a
     row has the keys model, sampler, steps, evaluations, w, fd_<features>, kd_<features>,
-    precision, recall, score, accuracy, variance, nearest, rms_to_teacher and seconds_per_image,
-    with null where there is no such figure. "missing" has the reasons.
+    precision, recall, score, accuracy, variance, nearest, rms_to_teacher, fd_to_teacher and
+    seconds_per_image, with null where there is no such figure. "missing" has the reasons.
     """
     data = {
         "format": 1,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fewstep.measure.cell import STOCHASTIC, Cell, Cells
-from fewstep.metrics import RMS, Features, Reference
+from fewstep.metrics import FD_TO_TEACHER, RMS, Features, Reference
 
 FEW = 1_000  # samples or training images; fewer give a rough distance under any features
 PER_DIMENSION = 10  # samples per dimension of the features, for a covariance that is worth having
@@ -65,9 +65,14 @@ class Measurements:
         return self.cells.fd_name
 
     @property
+    def to_images(self) -> tuple[str, ...]:
+        """The figures that compare features of samples and of images."""
+        return (self.fd, next(iter(self.cells)).figures.kd_name, "precision", "recall")
+
+    @property
     def in_features(self) -> tuple[str, ...]:
         """The figures that compare features."""
-        return (self.fd, next(iter(self.cells)).figures.kd_name, "precision", "recall")
+        return (*self.to_images, FD_TO_TEACHER)
 
     def where(self, test: Callable[[Cell], bool]) -> tuple[int, ...]:
         """Return the rows of the cells that pass a test."""
@@ -117,7 +122,7 @@ def _few_images(seen: Measurements) -> Iterable[Warned]:
         yield Warned(
             f"The samples are compared with only {seen.training_images:,} training images, so "
             "distances to them are rough.",
-            seen.in_features,
+            seen.to_images,
         )
 
 
@@ -178,7 +183,7 @@ def _weak_teacher(seen: Measurements) -> Iterable[Warned]:
         yield Warned(
             f"The teacher itself is weak: at best {' and '.join(faults)}. A student that is near "
             "to it is as weak, whatever its distance to the teacher.",
-            (RMS,),
+            (RMS, FD_TO_TEACHER),
         )
 
 
@@ -199,6 +204,21 @@ def _below_teacher(seen: Measurements) -> Iterable[Warned]:
             "variance and recall first.",
             (fd,),
             rows,
+        )
+
+
+def _floor(seen: Measurements) -> Iterable[Warned]:
+    shown = set(seen.cells.lines)
+    floors = [
+        f"{cell.figures.fd_to_teacher:.3g} at w = {cell.w:g}"
+        for cell in seen.teachers
+        if cell.figures.fd_to_teacher is not None and cell.line not in shown
+    ]
+    if floors:
+        yield Warned(
+            f"{FD_TO_TEACHER} has a floor, the distance between two sets of the teacher's own "
+            f"samples, of different seeds: {', '.join(floors)}.",
+            (FD_TO_TEACHER,),
         )
 
 
@@ -224,6 +244,7 @@ RULES: tuple[Callable[[Measurements], Iterable[Warned]], ...] = (
     _other_task,
     _weak_teacher,
     _below_teacher,
+    _floor,
     _unpaired,
 )
 
