@@ -175,8 +175,9 @@ def test_numbers_in_scientific_notation_are_numbers(recipe: Path, tmp_path: Path
     done = fewstep("distill", recipe, "--plan", "--set", "distill.lr=3e-4", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     # match: 10 x 16 examples x (2 teacher passes + 3); halvings: 10 x 16 x (2 + 3).
-    *_, total, _, time = done.stdout.splitlines()
+    *_, total, report, _, time = done.stdout.splitlines()
     assert "4,000" in total
+    assert "4,720" in report  # 40 samples of 118 evaluations
     assert re.search(r"\d s$", total)
     assert "estimate" in time
 

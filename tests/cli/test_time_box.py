@@ -55,6 +55,7 @@ def test_a_report_in_pieces_is_the_report_in_one(
         "fewstep: time is up at update 1 of 3",
         "fewstep: time is up at update 2 of 3",
         "fewstep: time is up at update 1 of 2",
+        "fewstep: time is up after the samples of the teacher's 2 steps with another seed at w = 0",
         "fewstep: time is up after the cell of teacher at 2 steps and w = 0",
         "fewstep: time is up after the cell of stage-one at 2 steps and w = 0",
     ]

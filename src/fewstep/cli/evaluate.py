@@ -65,7 +65,7 @@ def evaluate_command(
     ] = None,
     teacher: Annotated[
         Path | None,
-        typer.Option(help="Folder of the teacher that the paired distance compares with."),
+        typer.Option(help="Folder of the many-step teacher for rms_to_teacher and fd_to_teacher."),
     ] = None,
     reference_steps: Annotated[
         int | None,
@@ -76,14 +76,14 @@ def evaluate_command(
             show_default=str(REFERENCE_STEPS),
         ),
     ] = None,
-    fd_to_teacher: Annotated[
+    no_fd_to_teacher: Annotated[
         bool,
         typer.Option(
-            "--fd-to-teacher/--no-fd-to-teacher",
-            help="Measure the Fréchet distance to that teacher's samples of another seed, which "
-            "are drawn for it.",
+            "--no-fd-to-teacher",
+            help="Leave out fd_to_teacher, for which that teacher draws its samples again, with "
+            "another seed.",
         ),
-    ] = True,
+    ] = False,
     fid: Annotated[
         Path | None,
         typer.Option(
@@ -145,7 +145,7 @@ def evaluate_command(
         teacher,
         REFERENCE_STEPS if reference_steps is None else reference_steps,
         reference_given=reference_steps is not None,
-        fd_to_teacher=fd_to_teacher,
+        fd_to_teacher=not no_fd_to_teacher,
     )
     columns = comparison.columns(tell)
     cards = [card_in(folder) for folder in comparison.models]
