@@ -116,6 +116,7 @@ def test_a_cell_that_was_measured_without_gets_it_later(
     before = both(evaluation_in(tmp_path / "b", pets, 20), with_it=False)
     assert [cell.figures.fd_to_teacher for cell in before] == [None, None]
     assert before[0].missing[FD_TO_TEACHER] == redrawn.NOT_DRAWN
+    assert FD_TO_TEACHER not in whole[0].missing
     results = evaluation_in(tmp_path / "b", pets, 20).results
     for record in results.records():  # as earlier versions wrote them
         old = {k: v for k, v in record.figures.items() if k != FD_TO_TEACHER}

@@ -50,6 +50,7 @@ from fewstep.models import Model
 from fewstep.train import agreed, is_main, main_first
 
 Split = tuple[Tensor, Tensor]
+REAL = "These are real images, which no model has drawn."
 
 
 def quiet(_line: str) -> None:
@@ -158,7 +159,7 @@ class Evaluation:
             known = None if self.labels is None else labels
             measured = measure_all(x, known, features=self.features, reference=self.reference)
             found = self.keep(inputs, 0, measured.figures.by_name, measured.missing, None)
-        return _cell(found, None, "These are real images, which no model has drawn.")
+        return _cell(found, None, REAL, REAL)
 
     def cell(
         self,
@@ -203,7 +204,7 @@ class Evaluation:
             stop_when_time_is_up(cell, agreed(is_time_up()))
         if redrawn is not None:
             found = agreed(redrawn.added_to(found, path))
-        return _cell(found, path, "No teacher was given to compare with.")
+        return _cell(found, path, "No teacher was given to compare with.", NOT_DRAWN)
 
     def open(self) -> None:
         """Make the features and the reference; all processes of a run call this together."""
@@ -307,11 +308,10 @@ def _evaluations(model: Model | Guided, w: float, steps: int, sampler: str) -> i
     return get_sampler(sampler).evaluations(asking, traits_of(model).clock(steps))
 
 
-def _cell(found: Record, path: Path | None, unpaired: str) -> Cell:
-    """Return the cell of a record. unpaired: why it may have no paired distance."""
+def _cell(found: Record, path: Path | None, rms: str, fd: str) -> Cell:
+    """Return the cell of a record. rms, fd: why it may have no such distance to the teacher."""
     missing = dict(found.missing)
-    if found.figures.get(RMS) is None:
-        missing.setdefault(RMS, unpaired)
-    if found.figures.get(FD_TO_TEACHER) is None:
-        missing.setdefault(FD_TO_TEACHER, NOT_DRAWN)
+    for name, reason in ((RMS, rms), (FD_TO_TEACHER, fd)):
+        if found.figures.get(name) is None:
+            missing.setdefault(name, reason)
     return Cell.of(vars(found), found.figures, missing=missing, key=found.key, path=path)
