@@ -462,7 +462,7 @@ def pack(given: argparse.Namespace) -> dict[str, str]:
             continue
         given_before = given.start is not None and name in GIVEN
         if not wanted.get(name) or given_before:
-            packed[name] = "not made here"
+            packed[name] = "not made"
             continue
         path = given.out / f"{name}.tar.gz"
         size = _archive(path, wanted[name], work)

@@ -82,9 +82,40 @@ def test_what_is_finished_is_packed_if_it_is_small_enough(
         (work / path).write_bytes(bytes(k * k * 7919 // 64 % 256 for k in range(size)))
     out.mkdir()
     monkeypatch.setattr(small_models, "LIMIT", 1000)
-    packed = pack(argparse.Namespace(work=work, out=out))
+    packed = pack(argparse.Namespace(work=work, out=out, start=None))
     assert packed["parts"] == packed[others[0][0]] == "not made"
     assert packed[second[0]].startswith("left out: ")
     assert {p.name for p in out.iterdir()} == {"reports.tar.gz", f"{first[0]}.tar.gz"}
     with tarfile.open(out / "reports.tar.gz") as archive:
         assert archive.getnames() == ["latent-small/report.json", "latent-small/sheets/w1.png"]
+
+
+def test_a_call_begins_from_the_models_of_an_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, out = tmp_path / "work", tmp_path / "out"
+    out.mkdir()
+    for folder in ("parts/flow-small-unfinished/vae", *MODELS.values(), "features"):
+        (work / folder).mkdir(parents=True)
+        (work / folder / "fewstep.json").write_text(folder)
+    pack(argparse.Namespace(work=work, out=out, start=None))
+    later = tmp_path / "later"
+    later.mkdir()
+    small_models.unpack(out, later / "start")
+    small_models.unpack(out, later / "start")  # is there, and left alone
+
+    plan = Plan(later, tmp_path / "data.parquet", tiny=False)
+    teacher = later / "start" / "flow-small" / "teacher"
+    assert (teacher / "fewstep.json").read_text() == "flow-small/teacher"
+    chains = plan.chains()
+    assert "features" not in chains
+    assert "flow-small-teacher" not in chains
+    assert str(teacher) in chains["flow-small"][0].command
+
+    again = tmp_path / "again"
+    again.mkdir()
+    monkeypatch.setattr(small_models, "TOTAL", 1)
+    packed = pack(argparse.Namespace(work=work, out=again, start=out))
+    assert packed["flow-small-teacher"] == packed["parts"] == "not made"  # they were given
+    assert packed["flow-small-student-4"].startswith("left out")
+    assert {p.name for p in again.iterdir()} == set()
