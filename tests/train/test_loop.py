@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fewstep.core.cond import Cond
 from fewstep.core.seed import generator
 from fewstep.distill.pretrain import Pretrain
-from fewstep.distill.problem import Regression
+from fewstep.distill.problem import AsksAverage, Average, Regression
 from fewstep.errors import (
     CheckpointError,
     FewstepWarning,
@@ -27,6 +27,7 @@ from fewstep.errors import (
 )
 from fewstep.train import TrainConfig, TrainResult, read_metrics, train
 from fewstep.train.schedule import ema_at, lr_at
+from fewstep.train.trained import check_average
 
 CONFIG = TrainConfig(
     updates=40, batch_size=32, lr=1e-2, warmup=5, checkpoint_every=10, log_every=5, ema=0.9
@@ -102,6 +103,64 @@ def test_the_average_is_the_sum_it_should_be(tmp_path: Path) -> None:
         weights = load_file(tmp_path / "checkpoints" / f"{u + 1:08d}" / "weights.safetensors")
         average = torch.lerp(average, weights[name], 1 - ema_at(u, every))
     torch.testing.assert_close(result.ema_state[name], average, rtol=0, atol=1e-7)
+
+
+class FromAverage:
+    """Targets from the student's own average, which must change nothing of the student."""
+
+    def __init__(self, net: Net, stop: int | None = None) -> None:
+        self.net, self.stop, self.seen = net, stop, list[Tensor]()
+
+    def lend(self, average: Average) -> None:
+        self.average = average
+
+    def __call__(self, x: Tensor, cond: Cond, g: torch.Generator) -> Regression:
+        if len(self.seen) == self.stop:
+            raise ConnectionError("the machine went away")
+        r = PROBLEM(x, cond, g)
+        first = next(self.net.parameters())
+        before, asked = first.detach().clone(), [r.z, r.phi, r.cond, r.w]
+        with self.average() as student:
+            self.seen.append(first.detach().clone())
+            v = student(*asked)  # type: ignore[arg-type]
+            assert torch.equal(v, student(*asked))  # type: ignore[arg-type]  no dropout
+            assert not v.requires_grad
+        assert torch.equal(first, before)
+        assert self.net.training
+        return r._replace(v_target=0.5 * (r.v_target + v))
+
+
+def from_average(
+    folder: Path, stop: int | None = None, **more: int
+) -> tuple[FromAverage, TrainResult]:
+    net = Net()
+    problem, config = FromAverage(net, stop), CONFIG.model_copy(update=more)
+    return problem, train(net, problem, batch, config, folder, seed=3, device="cpu", progress=False)
+
+
+def test_a_problem_is_lent_the_average_of_the_updates_so_far(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    problem, _ = from_average(tmp_path, updates=6, checkpoint_every=1, keep=99)
+    assert isinstance(problem, AsksAverage)
+    assert torch.equal(problem.seen[0], next(Net().parameters()))
+    for u in range(1, 6):
+        ema = load_file(tmp_path / "checkpoints" / f"{u:08d}" / "ema.safetensors")
+        assert torch.equal(problem.seen[u], ema["layers.0.weight"])
+
+
+def test_a_run_that_asks_the_average_resumes_with_the_same_bits(tmp_path: Path) -> None:
+    _, whole = from_average(tmp_path / "whole")
+    with pytest.raises(ConnectionError):
+        from_average(tmp_path / "broken", stop=17)
+    _, result = from_average(tmp_path / "broken")
+    assert same(whole.ema_state, result.ema_state)
+    assert same(whole.student.state_dict(), result.student.state_dict())
+
+
+def test_a_sharded_average_cannot_be_lent() -> None:
+    with pytest.raises(RangeError, match="shard must be left out for FromAverage"):
+        check_average(FromAverage(Net()), CONFIG.model_copy(update={"shard": True}))
 
 
 def test_a_finished_run_returns_at_once_with_the_same_bits(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -37,6 +38,22 @@ class Problem(Protocol):
         """Return the regression for clean x (B, *D); every draw comes from `generator`.
 
         `generator` lives on the device of x. No gradient flows into the result.
+        """
+        ...
+
+
+Average: TypeAlias = Callable[[], AbstractContextManager[Denoiser]]
+
+
+@runtime_checkable
+class AsksAverage(Problem, Protocol):
+    """A problem whose targets come from the student's own averaged weights (EMA)."""
+
+    def lend(self, average: Average) -> None:
+        """Keep `average`, which the training loop gives before the first update.
+
+        `with average() as student:` yields the student with its averaged weights of the updates so
+        far, without dropout and without gradients. Use it inside `__call__` alone.
         """
         ...
 

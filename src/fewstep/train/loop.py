@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fewstep.core import cond as conds
 from fewstep.core.cond import Cond
 from fewstep.core.seed import derive, generator
-from fewstep.distill.problem import WEIGHTINGS, Problem, loss
+from fewstep.distill.problem import WEIGHTINGS, AsksAverage, Problem, loss
 from fewstep.errors import Interrupted, MissingError, NonFiniteError, RangeError, TimeUp
 from fewstep.limit import is_time_up, stop_requests
 from fewstep.train.checkpoint import load_checkpoint, save_checkpoint, save_sharded
@@ -33,7 +33,7 @@ from fewstep.train.progress import Progress
 from fewstep.train.readings import Readings
 from fewstep.train.schedule import ema_at, lr_at
 from fewstep.train.track import Track, Tracking, check_trackers
-from fewstep.train.trained import Trained, what_is_trained
+from fewstep.train.trained import Trained, check_average, what_is_trained
 
 Batch: TypeAlias = Callable[[int, int, int], tuple[Tensor, Cond]]
 
@@ -68,7 +68,8 @@ def train(  # noqa: PLR0913
             `requires_grad`) are not optimised, averaged or saved in checkpoints. If other
             parameters have no effect on the output, training on several processes needs its
             attribute `has_unused_weights` to be true.
-        problem: `Pretrain`, `GuidanceDistillation`, `StepDistillation`, or your own.
+        problem: `Pretrain`, `GuidanceDistillation`, `StepDistillation`, or your own. One
+            with a method `lend` is given the student's average (`AsksAverage`).
         batch: (update, part, parts) -> (x, cond), part number `part` of the update's examples,
             batch_size / parts of them; a pure function. The number of parts is the number of
             processes times `accumulate`. The result depends on the number of parts, and not on
@@ -119,6 +120,7 @@ class _Loop:
         self.problem, self.batch, self.config, self.folder, self.seed = (
             problem, batch, config, folder, run_key["seed"],
         )  # fmt: skip
+        check_average(problem, config)
         self.accelerator = accelerator = _accelerator(student, config, device)
         self.device = accelerator.device
         self.parts = accelerator.num_processes * config.accumulate
@@ -130,6 +132,8 @@ class _Loop:
         if found is not None:
             found = found.with_names(student.state_dict())
         self.trained = Trained(student, config, accelerator, found, self.folder)
+        if isinstance(problem, AsksAverage):
+            problem.lend(self.trained.averaged)
         self.update = 0 if found is None else found.update
         self.readings = Readings(self.device, accelerator.num_processes, accelerator.process_index)
         # Older checkpoints have no readings.

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,9 @@ from torch.utils._pytree import tree_leaves
 
 from fewstep.core import cond as conds
 from fewstep.core.cond import Cond
-from fewstep.core.denoiser import inside
+from fewstep.core.denoiser import Denoiser, inside
 from fewstep.core.seed import generator
-from fewstep.distill.problem import WEIGHTINGS, Problem, loss
+from fewstep.distill.problem import WEIGHTINGS, AsksAverage, Problem, loss
 from fewstep.errors import in_units
 from fewstep.resident import resident_now, resident_peak
 from fewstep.train.config import TrainConfig
@@ -161,6 +161,13 @@ class _Update(nn.Module):
         self.student, self.problem, self.config = student, problem, config
         teacher: Any = inside(getattr(problem, "teacher", None))  # type: ignore[arg-type]
         self.teacher = teacher if isinstance(teacher, nn.Module) else None
+        if isinstance(problem, AsksAverage):
+            problem.lend(self._average)
+
+    @contextmanager
+    def _average(self) -> Iterator[Denoiser]:
+        with torch.no_grad():
+            yield cast(Denoiser, self.student)
 
     def forward(self, x: Tensor, cond: Cond) -> None:
         r = self.problem(x, cond, generator("cpu", 0))

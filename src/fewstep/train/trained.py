@@ -11,6 +11,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from fewstep.core.denoiser import Denoiser
+from fewstep.distill.problem import AsksAverage, Problem
 from fewstep.errors import CheckpointError, RangeError
 from fewstep.train.checkpoint import Checkpoint
 from fewstep.train.config import TrainConfig
@@ -38,6 +40,15 @@ def what_is_trained(student: nn.Module, config: TrainConfig) -> str | None:
             "the same ones; sharing them out would copy them. Leave the setting out."
         )
     return f"{len(trained)} tensors of {sum(trained)} numbers"
+
+
+def check_average(problem: Problem, config: TrainConfig) -> None:
+    """Raise RangeError for a problem that asks the average of a student that is sharded."""
+    if config.shard and isinstance(problem, AsksAverage):
+        raise RangeError(
+            f"shard must be left out for {type(problem).__name__}, which needs the student's whole "
+            "average on every device. Train without it."
+        )
 
 
 class Trained:
@@ -131,15 +142,15 @@ class Trained:
         return Checkpoint(update, weights, ema, optimizer)
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Put the average in place of the trained weights, without dropout, for a `with` block."""
+    def averaged(self) -> Iterator[Denoiser]:
+        """Yield the student with the average in place of the trained weights, without dropout."""
         kept = [p.data for p in self.parameters]
         for parameter, average in zip(self.parameters, self._ema, strict=True):
             parameter.data = average
         self.student.eval()
         try:
             with torch.no_grad():
-                yield
+                yield cast(Denoiser, self.student)
         finally:
             for parameter, data in zip(self.parameters, kept, strict=True):
                 parameter.data = data
