@@ -72,16 +72,16 @@ def decode(
     """Return the images x (B, *D) that a given noise z (B, *D) is decoded to under cond.
 
     The inverse of `encode`, with the same arguments. Raises RangeError for an encoder and for a
-    model of the stochastic sampler, which adds noise of its own, and as `sample` raises.
+    model of a sampler that adds noise of its own, and as `sample` raises.
     """
     made_for = traits_of(decoder).sampler
-    if made_for in (ENCODE, "stochastic"):
+    chosen = get_sampler(made_for or "deterministic")
+    if chosen.encodes or chosen.order is None:
         raise RangeError(
             "decoding a given noise requires the deterministic sampler, got a model made for the "
             f"{made_for!r} sampler, which cannot decode it. Use a deterministic student."
         )
-    name = made_for or "deterministic"
-    return sample(decoder, cond, w=w, steps=steps, sampler=name, z=z, batch_size=batch_size)
+    return sample(decoder, cond, w=w, steps=steps, sampler=chosen.name, z=z, batch_size=batch_size)
 
 
 class Transfer(NamedTuple):

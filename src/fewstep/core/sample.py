@@ -222,7 +222,14 @@ def _sampler(name: str | None, traits: Traits) -> Sampler:
             f"this model was made for the {made_for!r} sampler, got sampler {name!r}. Leave the "
             f"sampler out, or use a model that was made for {name!r}."
         )
-    return get_sampler(name or made_for or "deterministic")
+    chosen = get_sampler(name or made_for or "deterministic")
+    if chosen.jumps and made_for != chosen.name:
+        raise RangeError(
+            f"the sampler {chosen.name!r} needs a model that was made for it, which jumps to clean "
+            "from any angle, and this model was not. Leave the sampler out, or use a consistency "
+            "student."
+        )
+    return chosen
 
 
 def _steps(steps: int | None, traits: Traits, sampler: Sampler) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fewstep.testing.denoiser import check_denoiser
-from fewstep.testing.exact import Gaussian, Mixture
+from fewstep.testing.exact import Gaussian, GaussianJump, Mixture
 from fewstep.testing.report import CheckFailed
 from fewstep.testing.sampler import Counting, check_sampler
 from fewstep.testing.stage import check_stage
@@ -12,6 +12,7 @@ __all__ = [
     "CheckFailed",
     "Counting",
     "Gaussian",
+    "GaussianJump",
     "Mixture",
     "check_denoiser",
     "check_sampler",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fewstep.core.angle import expand
 from fewstep.core.cond import Cond
-from fewstep.core.denoiser import Guided
+from fewstep.core.denoiser import Guided, Traits
 from fewstep.core.grid import Grid
 from fewstep.errors import RangeError, ShapeError
 
@@ -46,6 +46,29 @@ class Gaussian:
             turned = math.cos(phi) * math.cos(to) * s2 + math.sin(phi) * math.sin(to)
             product *= turned / (math.cos(phi) ** 2 * s2 + math.sin(phi) ** 2)
         return product
+
+
+@dataclass(frozen=True)
+class GaussianJump:
+    """The exact consistency model of data N(mean, std^2); cond and w are ignored.
+
+    One rotation by phi along its v ends where the trajectory of `Gaussian` ends, at
+    `m + s (z - a m) / sqrt(D)`, D = a^2 s^2 + g^2. std must be above 0.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    passes = 1
+    traits = Traits(sampler="consistency")
+
+    def __call__(self, z: Tensor, phi: Tensor, _cond: Cond, _w: Tensor) -> Tensor:
+        """Return v (B, *D)."""
+        a, g = expand(torch.cos(phi), z), expand(torch.sin(phi), z)
+        s, root = self.std, torch.sqrt(a * a * self.std**2 + g * g)
+        # (a - s / root) / g, without a division by g.
+        slope = g * (a * a - s * s * (1 + a * a)) / (root * (a * root + s))
+        return slope * (z - a * self.mean) - g * self.mean
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from fewstep.core.grid import cosine
 from fewstep.core.samplers import Sampler, run
 from fewstep.core.samplers.deterministic import deterministic
 from fewstep.core.seed import Noise
-from fewstep.testing.exact import Gaussian
+from fewstep.testing.exact import Gaussian, GaussianJump
 from fewstep.testing.report import Findings, largest
 
 
@@ -58,6 +58,10 @@ def _run(sampler: Sampler, denoiser: Denoiser, z: Tensor, steps: int, first: int
     return run(sampler, denoiser, z, cond, w, cosine(steps), noise)
 
 
+def _teacher(sampler: Sampler) -> Denoiser:
+    return GaussianJump(0.3, 0.4) if sampler.jumps else Gaussian(0.3, 0.4)
+
+
 def _noise(count: int) -> Tensor:
     return Noise(1, range(count)).draw((3,), torch.float64, torch.device("cpu"))
 
@@ -76,7 +80,7 @@ def _path(found: Findings, sampler: Sampler, steps: int) -> None:
         all(a.back == b.phi for a, b in zip(moves, moves[1:], strict=False)),
         "there is a gap between two moves",
     )
-    counting = Counting(Gaussian(0.3, 0.4))
+    counting = Counting(_teacher(sampler))
     _run(sampler, counting, _noise(5), steps)
     said = sampler.evaluations(counting, grid)
     found.note(
@@ -87,7 +91,7 @@ def _path(found: Findings, sampler: Sampler, steps: int) -> None:
 
 
 def _independence(found: Findings, sampler: Sampler) -> None:
-    z, teacher = _noise(6), Gaussian(0.3, 0.4)
+    z, teacher = _noise(6), _teacher(sampler)
     whole = _run(sampler, teacher, z, 4)
     part = _run(sampler, teacher, z[4:], 4, first=4)
     found.note(
@@ -126,7 +130,7 @@ def _order(found: Findings, sampler: Sampler) -> None:
 def _distribution(found: Findings, sampler: Sampler) -> None:
     """Noise becomes the data's N(0.3, 0.4^2): 24,000 numbers, five standard errors."""
     z = _noise(8000)
-    coarse, fine = (_run(sampler, Gaussian(0.3, 0.4), z, n) for n in (16, 256))
+    coarse, fine = (_run(sampler, _teacher(sampler), z, n) for n in (16, 256))
     error = 5 * 0.4 / math.sqrt(fine.numel())
     off = [abs(float(x.std()) - 0.4) for x in (coarse, fine)]
     found.note(

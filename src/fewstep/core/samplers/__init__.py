@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fewstep.core.samplers.consistency import consistency
 from fewstep.core.samplers.deterministic import deterministic
 from fewstep.core.samplers.encode import encode
 from fewstep.core.samplers.heun import heun
@@ -9,7 +10,9 @@ from fewstep.core.samplers.loop import Callback, Move, Progress, Sampler, run
 from fewstep.core.samplers.stochastic import stochastic
 from fewstep.errors import RangeError, did_you_mean
 
-SAMPLERS: dict[str, Sampler] = {s.name: s for s in (deterministic, stochastic, encode, heun)}
+SAMPLERS: dict[str, Sampler] = {
+    s.name: s for s in (deterministic, stochastic, consistency, encode, heun)
+}
 
 
 def get_sampler(name: str) -> Sampler:

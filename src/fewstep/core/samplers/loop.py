@@ -61,6 +61,8 @@ class Sampler:
         encodes: True where it goes from clean to noise.
         order: of the error in the step size; None for a stochastic sampler.
         stride: how many steps of the grid a move goes down: what a student is trained for.
+        jumps: it is for models whose v leads to the end of the trajectory in one rotation, from any
+            angle (consistency models), and not for those whose v is the velocity.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Sampler:
     encodes: bool = False
     order: int | None = 1
     stride: int = 1
+    jumps: bool = False
 
     def evaluations(self, denoiser: Denoiser, grid: Grid) -> int:
         """Return the network evaluations an example costs on this grid."""
