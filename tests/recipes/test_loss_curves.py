@@ -19,6 +19,7 @@ from fewstep.train.log import read_metrics
 STORED = Path(__file__).with_name("loss_curves.json")
 # Kernels of different CPUs differ in the last bits, and 12 updates multiply that a little.
 TOLERANCE = 1e-3
+CONSISTENCY = "consistency-distillation"
 STAGES = [
     {"parent": "teacher"},
     {"parent": "teacher", "name": "second-order", "steps": 4, "order": 2, "substeps": 4},
@@ -28,6 +29,8 @@ STAGES = [
     {"parent": "stage-one", "name": "stochastic", "steps": 4, "stride": 2, "substeps": 4},
     {"parent": "stage-one", "name": "encoder", "steps": 4, "direction": "encode"},
     {"parent": "teacher", "name": "pair", "steps": 4, "pair": True},
+    {"parent": "teacher", "kind": CONSISTENCY, "substeps": 8, "order": 2},
+    {"parent": "consistency", "kind": CONSISTENCY, "substeps": 8, "target": "self"},
 ]
 RECIPE = {
     "name": "curves",

@@ -57,6 +57,21 @@ def test_kills_change_no_bit_of_a_lora(forks: Forks, tmp_path: Path) -> None:
     assert all(".lora_" in name or "cond_proj" in name for name in kept)
 
 
+def test_kills_change_no_bit_of_a_student_that_learns_from_its_average(
+    forks: Forks, tmp_path: Path
+) -> None:
+    stages = [
+        {"parent": "teacher", "target": "end", "order": 2},
+        {"parent": "consistency", "target": "self"},
+    ]
+    kind = {"kind": "consistency-distillation", "substeps": 4}
+    distill = {**RECIPE["distill"], "updates": 30, "stages": [{**kind, **s} for s in stages]}  # type: ignore[dict-item]
+    teacher = {"updates": 3, "batch_size": 8}
+    kills = killed(forks, tmp_path, {**RECIPE, "teacher": teacher, "distill": distill}, 4)
+    assert len(kills) == 4
+    same(tmp_path, ("teacher", "consistency", "self-consistency"))
+
+
 def killed(
     forks: Forks, folder: Path, recipe: dict[str, object], kills: int
 ) -> list[dict[str, Any]]:

@@ -82,6 +82,7 @@ def describe(recipe: Recipe, speed: Speed | None = None) -> str:
 
     speed: of the network on this machine; without it there are no times.
     """
+    from fewstep.distill.plan import KINDS
     from fewstep.recipes.wanted import evaluations_of
     from fewstep.train.progress import duration
 
@@ -95,7 +96,8 @@ def describe(recipe: Recipe, speed: Speed | None = None) -> str:
     lines = [_line(*head, "time" if speed else "")]
     for s in plan:
         steps = "any" if s.steps is None else str(s.steps)
-        substeps, order = ("", "") if s.steps is None else (str(s.substeps), str(s.order))
+        has = "substeps" in KINDS[s.kind].settings
+        substeps, order = (str(s.substeps), str(s.order)) if has else ("", "")
         cost = f"{s.cost(batch).evaluations:,}"
         updates = str(s.updates)
         lines.append(_line(s.name, s.parent, steps, substeps, order, updates, cost, seconds(s)))

@@ -15,6 +15,7 @@ KIND = {
     "pretraining": "guided teacher (two passes per step)",
     "guidance-distillation": "stage one (one pass per step, any number of steps)",
     "step-distillation": "few-step student (one pass per step)",
+    "consistency-distillation": "consistency student (one pass per step, any number of steps)",
 }
 ENCODER = "few-step encoder (one pass per step, from images to noise)"
 PAIR = "few-step student without stage one (two passes a step)"
@@ -87,10 +88,14 @@ def _examples(card: Card) -> str:
 
 
 def _targets(card: Card) -> str:
-    """Return which sub-steps of its parent one step of a student replaces."""
-    if card.steps is None or not card.parents:  # that of a network of the user's is not known
+    """Return what one step of a student replaces."""
+    free = card.steps is None and card.sampler is None
+    if free or not card.parents:  # that of a network of the user's is not known
         return ""
     by = "second order" if card.stage.order == 2 else "DDIM"
+    if card.sampler == "consistency":
+        end = "the end of" if card.stage.target == "end" else "its own jump a step further on in"
+        return f"{end} trajectories of {card.stage.substeps} steps, by {by}"
     return f"{card.stage.substeps} sub-steps of its parent a step, by {by}"
 
 

@@ -9,7 +9,8 @@ from torch import Generator, Tensor
 
 from fewstep.core import cond as conds
 from fewstep.core.cond import Cond, Copies
-from fewstep.core.denoiser import coefficient_dtype
+from fewstep.core.denoiser import Traits, coefficient_dtype
+from fewstep.core.samplers import get_sampler
 from fewstep.errors import RangeError
 
 LARGEST = 1e6  # beyond it float32 keeps nothing of what is added
@@ -60,3 +61,12 @@ def drop(
         return cond
     dropped = uniform((0.0, 1.0), x, generator) < dropout
     return conds.replace(cond, dropped, conds.once(null, x.device, copies))
+
+
+def check_velocity(traits: Traits) -> None:
+    """Raise RangeError for a teacher whose v is no velocity: a consistency model."""
+    if traits.sampler is not None and get_sampler(traits.sampler).jumps:
+        raise RangeError(
+            "a teacher must answer with the velocity of its trajectory, got a model made for the "
+            f"sampler {traits.sampler!r}, which jumps to clean. Use the model it was made from."
+        )

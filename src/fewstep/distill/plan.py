@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Denoiser, Traits
 from fewstep.core.grid import MAX_STEPS
+from fewstep.distill.consistency import Target, consistency_distillation
 from fewstep.distill.guidance import STAGE_ONE as STAGE_ONE
 from fewstep.distill.guidance import guidance_distillation
 from fewstep.distill.pretrain import TEACHER as TEACHER
@@ -24,16 +25,25 @@ from fewstep.distill.pretrain import pretraining
 from fewstep.distill.problem import Problem
 from fewstep.distill.steps import Direction, step_distillation
 from fewstep.distill.trajectory import States
-from fewstep.errors import FewstepError, RecipeError, first_wrong
+from fewstep.errors import FewstepError, RangeError, RecipeError, first_wrong
 
-KINDS = {kind.name: kind for kind in (pretraining, guidance_distillation, step_distillation)}
+KINDS = {
+    kind.name: kind
+    for kind in (
+        pretraining,
+        guidance_distillation,
+        step_distillation,
+        consistency_distillation,
+    )
+}
 DEFAULT_KINDS = (guidance_distillation.name, step_distillation.name)  # without and with steps
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Network evaluations, in examples: what is only evaluated, and what is trained on.
+    """Network evaluations, in examples: of what is only evaluated, and of what is trained.
 
+    What is only evaluated is the teacher, and the student's average where targets come from it.
     A backward pass is counted as two evaluations.
     """
 
@@ -58,7 +68,8 @@ class Stage(BaseModel):
         kind: one of `KINDS`; by default guidance distillation (stage one) without steps, and step
             distillation (stage two) with steps.
         steps: sampling steps of the student; null: any number (stage one).
-        substeps: the teacher's steps that become one of the student.
+        substeps: the teacher's steps that become one of the student; of consistency distillation
+            its steps from noise to clean.
         order: order of the solver that makes the sub-steps: 1 is DDIM, 2 extrapolates velocities
             (math.md 5). The cost is the same.
         stride: 2 for a student of the stochastic sampler.
@@ -66,6 +77,8 @@ class Stage(BaseModel):
         pair: the student replaces the network, not the guided teacher: it learns the conditional
             and the unconditional pass alike, and is itself guided by two passes.
         dropout: of conditions, in pretraining; leave it out elsewhere.
+        target: of consistency distillation: the "end" of the teacher's trajectory, or the end that
+            the student's own average says one step of the teacher further on, "self".
         updates: of its training; null takes those of the recipe's stages.
         lr: learning rate; null takes that of the recipe's stages.
         states: "noised" or "trajectory"; null takes that of the recipe's stages.
@@ -83,6 +96,7 @@ class Stage(BaseModel):
     direction: Direction = "decode"
     pair: bool = False
     dropout: float | None = Field(None, ge=0.0, lt=1.0)
+    target: Target = "end"
     updates: int | None = Field(None, ge=1, le=1_000_000_000)
     lr: float | None = Field(None, gt=0.0, le=10.0)
     states: States | None = None
@@ -132,6 +146,16 @@ class Stage(BaseModel):
         """Name of the sampler that the student is made for; None where it is free."""
         return KINDS[self.kind].sampler(self)
 
+    @property
+    def teacher(self) -> str:
+        """Name of the model whose answers make the targets: the parent, unless the kind differs."""
+        return KINDS[self.kind].teacher(self)
+
+    @property
+    def passes(self) -> int:
+        """Network evaluations of one call of its teacher."""
+        return 2 if self.teacher == TEACHER and not self.pair else 1
+
     def problem(
         self, teacher: Denoiser, w_range: tuple[float, float], null_cond: Cond | None = None
     ) -> Problem:
@@ -141,12 +165,26 @@ class Stage(BaseModel):
         """
         return KINDS[self.kind].problem(self, teacher, w_range, null_cond)
 
-    def traits_after(self, parent: Traits, w_range: tuple[float, float] = (0.0, 0.0)) -> Traits:
+    def traits_after(
+        self,
+        parent: Traits,
+        w_range: tuple[float, float] = (0.0, 0.0),
+        teacher: Traits | None = None,
+    ) -> Traits:
         """Return the traits of the student of a model with these traits.
 
-        Raises a FewstepError where the parent was not trained for what the stage asks.
+        teacher: of another model, where the parent is not the one that answers.
+
+        Raises a FewstepError where one of the two was not trained for what the stage asks.
         """
-        planned: Any = SimpleNamespace(traits=parent, passes=1)  # all that a problem checks
+        other = self.teacher != self.parent
+        if other and parent.steps is not None and parent.steps != (self.steps,):
+            raise RangeError(
+                f"a student of {self.steps} steps must start from one of as many, got "
+                f"{self.parent}, made for {parent.steps[0]}. Use another parent."
+            )
+        asked = (teacher or Traits()) if other else parent
+        planned: Any = SimpleNamespace(traits=asked, passes=1)  # all that a problem checks
         self.problem(planned, w_range, torch.tensor([0]))
         steps = None if self.steps is None else (self.steps,)
         known = None if self.pair else w_range
@@ -160,6 +198,7 @@ class Stage(BaseModel):
         """
         states, kind = (None, "noised"), (DEFAULT_KINDS[self.steps is not None],)
         once = {"states": states, "kind": kind, "order": (1,), "dropout": (None,)}
+        once["target"] = ("end",)
         settings = self.model_dump(exclude={"lr"})
         return {key: value for key, value in settings.items() if value not in once.get(key, ())}
 
@@ -167,9 +206,9 @@ class Stage(BaseModel):
         """Return the cost of the stage, whatever its states. Raises RecipeError without updates."""
         if self.updates is None:
             raise RecipeError(f"stage {self.name!r}: updates must be given. Add updates.")
-        passes = 2 if self.parent == TEACHER and not self.pair else 1
-        examples = self.updates * batch_size
-        return Cost(examples * passes * KINDS[self.kind].calls(self), examples)
+        examples, kind = self.updates * batch_size, KINDS[self.kind]
+        asked = self.passes * kind.calls(self) + kind.own_calls(self)
+        return Cost(examples * asked, examples)
 
 
 @dataclass(frozen=True)
@@ -198,13 +237,19 @@ class Plan:
                     f"stage {stage.name!r} starts from {stage.parent!r}, which is not made before "
                     f"it; there are {', '.join(sorted(made))}. Reorder the stages."
                 )
+            if stage.teacher not in made:
+                raise RecipeError(
+                    f"stage {stage.name!r} needs {stage.teacher!r}, which is not made before it; "
+                    f"there are {', '.join(sorted(made))}. Reorder the stages."
+                )
             if stage.parent != TEACHER and stage.pair != (stage.parent in pairs):
                 raise RecipeError(
                     f"{stage.name} (pair: {stage.pair}) cannot start from {stage.parent} (pair: "
                     f"{not stage.pair}); a pair starts from the teacher or a pair."
                 )
             try:
-                made[stage.name] = stage.traits_after(made[stage.parent])
+                before = made[stage.parent], (0.0, 0.0), made[stage.teacher]
+                made[stage.name] = stage.traits_after(*before)
             except FewstepError as error:
                 raise RecipeError(f"stage {stage.name!r}: {error}") from None
 

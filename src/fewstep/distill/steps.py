@@ -28,7 +28,14 @@ from fewstep.core.cond import Cond, Copies
 from fewstep.core.denoiser import Denoiser, Traits, coefficient_dtype, traits_of
 from fewstep.core.grid import Grid, Split, check_grid, check_steps
 from fewstep.core.samplers import Move, get_sampler
-from fewstep.distill.draw import check_dropout, check_interval, drop, gaussian, uniform
+from fewstep.distill.draw import (
+    check_dropout,
+    check_interval,
+    check_velocity,
+    drop,
+    gaussian,
+    uniform,
+)
 from fewstep.distill.problem import Kind, Regression
 from fewstep.distill.trajectory import States, check_states, pack, visits
 from fewstep.errors import GridError, RangeError, RecipeError
@@ -186,6 +193,7 @@ class StepDistillation:
 
     def _check_teacher(self, traits: Traits) -> None:
         """Raise GridError where a few-step teacher would make moves that it was not trained for."""
+        check_velocity(traits)
         if self.order == 2 and (self.direction == "encode" or traits.steps is not None):
             raise RangeError(
                 "order must be 1 for an encoder, which starts without a velocity to go on from, "

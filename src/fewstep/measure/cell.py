@@ -14,6 +14,8 @@ from fewstep.metrics import Figures
 
 DDIM = "deterministic"  # the sampler of DDIM steps
 STOCHASTIC = "stochastic"
+CONSISTENCY = "consistency"
+NOISY = (STOCHASTIC, CONSISTENCY)  # samplers that add noise of their own
 # One line of a printed table or of a JSON file: plain values under their names.
 Row = dict[str, str | int | float | None]
 

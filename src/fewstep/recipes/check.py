@@ -28,7 +28,7 @@ from fewstep.recipes.schema import EvaluateConfig
 from fewstep.train import main_first
 
 MAX_STEPS = 100_000
-COUNTS = ("reference_steps", "teacher_steps", "stage_one_steps")
+COUNTS = ("reference_steps", "teacher_steps", "stage_one_steps", "consistency_steps")
 
 
 @dataclass(frozen=True)

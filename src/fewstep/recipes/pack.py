@@ -191,7 +191,8 @@ def _files(workspace: Workspace, optimizer: bool, bf16: bool, scratch: Path) -> 
     """Yield the files to pack. scratch: an empty folder for those that are made for it."""
     run = workspace.out
     yield File(RECIPE, run / RECIPE, "rest")
-    parents = {stage.parent for stage in workspace.plan if _is_begun(workspace, stage.name)}
+    begun = [stage for stage in workspace.plan if _is_begun(workspace, stage.name)]
+    parents = {name for stage in begun for name in (stage.parent, stage.teacher)}
     for name in workspace.names:
         done = workspace.is_done(name)
         if done:

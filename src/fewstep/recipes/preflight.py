@@ -12,13 +12,15 @@ import torch
 
 from fewstep.core.denoiser import Traits
 from fewstep.data import Buckets, Dataset, Prompts
-from fewstep.distill.plan import STAGE_ONE, TEACHER, Stage
+from fewstep.distill.consistency import takes_trajectories
+from fewstep.distill.plan import KINDS, STAGE_ONE, TEACHER, Stage
 from fewstep.errors import (
     DataError,
     FewstepError,
     FewstepWarning,
     FolderError,
     MissingError,
+    RangeError,
     RecipeError,
 )
 from fewstep.files.hub import local
@@ -75,9 +77,11 @@ def check_stages(
         _check_pair(recipe, stage, known.get(stage.parent))
         if stage in stages:
             _check_range(recipe, stage, known.get(stage.parent))
-        parent = made.get(stage.parent) or _traits(recipe, found, stage.parent)
+        parent, teacher = (
+            made.get(name) or _traits(recipe, found, name) for name in (stage.parent, stage.teacher)
+        )
         try:
-            made[stage.name] = stage.traits_after(parent, recipe.distill.w)
+            made[stage.name] = stage.traits_after(parent, recipe.distill.w, teacher)
         except FewstepError as error:
             raise RecipeError(f"stage {stage.name!r}: {error}") from None
     if recipe.distill.lora is not None and importlib.util.find_spec("peft") is None:
@@ -95,15 +99,17 @@ def _check_pair(recipe: Recipe, stage: Stage, parent: Card | None) -> None:
 
 
 def _check_parent(workspace: Workspace, stage: Stage, there: Collection[str]) -> None:
-    if stage.parent not in there and not workspace.is_done(stage.parent):
-        raise FolderError(no_parent(workspace.out, stage))
-    _check_whole(workspace, stage.parent)
+    for name in (stage.parent, stage.teacher):
+        if name not in there and not workspace.is_done(name):
+            raise FolderError(no_parent(workspace.out, stage, name))
+    for name in dict.fromkeys((stage.parent, stage.teacher)):
+        _check_whole(workspace, name)
 
 
-def no_parent(out: Path, stage: Stage) -> str:
-    """Return the message for a stage whose parent is not there."""
+def no_parent(out: Path, stage: Stage, name: str) -> str:
+    """Return the message for a stage whose parent, or teacher, is not there: the model `name`."""
     return (
-        f"{out / stage.parent} is not made yet, and {stage.name} starts from it. Run `fewstep "
+        f"{out / name} is not made yet, and {stage.name} starts from it. Run `fewstep "
         "train` first, or give --teacher."
     )
 
@@ -160,7 +166,7 @@ def check_data(recipe: Recipe, stages: Sequence[Stage], images: Dataset | Prompt
                 "data.buckets must be left out for prompts alone, which have no size."
             )
         for stage in stages:
-            if stage.states == "noised":
+            if stage.states == "noised" and not takes_trajectories(stage):
                 raise RecipeError(prompts_alone(recipe, stage))
 
 
@@ -263,11 +269,21 @@ def check_trainings(recipe: Recipe, names: Collection[str], device: str | None) 
         stage = next((s for s in recipe.distill.plan() if s.name == name), None)
         try:
             check_trainable(recipe.train_config(stage), device)
+            _check_average(recipe, stage)
             images = bool(recipe.track.trackers) and recipe.track.images_every is not None
             check_tracking(recipe.track.trackers, images, recipe.train_config(stage))
         except FewstepError as error:
             part = "teacher" if stage is None else "distill"
             raise type(error)(f"{part}: {error}") from None
+
+
+def _check_average(recipe: Recipe, stage: Stage | None) -> None:
+    """Raise RangeError where a stage asks the average of a student that is sharded."""
+    if stage is not None and recipe.distill.shard and KINDS[stage.kind].own_calls(stage):
+        raise RangeError(
+            f"shard must be false for {stage.name}, which needs the student's whole average on "
+            "every device. Leave it out."
+        )
 
 
 def check_held(recipe: Recipe, found: Found, device: str | None) -> None:

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fewstep.atomic import translate_os_errors
-from fewstep.core.denoiser import Denoiser, Guided
+from fewstep.core.denoiser import Guided
 from fewstep.core.seed import derive
 from fewstep.data import Buckets, Dataset, Prompts
 from fewstep.data.latents import Latents
@@ -202,9 +202,10 @@ class Run:
         """
         if self.workspace.is_made(stage.name):
             return self._finished(stage.name, stage)
-        if not self.workspace.is_done(stage.parent):
-            raise FolderError(no_parent(self.out, stage))
-        recipe = self.recipe
+        for name in (stage.parent, stage.teacher):
+            if not self.workspace.is_done(name):
+                raise FolderError(no_parent(self.out, stage, name))
+        recipe, w = self.recipe, self.recipe.distill.w
         # All that is left is checked now, and not when its turn comes after hours of training.
         todo = [s.name for s in self.plan if not self.workspace.is_made(s.name)]
         check_training(self.data, todo)
@@ -213,14 +214,14 @@ class Run:
         student = student_of(
             parent,
             stage,
-            recipe.distill.w,
+            w,
             w_dim=recipe.network.w_dim,
             w_band=recipe.network.band,
             lora=recipe.distill.lora,
             seed=recipe.seed,
         )
-        teacher: Denoiser = parent if stage.pair else loaded
-        problem = stage.problem(teacher, recipe.distill.w, parent.null_cond)
+        teacher = loaded if stage.teacher == stage.parent else self.load(stage.teacher)
+        problem = stage.problem(parent if stage.pair else teacher, w, parent.null_cond)
         return self._train(student, problem, recipe.train_config(stage))
 
     def _train(self, model: Model, problem: Problem, config: TrainConfig) -> Card:

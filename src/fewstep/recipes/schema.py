@@ -8,6 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from fewstep.data import DataConfig
+from fewstep.distill.consistency import (
+    consistency_distillation,
+    takes_trajectories,
+)
 from fewstep.distill.guidance import WALK
 from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan, Stage
 from fewstep.distill.trajectory import States
@@ -85,7 +89,13 @@ class DistillConfig(Optimisation):
                 raise ValueError(
                     f"the name {STAGE_ONE} belongs to the stage without steps; choose another name"
                 )
-            if (s.states or self.states) == "trajectory" and (s.steps or WALK) > part:
+            if s.kind == consistency_distillation.name:
+                if takes_trajectories(s, self.states) and part % s.substeps:
+                    raise ValueError(
+                        f"a batch of {part} must be a multiple of substeps, the {s.substeps} "
+                        "states of a trajectory; change one of them"
+                    )
+            elif (s.states or self.states) == "trajectory" and (s.steps or WALK) > part:
                 raise ValueError(
                     f"a batch of {part} cannot hold a trajectory of {s.steps or WALK} states; "
                     "give a larger batch, fewer steps, or states: noised"
@@ -138,6 +148,7 @@ class EvaluateConfig(Part):
         reference_sampler: sampler of these images: "deterministic" (DDIM), "heun", "dpm-solver++"
             or "unipc". The last three are of second order, and need fewer steps.
         teacher_steps, stage_one_steps: other numbers of steps to measure these models at.
+        consistency_steps: numbers of steps to measure consistency students at.
         solver_steps: numbers of steps at which the teacher is also measured with the solvers of
             `fewstep.measure.solvers.SOLVERS`.
         fd_to_teacher: whether to measure the Fréchet distance to the teacher's samples of another
@@ -154,6 +165,7 @@ class EvaluateConfig(Part):
     reference_sampler: Literal["deterministic", "heun", "dpm-solver++", "unipc"] = "deterministic"
     teacher_steps: tuple[Steps, ...] = Field((8, 4, 2, 1), max_length=1000)
     stage_one_steps: tuple[Steps, ...] = Field((64,), max_length=1000)
+    consistency_steps: tuple[Steps, ...] = Field((4, 2, 1), max_length=1000)
     solver_steps: tuple[Steps, ...] = Field((), max_length=1000)
     fd_to_teacher: bool = True
     features: str | None = None

@@ -19,7 +19,7 @@ from fewstep.models import model_of
 from fewstep.recipes.check import Checked
 from fewstep.recipes.run import Run
 from fewstep.recipes.schema import EvaluateConfig
-from fewstep.recipes.wanted import reference_of, shown_names
+from fewstep.recipes.wanted import counts_of, reference_of, shown_names
 from fewstep.show.figures import SHEET, Remarks, remarks_on
 from fewstep.show.study_data import COLUMNS, KnobCheck, SheetRow, Study
 
@@ -33,7 +33,8 @@ def _roles(plan: Plan) -> dict[str, str]:
     shown = shown_names(plan)
     roles = {TEACHER: TEACHER}
     for stage in plan:
-        roles.setdefault(shown[stage.name], STAGE_ONE if stage.steps is None else STUDENT)
+        free = stage.steps is None and stage.sampler is None
+        roles.setdefault(shown[stage.name], STAGE_ONE if free else STUDENT)
     return roles
 
 
@@ -84,7 +85,8 @@ def _sheet(run: Run, settings: EvaluateConfig, cells: Cells, w: float) -> list[S
     lines = list(dict.fromkeys((reference_of(settings), Line(TEACHER, DDIM, few))))
     for stage in run.plan:
         if stage.steps is None:
-            lines += [Line(shown[stage.name], DDIM, n) for n in settings.stage_one_steps[:1]]
+            counts, sampler = counts_of(stage, settings)[:1], stage.sampler or DDIM
+            lines += [Line(shown[stage.name], sampler, n) for n in counts]
         elif stage.sampler is not None:
             lines.append(Line(shown[stage.name], stage.sampler, stage.steps))
     found = [cell for cell in (cells.get(line, w) for line in lines) if cell is not None]

@@ -40,9 +40,15 @@ def wanted_of(plan: Plan, settings: EvaluateConfig) -> list[Wanted]:
     for stage in plan:
         if stage.direction == "encode":
             continue
-        steps = settings.stage_one_steps if stage.steps is None else (None,)
-        out += [Wanted(stage.name, shown[stage.name], n, None) for n in steps]
+        counts = (None,) if stage.steps else counts_of(stage, settings)
+        out += [Wanted(stage.name, shown[stage.name], n, None) for n in counts]
     return list(dict.fromkeys(out))
+
+
+def counts_of(stage: Stage, settings: EvaluateConfig) -> tuple[int, ...]:
+    """Return the numbers of steps to measure a model at that takes any number."""
+    free = stage.sampler is None
+    return settings.stage_one_steps if free else settings.consistency_steps
 
 
 def shown_names(plan: Plan) -> dict[str, str]:

@@ -131,7 +131,8 @@ class Workspace:
         card: of the model before its training. data_sha256: of the images or latents.
         """
         recipe = self.recipe
-        stage = next((s.identity() for s in self.plan if s.name == card.name), None)
+        planned = next((s for s in self.plan if s.name == card.name), None)
+        stage = None if planned is None else planned.identity()
         if stage is not None:
             stage["updates"] = config.updates
         # Left out at its default, so that runs from before there was a choice can go on.
@@ -145,6 +146,8 @@ class Workspace:
             "augment": [recipe.data.flip, recipe.data.crop],
             "parent": [p.sha256 for p in card.parents[:1]],
         }
+        if planned is not None and planned.teacher != planned.parent:
+            inputs["teacher"] = self.card(planned.teacher).weights_sha256
         if recipe.distill.lora is not None:
             inputs["lora"] = recipe.distill.lora.model_dump(mode="json")
         return json_sha256(inputs)

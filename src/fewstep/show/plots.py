@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fewstep.distill.plan import STAGE_ONE, TEACHER
-from fewstep.measure.cell import STOCHASTIC, Cell, Cells, Line
+from fewstep.measure.cell import CONSISTENCY, NOISY, STOCHASTIC, Cell, Cells, Line
 from fewstep.show.escape import in_plot
 
 Roles = Mapping[str, str]
@@ -29,6 +29,7 @@ COLOURS = {
     "student-1": "#E69F00",
     "students": "#D55E00",
     "stochastic": "#0072B2",
+    "consistency": "#A6761D",
     "dpm-solver++": "#777777",
     "unipc": "#8B6BB1",
     "heun": "#F0E442",
@@ -40,6 +41,7 @@ GROUPS = {
     "stage-one": "stage one, DDIM",
     "students": "students, deterministic",
     "stochastic": "students, stochastic",
+    "consistency": "consistency students",
     "dpm-solver++": "guided teacher, DPM-Solver++",
     "unipc": "guided teacher, UniPC",
     "heun": "guided teacher, Heun",
@@ -115,7 +117,7 @@ def against_evaluations(
             if not points:
                 continue
             x, y = zip(*sorted(points, key=lambda point: point[0]), strict=True)
-            mark = "s" if group == STOCHASTIC else "o"
+            mark = "s" if group in NOISY else "o"
             axes.plot(x, y, f"{mark}-", color=COLOURS[group], label=GROUPS[group], markersize=4.5)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
@@ -129,7 +131,7 @@ def against_evaluations(
 
 def _group(cell: Cell, roles: Roles) -> str:
     sampler = cell.line.sampler
-    if sampler == STOCHASTIC or sampler in SOLVER_GROUPS:
+    if sampler in GROUPS:
         return sampler
     role = roles.get(cell.model, cell.model)
     return role if role in (TEACHER, STAGE_ONE) else "students"
@@ -181,6 +183,8 @@ def _label(line: Line, roles: Roles) -> str:
     if roles.get(line.model, line.model) in (TEACHER, STAGE_ONE):
         solver = f"{line.sampler}, " if line.sampler in SOLVER_GROUPS else ""
         return f"{line.model}, {solver}{line.steps} steps"
+    if line.sampler == CONSISTENCY:
+        return f"{line.model}, {line.steps} steps"
     return line.model + (", stochastic" if line.sampler == STOCHASTIC else "")
 
 

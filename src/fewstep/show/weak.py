@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fewstep.measure.cell import STOCHASTIC, Cell, Cells
+from fewstep.measure.cell import NOISY, Cell, Cells
 from fewstep.metrics import FD_TO_TEACHER, RMS, Features, Reference
 
 FEW = 1_000  # samples or training images; fewer give a rough distance under any features
@@ -224,11 +224,13 @@ def _floor(seen: Measurements) -> Iterable[Warned]:
 
 def _unpaired(seen: Measurements) -> Iterable[Warned]:
     rows = seen.where(
-        lambda cell: cell.sampler == STOCHASTIC and cell.figures.rms_to_teacher is not None
+        lambda cell: (
+            cell.sampler in NOISY and cell.steps != 1 and cell.figures.rms_to_teacher is not None
+        )
     )
     if rows:
         yield Warned(
-            "The stochastic sampler adds noise of its own, so its images are not paired with the "
+            "This sampler adds noise of its own, so its images are not paired with the "
             "teacher's and their paired distance means nothing.",
             (RMS,),
             rows,
