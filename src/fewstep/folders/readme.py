@@ -17,6 +17,7 @@ from fewstep.files.copies import licence_files
 from fewstep.files.parts import vae_factor
 from fewstep.models.card import Card
 from fewstep.models.model import Model
+from fewstep.models.scheduler import is_lcm
 
 README = "README.md"
 TEMPLATE = Path(__file__).with_name("readme.jinja")
@@ -98,6 +99,7 @@ def _facts(model: Model, card: Card, source: Path) -> dict[str, Any]:
         "signal": math.cos(float(model.clock.phis[-1])),
         "some_steps": card.steps or (50 if card.w_range is None else 8),
         "stock_null": STOCK_NULL,
+        "stock_steps": card.sampler in (None, "deterministic") or is_lcm(model.clock, card.sampler),
         "timesteps": len(model.clock),
         "w": w,
     }

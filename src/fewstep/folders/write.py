@@ -21,6 +21,7 @@ from fewstep.models.card import CARD, OWN, Card
 from fewstep.models.lora import ADAPTER, has_adapter, merged, place_of, write_adapter
 from fewstep.models.model import Model
 from fewstep.models.own import as_model
+from fewstep.models.scheduler import stock_scheduler
 from fewstep.models.w_input import LIVE, added_name
 
 NETWORK_FILE = "diffusion_pytorch_model.safetensors"
@@ -122,7 +123,7 @@ def _save_apart(model: Model, folder: Path) -> Card:
 def _write_own(model: Model, source: Path, partial: Path, card: Card) -> None:
     """Write what every folder of a pipeline's model has of its own: licence, scheduler, README."""
     copy_licences(source, partial)
-    model.clock.scheduler().save_pretrained(partial / "scheduler")
+    stock_scheduler(model.clock, card.sampler).save_pretrained(partial / "scheduler")
     text = model_card(model, card, source)
     (partial / README).write_text(text, encoding="utf-8")
 
@@ -146,7 +147,7 @@ def _write_stock(model: Model, partial: Path, card: Card) -> dict[str, Any]:
         **index,
         "_class_name": family.pipelines[0],
         "_diffusers_version": diffusers.__version__,
-        "scheduler": _class_of(model.clock.scheduler()),
+        "scheduler": _class_of(stock_scheduler(model.clock, card.sampler)),
         family.part: _class_of(model.network),
     }
 
@@ -155,12 +156,12 @@ def _write_native(model: Model, partial: Path, card: Card) -> dict[str, Any]:
     """Write all of a folder of the native clock but network and card; return its index."""
     import diffusers
 
-    model.clock.scheduler().save_pretrained(partial / "scheduler")
+    stock_scheduler(model.clock, card.sampler).save_pretrained(partial / "scheduler")
     index: dict[str, Any] = {
         "_class_name": model.family.pipelines[0],
         "_diffusers_version": diffusers.__version__,
         model.family.part: _class_of(model.network),
-        "scheduler": ["diffusers", "DDIMScheduler"],
+        "scheduler": _class_of(stock_scheduler(model.clock, card.sampler)),
         "steps": card.steps,
         "w_range": card.w_range,
         "sampler": card.sampler,

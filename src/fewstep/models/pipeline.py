@@ -18,6 +18,7 @@ from diffusers import (
     DDIMScheduler,
     DiffusionPipeline,
     ImagePipelineOutput,
+    LCMScheduler,
     UNet2DConditionModel,
 )
 from diffusers.utils.torch_utils import randn_tensor
@@ -46,7 +47,7 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
     def __init__(
         self,
         unet: UNet2DConditionModel,
-        scheduler: DDIMScheduler,
+        scheduler: DDIMScheduler | LCMScheduler,
         vae: AutoencoderKL | None = None,
         steps: int | None = None,
         w_range: list[float] | None = None,  # JSON has lists in place of pairs
@@ -56,7 +57,8 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
 
         Args:
             unet: the network.
-            scheduler: of the native clock; see `fewstep.models.clocks.native`.
+            scheduler: of the native clock; see `fewstep.models.clocks.native`. LCMScheduler for a
+                consistency student.
             vae: the autoencoder of a latent model.
             steps: number of steps that the network was made for; None for any.
             w_range: range of w that the network was trained for; None for any.
@@ -111,10 +113,12 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
         z = self._start(len(labels), generator, latents, device)
         weights = torch.full((len(labels),), w, device=device)
         self.scheduler.set_timesteps(steps, device=device)
+        # It adds noise between its steps; other schedulers may not take a generator.
+        draws = {"generator": generator} if self.config.sampler == "consistency" else {}
         z = z * self.scheduler.init_noise_sigma
         for index, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
             v = self._velocity(self.scheduler.scale_model_input(z, t), t, labels, weights)
-            z = self.scheduler.step(v, t, z, return_dict=False)[0]
+            z = self.scheduler.step(v, t, z, return_dict=False, **draws)[0]
             if callback_on_step_end is not None:
                 offered = {name: z for name in callback_on_step_end_tensor_inputs}
                 z = (callback_on_step_end(self, index, t, offered) or {}).get("latents", z)
@@ -123,7 +127,7 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _check_options(self, output_type: str, tensor_inputs: Sequence[str]) -> None:
-        if self.config.sampler not in (None, "deterministic"):
+        if self.config.sampler not in (None, "deterministic", "consistency"):
             raise RangeError(
                 "this pipeline samples with a stock scheduler, and none has the "
                 f"{self.config.sampler!r} sampler that this model was made for. Use fewstep.sample."

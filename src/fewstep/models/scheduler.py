@@ -1,4 +1,4 @@
-"""The clock of a stock pipeline folder, read from its scheduler."""
+"""Clocks and schedulers of stock pipeline folders: read, and chosen for a model."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import Any, TypeAlias
 
 from fewstep.errors import FolderError, MissingError, did_you_mean
 from fewstep.files.parts import INDEX, read_json
+from fewstep.models.card import CARD
 from fewstep.models.clocks import betas, flow
 from fewstep.models.clocks.betas import BetaClock, beta_clock
+from fewstep.models.clocks.clock import Clock
 from fewstep.models.clocks.flow import FlowClock, flow_clock, is_flow
 from fewstep.models.families import stock_family
 
 CONFIG = Path("scheduler") / "scheduler_config.json"
 StockClock: TypeAlias = "BetaClock | FlowClock"
+LCM = "LCMScheduler"
 UNDERSTOOD = tuple(dict.fromkeys((*betas.UNDERSTOOD, *flow.UNDERSTOOD)))
 
 
@@ -29,7 +32,8 @@ def read_clock(folder: Path, base: Path | None = None) -> StockClock:
     path = folder / CONFIG
     given = read_json(path, infinities=True)
     name = str(given.get("_class_name"))
-    if name not in UNDERSTOOD:
+    # Without a card nobody knows that the network jumps to clean.
+    if name not in UNDERSTOOD and not (name == LCM and (folder / CARD).is_file()):
         raise FolderError(
             f"{path}: _class_name: {name!r} is not understood; fewstep knows networks trained on "
             "betas or on rectified flow, that is "
@@ -49,6 +53,28 @@ def read_clock(folder: Path, base: Path | None = None) -> StockClock:
     network = base / family.part / "config.json"
     tokens = family.tokens(read_json(network), network) if family.tokens else None
     return flow_clock(config, tokens, family.flow == "spaced", path)
+
+
+def stock_scheduler(clock: Clock, sampler: str | None) -> Any:
+    """Return the stock scheduler that makes the steps of a model of a clock and a sampler.
+
+    That of consistency sampling is LCMScheduler, on networks that were trained on betas.
+    """
+    stock = clock.scheduler()
+    if not is_lcm(clock, sampler):
+        return stock
+    from diffusers import LCMScheduler
+
+    # Every timestep may be one of N, and the boundary conditions that LCM's networks were trained
+    # with are the identity.
+    return LCMScheduler.from_config(
+        stock.config, original_inference_steps=len(clock), timestep_scaling=1e6
+    )
+
+
+def is_lcm(clock: Clock, sampler: str | None) -> bool:
+    """Whether LCMScheduler makes the steps of a model of this clock and sampler."""
+    return sampler == "consistency" and clock.prediction != "flow"
 
 
 def _with_defaults(name: str, given: dict[str, Any]) -> dict[str, Any]:

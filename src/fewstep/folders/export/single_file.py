@@ -19,6 +19,7 @@ from fewstep.folders.export.stock_folder import fixed_line, folded, is_for_one_w
 from fewstep.folders.vae import load_vae
 from fewstep.models.families.stable_diffusion import STABLE_DIFFUSION
 from fewstep.models.model import Model
+from fewstep.models.scheduler import stock_scheduler
 from fewstep.models.student import merge_adapter
 
 FILE = "model.safetensors"
@@ -47,7 +48,7 @@ def write(model: Model, out: Path, options: Options) -> tuple[str, ...]:
     with atomic_folder(out, FILE) as partial:
         plain = {k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}
         save_file(plain, partial / FILE, metadata=about)
-        model.clock.scheduler().save_pretrained(partial / "scheduler")
+        stock_scheduler(model.clock, card.sampler).save_pretrained(partial / "scheduler")
     what = f"{FILE}, the transformer alone" if model.family.part == "transformer" else FILE
     if w is None:
         return (f"w is an input of {what}; use guidance scale 1 + w",)
