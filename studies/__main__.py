@@ -17,6 +17,7 @@ STUDIES: dict[str, str] = {
     "cost": "evaluations, operations, GPU-hours and memory of a recipe, before it runs",
     "cost_transformers": "the same of Stable Diffusion 3 medium and Flux.1-dev, without weights",
     "cost_to_quality": "training cost of several plans to four steps, and what they reach",
+    "consistency": "consistency students under both samplers, beside separate students",
     "picture": "the picture of a run, or the labels of a contact sheet written beside its rows",
     "autoencoder": "how far an autoencoder alone takes images from the training images",
     "stock_pipelines": "how far fewstep and stock diffusers pipelines differ on one student",
