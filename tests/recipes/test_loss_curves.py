@@ -31,6 +31,9 @@ STAGES = [
     {"parent": "teacher", "name": "pair", "steps": 4, "pair": True},
     {"parent": "teacher", "kind": CONSISTENCY, "substeps": 8, "order": 2},
     {"parent": "consistency", "kind": CONSISTENCY, "substeps": 8, "target": "self"},
+    {"parent": "teacher", "kind": "sample-distillation"},
+    {"parent": "teacher", "name": "one", "steps": 1},
+    {"parent": "one", "kind": "distribution-matching", "steps": 1, "real": "sampled"},
 ]
 RECIPE = {
     "name": "curves",

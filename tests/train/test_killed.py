@@ -72,6 +72,25 @@ def test_kills_change_no_bit_of_a_student_that_learns_from_its_average(
     same(tmp_path, ("teacher", "consistency", "self-consistency"))
 
 
+def test_kills_change_no_bit_of_two_networks(forks: Forks, tmp_path: Path) -> None:
+    stages = [
+        {"parent": "teacher", "kind": "sample-distillation", "updates": 10},
+        {"parent": "teacher", "steps": 1, "updates": 3},
+        {"parent": "student-1", "kind": "distribution-matching", "steps": 1, "real": "sampled"},
+    ]
+    distill = {**RECIPE["distill"], "updates": 24, "stages": stages}  # type: ignore[dict-item]
+    recipe = {**RECIPE, "teacher": {"updates": 3, "batch_size": 8}, "distill": distill}
+    assert len(killed(forks, tmp_path, recipe, 4)) == 4
+    same(tmp_path, ("sampled", "student-1", "matched-1"))
+    checkpoint = load_file(tmp_path / "killed" / _checkpoints(tmp_path, "matched-1")[0])
+    student, matched = (
+        load_file(tmp_path / "killed" / name / "unet/diffusion_pytorch_model.safetensors")
+        for name in ("student-1", "matched-1")
+    )
+    assert student.keys() == matched.keys()  # the folder holds the student alone
+    assert len(checkpoint) == 2 * len(student)
+
+
 def killed(
     forks: Forks, folder: Path, recipe: dict[str, object], kills: int
 ) -> list[dict[str, Any]]:

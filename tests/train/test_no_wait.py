@@ -22,9 +22,11 @@ from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Guided
 from fewstep.core.seed import generator
 from fewstep.distill.guidance import GuidanceDistillation
+from fewstep.distill.matching import DistributionMatching, StudentAndScore
 from fewstep.distill.plan import Stage
 from fewstep.distill.pretrain import Pretrain
 from fewstep.distill.problem import Problem, loss
+from fewstep.distill.samples import SampleDistillation
 from fewstep.distill.steps import StepDistillation
 from fewstep.models import Card, Model, UNetConfig, build_unet, with_w_input
 from fewstep.train import TrainConfig, train
@@ -105,7 +107,19 @@ def steps_walked(of: Model) -> Problem:
     return StepDistillation(student(of).eval(), steps=4, stride=2, states="trajectory")
 
 
-PROBLEMS = (pretrain, guidance, steps, encode, pair, stochastic, guidance_walked, steps_walked)
+def samples(of: Model) -> Problem:
+    return SampleDistillation(Guided(of, of.null_cond))
+
+
+def matching(of: Model) -> Problem:
+    networks = StudentAndScore(student(of), student(of))
+    return DistributionMatching(student(of).eval(), networks)
+
+
+PROBLEMS = (
+    *(pretrain, guidance, steps, encode, pair, stochastic, guidance_walked, steps_walked),
+    *(samples, matching),
+)
 
 
 @pytest.mark.parametrize("stage", PROBLEMS)
@@ -114,7 +128,8 @@ def test_targets_loss_and_gradient_stay_on_the_device(
 ) -> None:
     """On the device that holds no values at all; conditions of the problem begin on the host."""
     of = teacher("meta")
-    problem, learner = stage(of), student(of)
+    problem = stage(of)
+    learner = getattr(problem, "networks", None) or student(of)
     x, cond = torch.zeros(BATCH, 1, 8, 8, device="meta"), torch.zeros(BATCH, device="meta").long()
 
     def update() -> None:

@@ -16,6 +16,8 @@ KIND = {
     "guidance-distillation": "stage one (one pass per step, any number of steps)",
     "step-distillation": "few-step student (one pass per step)",
     "consistency-distillation": "consistency student (one pass per step, any number of steps)",
+    "sample-distillation": "score of the teacher's samples (one pass per step, any steps)",
+    "distribution-matching": "one-step student, matched (one pass per step)",
 }
 ENCODER = "few-step encoder (one pass per step, from images to noise)"
 PAIR = "few-step student without stage one (two passes a step)"
@@ -89,8 +91,10 @@ def _examples(card: Card) -> str:
 
 def _targets(card: Card) -> str:
     """Return what one step of a student replaces."""
-    free = card.steps is None and card.sampler is None
-    if free or not card.parents:  # that of a network of the user's is not known
+    from fewstep.distill.plan import KINDS
+
+    # Of a network of the user's they are not known.
+    if "substeps" not in KINDS[card.stage.kind].settings or not card.parents:
         return ""
     by = "second order" if card.stage.order == 2 else "DDIM"
     if card.sampler == "consistency":

@@ -20,9 +20,11 @@ from fewstep.core.grid import MAX_STEPS
 from fewstep.distill.consistency import Target, consistency_distillation
 from fewstep.distill.guidance import STAGE_ONE as STAGE_ONE
 from fewstep.distill.guidance import guidance_distillation
+from fewstep.distill.matching import distribution_matching
 from fewstep.distill.pretrain import TEACHER as TEACHER
 from fewstep.distill.pretrain import pretraining
 from fewstep.distill.problem import Problem
+from fewstep.distill.samples import sample_distillation
 from fewstep.distill.steps import Direction, step_distillation
 from fewstep.distill.trajectory import States
 from fewstep.errors import FewstepError, RangeError, RecipeError, first_wrong
@@ -34,6 +36,8 @@ KINDS = {
         guidance_distillation,
         step_distillation,
         consistency_distillation,
+        sample_distillation,
+        distribution_matching,
     )
 }
 DEFAULT_KINDS = (guidance_distillation.name, step_distillation.name)  # without and with steps
@@ -79,6 +83,8 @@ class Stage(BaseModel):
         dropout: of conditions, in pretraining; leave it out elsewhere.
         target: of consistency distillation: the "end" of the teacher's trajectory, or the end that
             the student's own average says one step of the teacher further on, "self".
+        real: of distribution matching: name of the model whose samples the student's are to be
+            distributed as, an earlier stage without steps; null: the guided teacher.
         updates: of its training; null takes those of the recipe's stages.
         lr: learning rate; null takes that of the recipe's stages.
         states: "noised" or "trajectory"; null takes that of the recipe's stages.
@@ -97,6 +103,7 @@ class Stage(BaseModel):
     pair: bool = False
     dropout: float | None = Field(None, ge=0.0, lt=1.0)
     target: Target = "end"
+    real: str | None = Field(None, min_length=1)
     updates: int | None = Field(None, ge=1, le=1_000_000_000)
     lr: float | None = Field(None, gt=0.0, le=10.0)
     states: States | None = None
@@ -198,7 +205,7 @@ class Stage(BaseModel):
         """
         states, kind = (None, "noised"), (DEFAULT_KINDS[self.steps is not None],)
         once = {"states": states, "kind": kind, "order": (1,), "dropout": (None,)}
-        once["target"] = ("end",)
+        once |= {"target": ("end",), "real": (None,)}
         settings = self.model_dump(exclude={"lr"})
         return {key: value for key, value in settings.items() if value not in once.get(key, ())}
 
@@ -208,7 +215,7 @@ class Stage(BaseModel):
             raise RecipeError(f"stage {self.name!r}: updates must be given. Add updates.")
         examples, kind = self.updates * batch_size, KINDS[self.kind]
         asked = self.passes * kind.calls(self) + kind.own_calls(self)
-        return Cost(examples * asked, examples)
+        return Cost(round(examples * asked), examples)
 
 
 @dataclass(frozen=True)

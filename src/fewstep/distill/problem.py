@@ -67,7 +67,7 @@ class Kind:
             FewstepError for a stage that makes no sense, or asks too much of its teacher.
         default_name: of the student. sampler: that it is made for; None for any.
         settings: of a stage of this kind, beside those of every kind.
-        calls, own_calls: of the teacher, and of the student's average, per example.
+        calls, own_calls: of the teacher, and of what is trained (or its average), per example.
         teacher: name of the model that answers; by default the parent, which the student starts
             from.
     """
@@ -77,8 +77,8 @@ class Kind:
     default_name: Callable[[Stage], str]
     settings: frozenset[str] = frozenset()
     sampler: Callable[[Stage], str | None] = lambda _: None
-    calls: Callable[[Stage], int] = lambda _: 1
-    own_calls: Callable[[Stage], int] = lambda _: 0
+    calls: Callable[[Stage], float] = lambda _: 1
+    own_calls: Callable[[Stage], float] = lambda _: 0
     teacher: Callable[[Stage], str] = lambda stage: stage.parent
 
 

@@ -8,15 +8,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
+from typing import cast
+
+from torch import nn
 
 from fewstep.atomic import translate_os_errors
-from fewstep.core.denoiser import Guided
+from fewstep.core.denoiser import Denoiser, Guided
 from fewstep.core.seed import derive
 from fewstep.data import Buckets, Dataset, Prompts
 from fewstep.data.latents import Latents
+from fewstep.distill.matching import DistributionMatching, StudentAndScore
 from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan, Stage
 from fewstep.distill.problem import Problem
 from fewstep.errors import FolderError, in_units
@@ -205,27 +209,19 @@ class Run:
         for name in (stage.parent, stage.teacher):
             if not self.workspace.is_done(name):
                 raise FolderError(no_parent(self.out, stage, name))
-        recipe, w = self.recipe, self.recipe.distill.w
+        recipe = self.recipe
         # All that is left is checked now, and not when its turn comes after hours of training.
         todo = [s.name for s in self.plan if not self.workspace.is_made(s.name)]
         check_training(self.data, todo)
-        loaded = self.load(stage.parent)
-        parent = model_of(loaded)
-        student = student_of(
-            parent,
-            stage,
-            w,
-            w_dim=recipe.network.w_dim,
-            w_band=recipe.network.band,
-            lora=recipe.distill.lora,
-            seed=recipe.seed,
-        )
-        teacher = loaded if stage.teacher == stage.parent else self.load(stage.teacher)
-        problem = stage.problem(parent if stage.pair else teacher, w, parent.null_cond)
+        parent = teacher = self.load(stage.parent)
+        if stage.teacher != stage.parent:
+            teacher = self.load(stage.teacher)
+        student, problem = _begin(recipe, stage, parent, teacher)
         return self._train(student, problem, recipe.train_config(stage))
 
     def _train(self, model: Model, problem: Problem, config: TrainConfig) -> Card:
         name = model.card.name
+        trained = cast(nn.Module, getattr(problem, "networks", model))
         self.tell(f"{name}: {config.updates} updates of {config.batch_size}")
         started = time.perf_counter()
         seed = derive(self.recipe.seed, name)
@@ -241,12 +237,12 @@ class Run:
         batch = self.data.batches(config.batch_size, seed, model.card.shape)
         bare = self._watched[0].watch.bare if self._watched else None
         example = self.data.example(batch, config, model.card.shape)
-        memory = Memory.foreseen(model, problem, config, example, self.device, bare)
+        memory = Memory.foreseen(trained, problem, config, example, self.device, bare)
         memory.check(name, config)
         self._watched.append(memory)
         self.tell(f"{name}: memory {memory}")
         result = train(
-            model,
+            trained,
             problem,
             batch,
             config,
@@ -259,7 +255,7 @@ class Run:
             track=track_of(self.recipe, model, batch, config),
         )
         peak = memory.measured()
-        model.load_state_dict(result.ema_state)
+        trained.load_state_dict(result.ema_state)
         buckets = self.recipe.data.buckets
         training = {
             "recipe": self.recipe.name,
@@ -295,3 +291,28 @@ class Run:
         check_images(self.data, [name])
         self.tell(f"{name}: already made")
         return self.workspace.card(name)
+
+
+def _begin(
+    recipe: Recipe, stage: Stage, parent: Model | Guided, teacher: Model | Guided
+) -> tuple[Model, Problem]:
+    """Return the student of a stage before its first update, and the problem that it is to solve.
+
+    teacher: what answers; the parent, but for the kinds of stages that name another model.
+    """
+    start = partial(
+        student_of,
+        w_range=recipe.distill.w,
+        w_dim=recipe.network.w_dim,
+        w_band=recipe.network.band,
+        lora=recipe.distill.lora,
+        seed=recipe.seed,
+    )
+    inner = model_of(parent)
+    student = start(inner, stage)
+    answers: Denoiser = inner if stage.pair else teacher
+    problem = stage.problem(answers, recipe.distill.w, inner.null_cond)
+    if isinstance(problem, DistributionMatching):
+        networks = StudentAndScore(student, start(model_of(teacher), stage))
+        problem = replace(problem, networks=networks)
+    return student, problem

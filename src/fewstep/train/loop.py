@@ -67,7 +67,8 @@ def train(  # noqa: PLR0913
         student: an nn.Module that is a denoiser; trained in place. Its frozen parameters (no
             `requires_grad`) are not optimised, averaged or saved in checkpoints. If other
             parameters have no effect on the output, training on several processes needs its
-            attribute `has_unused_weights` to be true.
+            attribute `has_unused_weights` to be true. Its attribute `lr_scales`, if any, holds
+            factors of the learning rate by the names of its children.
         problem: `Pretrain`, `GuidanceDistillation`, `StepDistillation`, or your own. One
             with a method `lend` is given the student's average (`AsksAverage`).
         batch: (update, part, parts) -> (x, cond), part number `part` of the update's examples,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +36,24 @@ def check_optimizer(config: TrainConfig) -> None:
 
 
 def make_optimizer(
-    parameters: Sequence[Tensor], config: TrainConfig, device: torch.device
+    parameters: Sequence[Tensor],
+    config: TrainConfig,
+    device: torch.device,
+    scales: Sequence[float] | None = None,
 ) -> torch.optim.Optimizer:
     """Return the optimiser that the config names, of these parameters on this device.
 
     `adamw8bit` keeps both moments in 8 bits with a scale per 256 numbers (Dettmers et al. 2022),
     and those of tensors of fewer than 4,096 numbers in 32 bits.
+
+    scales: of the learning rate, one per parameter; None where all have the one of the config.
+    Parameters of one scale that follow each other are a group, which keeps it as "scale".
     """
     check_optimizer(config)
+    groups: Any = parameters
+    if scales is not None:
+        runs = groupby(zip(scales, parameters, strict=True), itemgetter(0))
+        groups = [{"params": [p for _, p in run], "scale": scale} for scale, run in runs]
     shared: dict[str, Any] = {
         "lr": config.lr,
         "betas": config.betas,
@@ -50,9 +62,9 @@ def make_optimizer(
     if config.optimizer == "adamw8bit":
         import bitsandbytes
 
-        small: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(parameters, **shared)
+        small: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, **shared)
         return small
-    return torch.optim.AdamW(parameters, **shared, fused=device.type in ("cpu", "cuda"))
+    return torch.optim.AdamW(groups, **shared, fused=device.type in ("cpu", "cuda"))
 
 
 def state_bytes(count: int, config: TrainConfig) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -87,7 +87,8 @@ class Trained:
                 ) from None
         self.module, self.model = self._prepare()
         self.parameters: list[Tensor] = [p for p in self.module.parameters() if p.requires_grad]
-        self._optimizer = make_optimizer(self.parameters, config, accelerator.device)
+        scales = _scales(student, self._names)
+        self._optimizer = make_optimizer(self.parameters, config, accelerator.device, scales)
         self._ema = [p.detach().clone() for p in self.parameters]
         if found is not None:
             self._restore(found, folder)
@@ -120,7 +121,7 @@ class Trained:
     def step(self, lr: float, decay: float) -> Tensor:
         """Take a step from the gradients, and average; return their norm before it was clipped."""
         for group in self._optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("scale", 1.0)
         norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.grad_clip)
         self._stepper.step()
         self._stepper.zero_grad()
@@ -190,3 +191,12 @@ class Trained:
             k: v.detach() if k in self._frozen else copied(averaged.get(k, v))
             for k, v in self.module.state_dict().items()
         }
+
+
+def _scales(student: nn.Module, names: Sequence[str]) -> list[float] | None:
+    """Return the factor of each parameter's learning rate, from `lr_scales` of the student, if any.
+
+    `lr_scales`: factors by the names of the student's children; of the others it is 1.
+    """
+    factors: Mapping[str, float] | None = getattr(student, "lr_scales", None)
+    return None if factors is None else [factors.get(n.split(".")[0], 1.0) for n in names]
