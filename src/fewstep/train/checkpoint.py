@@ -137,7 +137,10 @@ def load_checkpoint(folder: Path, run: dict[str, Any], device: torch.device) -> 
     run, naming the settings that differ.
     """
     for stale in folder.glob(f"{PARTIAL}*"):
-        shutil.rmtree(stale, ignore_errors=True)
+        if stale.is_dir():
+            shutil.rmtree(stale, ignore_errors=True)
+        else:
+            stale.unlink(missing_ok=True)
     damage: list[str] = []
     for path in _candidates(folder, damage):
         try:
