@@ -25,6 +25,7 @@ STUDIES: dict[str, str] = {
     "notebook": "a notebook of a Markdown page",
     "two_files": "what the two LoRA files of a student cost beside its folder, at several ranks",
     "architecture": "the picture of the packages and their imports, from the code",
+    "any_steps": "an any-step student beside separate students, at each number of steps",
     "mixture_states": "noised states against trajectories on an exact Gaussian mixture",
 }
 USAGE = "usage: python -m studies NAME [ARGUMENT ...]"

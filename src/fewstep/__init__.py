@@ -16,6 +16,7 @@ from fewstep.version import __version__
 if TYPE_CHECKING:
     from fewstep.core.denoiser import Denoiser, Guided, Traits
     from fewstep.core.sample import sample
+    from fewstep.distill.any_steps import AnyStepDistillation
     from fewstep.distill.guidance import GuidanceDistillation
     from fewstep.distill.plan import Plan, Stage, chain, direct
     from fewstep.distill.pretrain import Pretrain
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from fewstep.train import TrainConfig
 
 _HOMES = {
+    "AnyStepDistillation": "fewstep.distill.any_steps",
     "ClassConditionalPipeline": "fewstep.models.pipeline",
     "Denoiser": "fewstep.core.denoiser",
     "FewstepError": "fewstep.errors",
@@ -61,6 +63,7 @@ _HOMES = {
 _RENAMED = {"Halve": "StepDistillation", "Match": "GuidanceDistillation"}
 
 __all__ = [
+    "AnyStepDistillation",
     "ClassConditionalPipeline",
     "Denoiser",
     "FewstepError",

@@ -123,7 +123,8 @@ def transfer(
         ShapeError: models of different shapes, or as `sample` does.
     """
     check_together(encoder, decoder)
-    own = [None if traits_of(d).steps else steps for d in (encoder, decoder)]
+    one = [len(traits_of(d).steps or ()) == 1 for d in (encoder, decoder)]
+    own = [None if fixed else steps for fixed in one]
     z = encode(encoder, x, cond_from, w=w_from, steps=own[0], batch_size=batch_size)
     out = decode(decoder, z, cond_to, w=w, steps=own[1], batch_size=batch_size)
     return Transfer(out, z)

@@ -260,7 +260,7 @@ def test_a_new_kind_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda stage, teacher, w, _: StepDistillation(teacher, stage.steps or 1, w_range=w),
         lambda stage: f"straight-{stage.steps}",
         settings=frozenset({"steps"}),
-        calls=lambda _: 2,
+        calls=lambda _, batch: 2 * batch,
     )
     monkeypatch.setitem(KINDS, new.name, new)
     stage = Stage(None, TEACHER, kind=new.name, steps=2, updates=3)

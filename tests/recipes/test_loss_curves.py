@@ -34,6 +34,8 @@ STAGES = [
     {"parent": "teacher", "kind": "sample-distillation"},
     {"parent": "teacher", "name": "one", "steps": 1},
     {"parent": "one", "kind": "distribution-matching", "steps": 1, "real": "sampled"},
+    {"parent": "teacher", "name": "any", "any_steps": [4, 2], "order": 2, "states": "trajectory"},
+    {"parent": "stage-one", "name": "shortcuts", "any_steps": [4, 2, 1], "shortcut": 0.5},
 ]
 RECIPE = {
     "name": "curves",

@@ -26,10 +26,11 @@ RECIPE = {
             {"parent": "teacher"},
             {"parent": "stage-one", "steps": 2},
             {"parent": "stage-one", "steps": 2, "stride": 2, "states": "trajectory"},
+            {"parent": "stage-one", "any_steps": [2, 1], "shortcut": 0.5},
         ],
     },
 }
-MODELS = ("teacher", "stage-one", "student-2", "student-2-stochastic")
+MODELS = ("teacher", "stage-one", "student-2", "student-2-stochastic", "student-any")
 
 
 def test_ten_kills_change_no_bit(forks: Forks, tmp_path: Path) -> None:

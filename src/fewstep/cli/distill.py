@@ -95,7 +95,7 @@ def describe(recipe: Recipe, speed: Speed | None = None) -> str:
     head = ("stage", "from", "steps", "substeps", "order", "updates", "evaluations")
     lines = [_line(*head, "time" if speed else "")]
     for s in plan:
-        steps = "any" if s.steps is None else str(s.steps)
+        steps = ",".join(map(str, s.counts)) or "any"
         has = "substeps" in KINDS[s.kind].settings
         substeps, order = (str(s.substeps), str(s.order)) if has else ("", "")
         cost = f"{s.cost(batch).evaluations:,}"
@@ -115,8 +115,10 @@ def describe(recipe: Recipe, speed: Speed | None = None) -> str:
 
 
 def _line(name: str, parent: str, *numbers: str) -> str:
-    columns = (n.rjust(width) for n, width in zip(numbers, (5, 8, 5, 7, 13, 12), strict=True))
-    return f"{name:<22} {parent:<12} {' '.join(columns)}".rstrip()
+    steps, *others = numbers
+    columns = (n.rjust(width) for n, width in zip(others, (8, 5, 7, 13, 12), strict=True))
+    first = steps.rjust(max(6, 18 - len(parent)))
+    return f"{name:<22} {parent}{first} {' '.join(columns)}".rstrip()
 
 
 command = distill_command

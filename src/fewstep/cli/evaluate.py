@@ -54,7 +54,7 @@ def evaluate_command(
         str | None,
         typer.Option(
             help="Sampling steps, e.g. 1,2,4, for models that accept any number. Students are "
-            "measured with the number that they were made for."
+            "measured with the numbers that they were made for."
         ),
     ] = None,
     sampler: Annotated[

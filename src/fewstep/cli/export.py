@@ -31,6 +31,15 @@ def export_command(
             "file of a Flux with guidance_embeds may be made without it, and then takes any w."
         ),
     ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=100_000,
+            help="Number of steps to fix in the weights of an any-step student; w stays an input "
+            "unless --w is given (diffusers).",
+        ),
+    ] = None,
     base: Annotated[
         Path | None,
         typer.Option(help="Folder of the teacher that the student was made from (lora)."),
@@ -61,7 +70,7 @@ def export_command(
     check_out(out, overwrite, [model, *([] if base is None else [base])], ())
     from fewstep.folders.export import export
 
-    for line in export(model, out, to=to, w=w, base=base, rank=rank, style=style):
+    for line in export(model, out, to=to, w=w, steps=steps, base=base, rank=rank, style=style):
         say(line)
     say(f"{to}: {out}")
 

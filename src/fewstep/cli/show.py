@@ -18,6 +18,7 @@ KIND = {
     "consistency-distillation": "consistency student (one pass per step, any number of steps)",
     "sample-distillation": "score of the teacher's samples (one pass per step, any steps)",
     "distribution-matching": "one-step student, matched (one pass per step)",
+    "any-step-distillation": "any-step student (one pass per step)",
 }
 ENCODER = "few-step encoder (one pass per step, from images to noise)"
 PAIR = "few-step student without stage one (two passes a step)"
@@ -42,7 +43,7 @@ def describe(card: Card) -> str:
     rows = {
         "name": card.name,
         "stage": _kind(card),
-        "steps": "any" if card.steps is None else str(card.steps),
+        "steps": ", ".join(map(str, card.stage.counts)) or "any",
         "targets": _targets(card),
         "sampler": card.sampler or "any",
         "w": "any" if card.w_range is None else f"{card.w_range[0]:g} to {card.w_range[1]:g}",
@@ -100,7 +101,8 @@ def _targets(card: Card) -> str:
     if card.sampler == "consistency":
         end = "the end of" if card.stage.target == "end" else "its own jump a step further on in"
         return f"{end} trajectories of {card.stage.substeps} steps, by {by}"
-    return f"{card.stage.substeps} sub-steps of its parent a step, by {by}"
+    whole = f", at {card.stage.counts[0]} steps" if card.stage.any_steps else ""
+    return f"{card.stage.substeps} sub-steps of its parent a step, by {by}{whole}"
 
 
 def _parents(card: Card) -> str:

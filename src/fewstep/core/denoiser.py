@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -110,6 +110,43 @@ def guide(v_cond: Tensor, v_uncond: Tensor, w: Tensor) -> Tensor:
     Written as a lerp so that w = 0 gives v_cond and w = -1 gives v_uncond, bit for bit.
     """
     return torch.lerp(v_uncond, v_cond, expand(1.0 + w, v_cond))
+
+
+@dataclass(frozen=True)
+class AtSteps:
+    """A denoiser with the number of steps as an input, at one number: `denoiser(..., w, steps)`.
+
+    Attributes:
+        denoiser: also takes the number of steps of each example, (B,) int64.
+        steps: the number.
+    """
+
+    denoiser: Any
+    steps: int
+
+    @property
+    def passes(self) -> int:
+        """The passes of the denoiser inside."""
+        return int(self.denoiser.passes)
+
+    @property
+    def traits(self) -> Traits:
+        """The traits of the denoiser inside, for this number of steps."""
+        known = traits_of(self.denoiser)
+        sampler = known.sampler or "deterministic"
+        return replace(known, steps=(self.steps,), sampler=sampler)
+
+    def __call__(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
+        """Return v (B, *D)."""
+        steps = torch.full((len(z),), self.steps, device=z.device)
+        v: Tensor = self.denoiser(z, phi, cond, w, steps)
+        return v
+
+
+def at_steps(denoiser: Denoiser, steps: int) -> Denoiser:
+    """Return `denoiser` at a number of steps where that is an input of it; others as they are."""
+    choose = getattr(denoiser, "at_steps", None)
+    return denoiser if choose is None else cast(Denoiser, choose(steps))
 
 
 @dataclass(frozen=True)

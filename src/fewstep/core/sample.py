@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewstep.core import cond as conds
 from fewstep.core.cond import Cond, Given
-from fewstep.core.denoiser import Denoiser, Traits, as_w, cheapest, traits_of
+from fewstep.core.denoiser import Denoiser, Traits, as_w, at_steps, cheapest, traits_of
 from fewstep.core.finite import check_finite
 from fewstep.core.grid import Grid
 from fewstep.core.samplers import Callback, Sampler, get_sampler, run
@@ -167,7 +167,8 @@ def prepare(
     """
     traits = traits_of(denoiser)
     chosen = _sampler(sampler, traits)
-    grid = traits.clock(_steps(steps, traits, chosen))
+    count = _steps(steps, traits, chosen)
+    grid = traits.clock(count)
     cond = conds.as_cond(cond)
     total = conds.batch_size(cond)
     _check_states(z, traits)
@@ -179,7 +180,8 @@ def prepare(
     dtype = z.dtype if z is not None else traits.dtype or torch.float32
     like = torch.empty((total, 1), dtype=dtype, device=device)
     w_all = _checked_w(w, like, traits.w_range)
-    return Prepared(cheapest(denoiser, w_all), chosen, cond, w_all, grid, shape, dtype, device)
+    made = at_steps(cheapest(denoiser, w_all), count)
+    return Prepared(made, chosen, cond, w_all, grid, shape, dtype, device)
 
 
 def _checked_w(w: object, like: Tensor, w_range: tuple[float, float] | None) -> Tensor:
@@ -234,7 +236,12 @@ def _sampler(name: str | None, traits: Traits) -> Sampler:
 
 def _steps(steps: int | None, traits: Traits, sampler: Sampler) -> int:
     if steps is None:
-        if traits.steps is None or len(traits.steps) != 1:
+        if traits.steps is not None and len(traits.steps) > 1:
+            raise RangeError(
+                f"this model was made for {_listed(traits.steps)} steps: pass one of them, for "
+                f"example steps={traits.steps[0]} (--steps {traits.steps[0]})."
+            )
+        if not traits.steps:
             raise RangeError(
                 "This model accepts any number of steps: pass one, for example steps=64 "
                 "(--steps 64)."
@@ -242,12 +249,16 @@ def _steps(steps: int | None, traits: Traits, sampler: Sampler) -> int:
         return traits.steps[0]
     steps = whole_number(steps, "steps", 1)
     if traits.steps is not None and steps not in traits.steps:
-        allowed = ", ".join(map(str, traits.steps))
         raise RangeError(
-            f"this model was made for {allowed} steps ({sampler.name}), got steps = {steps}. Use "
-            f"steps={traits.steps[-1]}, or the model of the chain that was made for {steps}."
+            f"this model was made for {_listed(traits.steps)} steps ({sampler.name}), got steps = "
+            f"{steps}. Use steps={traits.steps[-1]}, or the model of the chain that was made for "
+            f"{steps}."
         )
     return steps
+
+
+def _listed(counts: Sequence[int]) -> str:
+    return ", ".join(map(str, counts))
 
 
 def _shape(

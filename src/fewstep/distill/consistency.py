@@ -238,10 +238,10 @@ def takes_trajectories(stage: Stage, states: States | None = None) -> bool:
     return mine and (stage.target == "end" or (stage.states or states) == "trajectory")
 
 
-def _own_calls(stage: Stage) -> int:
+def _own_calls(stage: Stage, batch: int) -> int:
     if stage.target == "end":
         return 0
-    return 1 if takes_trajectories(stage) else 2
+    return batch if takes_trajectories(stage) else 2 * batch
 
 
 consistency_distillation = Kind(

@@ -198,7 +198,7 @@ distribution_matching = Kind(
     frozenset({"steps", "real"}),
     lambda _: "deterministic",
     # Of the real score, and of student and fake score, for each example of the student.
-    calls=lambda _: 1 / (1 + FAKES),
-    own_calls=lambda _: 2 / (1 + FAKES),
+    calls=lambda _, batch: students_in(batch),
+    own_calls=lambda _, batch: 2 * students_in(batch),
     teacher=lambda stage: stage.real or TEACHER,
 )

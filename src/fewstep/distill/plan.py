@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -25,6 +25,7 @@ from fewstep.distill.pretrain import TEACHER as TEACHER
 from fewstep.distill.pretrain import pretraining
 from fewstep.distill.problem import Problem
 from fewstep.distill.samples import sample_distillation
+from fewstep.distill.shortcuts import any_step_distillation
 from fewstep.distill.steps import Direction, step_distillation
 from fewstep.distill.trajectory import States
 from fewstep.errors import FewstepError, RangeError, RecipeError, first_wrong
@@ -36,11 +37,13 @@ KINDS = {
         guidance_distillation,
         step_distillation,
         consistency_distillation,
+        any_step_distillation,
         sample_distillation,
         distribution_matching,
     )
 }
 DEFAULT_KINDS = (guidance_distillation.name, step_distillation.name)  # without and with steps
+Count: TypeAlias = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 
 
 @dataclass(frozen=True)
@@ -69,17 +72,23 @@ class Stage(BaseModel):
         name: name of the student and of its folder; by default that of its kind: stage-one,
             student-4.
         parent: name of its teacher: `teacher` for the guided teacher, else an earlier stage.
-        kind: one of `KINDS`; by default guidance distillation (stage one) without steps, and step
-            distillation (stage two) with steps.
+        kind: one of `KINDS`; by default guidance distillation (stage one) without steps, step
+            distillation (stage two) with steps, and any-step distillation with any_steps.
         steps: sampling steps of the student; null: any number (stage one).
-        substeps: the teacher's steps that become one of the student; of consistency distillation
-            its steps from noise to clean.
+        any_steps: in place of steps, the numbers of steps of one any-step student, such as
+            [8, 4, 2, 1]; its number of steps is chosen when it is sampled.
+        substeps: the teacher's steps that become one of the student; of an any-step student, one of
+            its largest number of steps; of consistency distillation its steps from noise to clean.
         order: order of the solver that makes the sub-steps: 1 is DDIM, 2 extrapolates velocities
             (math.md 5). The cost is the same.
         stride: 2 for a student of the stochastic sampler.
         direction: "decode" draws images; "encode" makes an encoder, from an image to its noise.
         pair: the student replaces the network, not the guided teacher: it learns the conditional
             and the unconditional pass alike, and is itself guided by two passes.
+        mixture: of an any-step student, how many examples of each number of steps N, 1 to N, are
+            taken together, in the order of any_steps from the largest; by default N.
+        shortcut: of an any-step student, the part of a batch whose targets are two steps of its own
+            average, of every number of steps but the largest.
         dropout: of conditions, in pretraining; leave it out elsewhere.
         target: of consistency distillation: the "end" of the teacher's trajectory, or the end that
             the student's own average says one step of the teacher further on, "self".
@@ -96,11 +105,14 @@ class Stage(BaseModel):
     parent: str = Field(min_length=1)
     kind: str = ""
     steps: int | None = Field(None, ge=1, le=MAX_STEPS)
+    any_steps: tuple[Count, ...] = Field((), max_length=100)
     substeps: int = Field(2, ge=1, le=MAX_STEPS)
     order: Literal[1, 2] = 1
     stride: Literal[1, 2] = 1
     direction: Direction = "decode"
     pair: bool = False
+    mixture: tuple[Count, ...] = Field((), max_length=100)
+    shortcut: float = Field(0.0, ge=0.0, lt=1.0)
     dropout: float | None = Field(None, ge=0.0, lt=1.0)
     target: Target = "end"
     real: str | None = Field(None, min_length=1)
@@ -130,7 +142,8 @@ class Stage(BaseModel):
     def _resolve(self) -> Stage:
         """Fill in kind and name, and check the settings by building the problem."""
         if not self.kind:
-            object.__setattr__(self, "kind", DEFAULT_KINDS[self.steps is not None])
+            kind = any_step_distillation.name if self.any_steps else self._default_kind
+            object.__setattr__(self, "kind", kind)
         if self.kind not in KINDS:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {self.kind[:40]!r}")
         if not self.name:
@@ -147,6 +160,25 @@ class Stage(BaseModel):
         except FewstepError as error:
             raise ValueError(str(error).removesuffix(".")) from None
         return self
+
+    @property
+    def _default_kind(self) -> str:
+        return DEFAULT_KINDS[self.steps is not None]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The numbers of steps that the student is made for; () for any number."""
+        few = () if self.steps is None else (self.steps,)
+        return tuple(sorted(self.any_steps, reverse=True)) or few
+
+    def at(self, steps: int) -> Stage:
+        """Return the stage of an any-step student for one of its numbers of steps alone."""
+        fields = type(self).model_fields
+        own = {key: fields[key].default for key in ("any_steps", "mixture", "shortcut")}
+        own |= {"kind": DEFAULT_KINDS[1], "steps": steps}
+        return self.model_copy(
+            update={**own, "substeps": self.substeps * max(self.any_steps) // steps}
+        )
 
     @property
     def sampler(self) -> str | None:
@@ -193,9 +225,8 @@ class Stage(BaseModel):
         asked = (teacher or Traits()) if other else parent
         planned: Any = SimpleNamespace(traits=asked, passes=1)  # all that a problem checks
         self.problem(planned, w_range, torch.tensor([0]))
-        steps = None if self.steps is None else (self.steps,)
         known = None if self.pair else w_range
-        return replace(parent, steps=steps, sampler=self.sampler, w_range=known)
+        return replace(parent, steps=self.counts or None, sampler=self.sampler, w_range=known)
 
     def identity(self) -> dict[str, Any]:
         """Return what the student depends on, beside the settings of its training.
@@ -203,8 +234,9 @@ class Stage(BaseModel):
         A setting that has its first value is left out, so that a run which was begun before there
         was a choice goes on.
         """
-        states, kind = (None, "noised"), (DEFAULT_KINDS[self.steps is not None],)
-        once = {"states": states, "kind": kind, "order": (1,), "dropout": (None,)}
+        states, kind = (None, "noised"), (self._default_kind,)
+        once: dict[str, tuple[Any, ...]] = {"states": states, "kind": kind, "order": (1,)}
+        once |= {"dropout": (None,), "any_steps": ((),), "mixture": ((),), "shortcut": (0.0,)}
         once |= {"target": ("end",), "real": (None,)}
         settings = self.model_dump(exclude={"lr"})
         return {key: value for key, value in settings.items() if value not in once.get(key, ())}
@@ -213,9 +245,9 @@ class Stage(BaseModel):
         """Return the cost of the stage, whatever its states. Raises RecipeError without updates."""
         if self.updates is None:
             raise RecipeError(f"stage {self.name!r}: updates must be given. Add updates.")
-        examples, kind = self.updates * batch_size, KINDS[self.kind]
-        asked = self.passes * kind.calls(self) + kind.own_calls(self)
-        return Cost(round(examples * asked), examples)
+        kind = KINDS[self.kind]
+        calls = self.passes * kind.calls(self, batch_size) + kind.own_calls(self, batch_size)
+        return Cost(self.updates * calls, self.updates * batch_size)
 
 
 @dataclass(frozen=True)
@@ -253,6 +285,11 @@ class Plan:
                 raise RecipeError(
                     f"{stage.name} (pair: {stage.pair}) cannot start from {stage.parent} (pair: "
                     f"{not stage.pair}); a pair starts from the teacher or a pair."
+                )
+            if any(s.any_steps for s in self.stages if s.name == stage.parent):
+                raise RecipeError(
+                    f"stage {stage.name!r} cannot start from {stage.parent!r}, a student of "
+                    "several numbers of steps. Start from the teacher."
                 )
             try:
                 before = made[stage.parent], (0.0, 0.0), made[stage.teacher]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ class Regression(NamedTuple):
     """What a student is asked (z, phi, cond, w) and what it should answer (v_target).
 
     z, v_target: (B, *D). phi, w: (B,), float32 or float64. cond: a condition batch of B.
+    steps: (B,) int64, where the number of steps is an input of the student; None elsewhere.
     """
 
     z: Tensor
@@ -29,6 +30,13 @@ class Regression(NamedTuple):
     cond: Cond
     w: Tensor
     v_target: Tensor
+    steps: Tensor | None = None
+
+    @property
+    def asked(self) -> tuple[Any, ...]:
+        """The arguments that the student is called with."""
+        few = (self.z, self.phi, self.cond, self.w)
+        return few if self.steps is None else (*few, self.steps)
 
 
 class Problem(Protocol):
@@ -67,7 +75,8 @@ class Kind:
             FewstepError for a stage that makes no sense, or asks too much of its teacher.
         default_name: of the student. sampler: that it is made for; None for any.
         settings: of a stage of this kind, beside those of every kind.
-        calls, own_calls: of the teacher, and of what is trained (or its average), per example.
+        calls, own_calls: (stage, examples of a batch) -> examples that the teacher, and the
+            student or its average, are asked about for the targets of a batch.
         teacher: name of the model that answers; by default the parent, which the student starts
             from.
     """
@@ -77,8 +86,8 @@ class Kind:
     default_name: Callable[[Stage], str]
     settings: frozenset[str] = frozenset()
     sampler: Callable[[Stage], str | None] = lambda _: None
-    calls: Callable[[Stage], float] = lambda _: 1
-    own_calls: Callable[[Stage], float] = lambda _: 0
+    calls: Callable[[Stage, int], int] = lambda _, batch: batch
+    own_calls: Callable[[Stage, int], int] = lambda *_: 0
     teacher: Callable[[Stage], str] = lambda stage: stage.parent
 
 

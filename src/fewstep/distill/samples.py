@@ -78,5 +78,5 @@ sample_distillation = Kind(
     "sample-distillation",
     lambda _, teacher, w_range, __: SampleDistillation(teacher, w_range),
     lambda _: SAMPLED,
-    calls=lambda _: STEPS / STATES,
+    calls=lambda _, batch: STEPS * max(1, batch // STATES),
 )

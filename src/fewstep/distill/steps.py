@@ -324,5 +324,5 @@ step_distillation = Kind(
     _default_name,
     frozenset({"steps", "substeps", "order", "stride", "direction", "pair"}),
     lambda stage: sampler_of(stage.stride, stage.direction),
-    calls=lambda stage: stage.substeps,
+    calls=lambda stage, batch: batch * stage.substeps,
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from fewstep.errors import FolderError, GridError, ShapeError
 from fewstep.models.card import CARD, Card
 from fewstep.models.clocks.clock import Clock
@@ -46,9 +48,9 @@ def check_network_facts(
             f"{card_path}: num_classes must fit the network in {path}, which has {classes} "
             f"classes, got {card.num_classes}. Copy both files again."
         )
-    if card.steps is not None:
+    for steps in card.stage.counts:
         try:
-            clock.grid(card.steps)
+            clock.grid(steps)
         except GridError as error:
             raise FolderError(f"{card_path}: {error}") from None
 
@@ -65,6 +67,16 @@ def check_w_input(card: Card, takes_w: bool, card_path: Path) -> None:
         raise FolderError(
             f"{card_path}: w_range must be null or one number, got {card.w_range} and a network "
             "without an input for w. Copy the file again."
+        )
+
+
+def check_steps_input(card: Card, projection: nn.Linear | None, card_path: Path) -> None:
+    """Raise FolderError where a network has another input for the number of steps than its card."""
+    found = 0 if projection is None else projection.in_features
+    if found != len(card.stage.any_steps):
+        raise FolderError(
+            f"{card_path}: any_steps must be the numbers of steps that the network has an input "
+            f"for, {found} of them, got {list(card.stage.any_steps)}. Copy the file again."
         )
 
 

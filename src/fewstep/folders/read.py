@@ -20,6 +20,7 @@ from fewstep.folders.facts import (
     MARK,
     check_network_facts,
     check_same_shape,
+    check_steps_input,
     check_w_input,
     with_checked_hash,
 )
@@ -31,7 +32,16 @@ from fewstep.models.families import FAMILIES, Family, family_named, stock_family
 from fewstep.models.lora import ADAPTER, ADAPTER_FILE, read_adapter
 from fewstep.models.model import Model
 from fewstep.models.scheduler import CONFIG, read_clock
-from fewstep.models.w_input import ADDED, ADDED_AFTER, LIVE, restore_w_input
+from fewstep.models.steps_input import restore_steps_input
+from fewstep.models.w_input import (
+    ADDED,
+    ADDED_AFTER,
+    ANY_STEPS,
+    LIVE,
+    STEPS,
+    restore_w_input,
+    steps_projection,
+)
 from fewstep.version import __version__
 
 _WORDS = ("tokenizer.json", "vocab.json", "spiece.model")  # one of them is in every tokenizer
@@ -136,7 +146,7 @@ def family_of(folder: Path) -> Family:
             f"of {known}, and of the image-to-image and inpainting ones."
         )
     there = components(index)
-    networks = (*found.networks, *(name + LIVE for name in found.networks))
+    networks = tuple(name + end for end in ("", LIVE, ANY_STEPS) for name in found.networks)
     for part, right in {found.part: networks, **found.parts_in(folder)}.items():
         # Tokenizers were named ...Fast in older folders; they are the same.
         if there.get(part, "").removesuffix("Fast") not in right:
@@ -155,6 +165,7 @@ def _load_whole(folder: Path, device: str, negative_prompt: str | None) -> Model
     model = Model(network.to(device).eval(), card, clock, source)
     if (folder / CARD).is_file():
         check_w_input(card, model.takes_w, folder / CARD)
+        check_steps_input(card, steps_projection(model.network), folder / CARD)
     return model
 
 
@@ -180,6 +191,7 @@ def _load_apart(folder: Path, device: str, negative_prompt: str | None) -> Model
     card = with_checked_hash(card, folder, file_sha256(folder / ADAPTER / ADAPTER_FILE))
     adapted = Model(network.eval(), card, clock, base)
     check_w_input(card, adapted.takes_w, folder / CARD)
+    check_steps_input(card, steps_projection(network), folder / CARD)
     return adapted
 
 
@@ -222,18 +234,21 @@ def _check_part(path: Path) -> None:
 
 
 def _network(folder: Path, family: Family) -> Any:
-    """Return the network of a folder, in float32, with its input for w where it has one."""
+    """Return the network of a folder, in float32, with the inputs that fewstep added to it."""
     import diffusers
 
     kind, path = getattr(diffusers, family.networks[0]), folder / family.part
-    if family.slot is not None:
-        return load_part(kind, path)
-    network = load_part(kind, path, extra=[f"{name}.weight" for name in (ADDED, ADDED_AFTER)])
+    names = [STEPS] if family.slot is not None else [ADDED, ADDED_AFTER, STEPS]
+    network = load_part(kind, path, extra=[f"{name}.weight" for name in names])
     with reading(path):
-        for name in (ADDED, ADDED_AFTER):
+        for name in names:
             weight = _saved(path, f"{name}.weight")
-            if weight is not None:
-                check_finite(weight, f"{path}: {name}.weight")
+            if weight is None:
+                continue
+            check_finite(weight, f"{path}: {name}.weight")
+            if name == STEPS:
+                restore_steps_input(network, family, weight)
+            else:
                 restore_w_input(network, family, name, weight)
     return network
 

@@ -91,6 +91,7 @@ def _facts(model: Model, card: Card, source: Path) -> dict[str, Any]:
         "high": low_high[1],
         "guidance": "true_cfg_scale" if model.family.true_cfg else "guidance_scale",
         "made": _made(model, card),
+        "made_for": _made_for(card),
         "null": _null(card),
         "pipeline": model.family.pipelines[0],
         "place": json.dumps(f"path/to/{card.name}".replace("`", "'"), ensure_ascii=False),
@@ -98,6 +99,7 @@ def _facts(model: Model, card: Card, source: Path) -> dict[str, Any]:
         "scale": 1 if knob == "fixed" else 1 + w,
         "signal": math.cos(float(model.clock.phis[-1])),
         "some_steps": card.steps or (50 if card.w_range is None else 8),
+        "steps": (card.stage.counts or (8,))[0],
         "stock_null": STOCK_NULL,
         "stock_steps": card.sampler in (None, "deterministic") or is_lcm(model.clock, card.sampler),
         "timesteps": len(model.clock),
@@ -146,6 +148,13 @@ def _made(model: Model, card: Card) -> dict[str, Any]:
     rows.update({f"parent: {p.name} (sha256)": p.sha256 for p in card.parents})
     rows.update({k: v for k, v in card.training.items() if not isinstance(v, dict)})
     return rows
+
+
+def _made_for(card: Card) -> str:
+    if card.steps is not None:
+        return f"exactly {card.steps} steps"
+    shown = ", ".join(map(str, card.stage.any_steps))
+    return f"{shown} steps, as it is asked" if shown else "any number of steps"
 
 
 def _middle(w_range: tuple[float, float]) -> float:

@@ -22,7 +22,7 @@ from fewstep.models.lora import ADAPTER, has_adapter, merged, place_of, write_ad
 from fewstep.models.model import Model
 from fewstep.models.own import as_model
 from fewstep.models.scheduler import stock_scheduler
-from fewstep.models.w_input import LIVE, added_name
+from fewstep.models.w_input import ANY_STEPS, LIVE, added_name, steps_projection
 
 NETWORK_FILE = "diffusion_pytorch_model.safetensors"
 
@@ -180,6 +180,8 @@ def _class_of(network: Any) -> list[str]:
     would draw without the input.
     """
     name = type(network).__name__
-    if added_name(network) is None:
-        return ["diffusers", name]
-    return ["fewstep.models.w_input", name + LIVE]
+    if steps_projection(network) is not None:
+        return ["fewstep.models.w_input", name + ANY_STEPS]
+    if added_name(network) is not None:
+        return ["fewstep.models.w_input", name + LIVE]
+    return ["diffusers", name]

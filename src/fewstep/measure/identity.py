@@ -37,6 +37,8 @@ def identity_of(model: Model | Guided) -> Inputs:
     inner = model_of(model)
     card = inner.card
     facts = card.model_dump(mode="json", include=FACTS)
+    if card.stage.any_steps:
+        facts["any_steps"] = card.stage.counts
     if inner not in _hashes:
         _hashes[inner] = (_weights(inner), _encoders(inner))
     weights, encoders = _hashes[inner]

@@ -219,7 +219,7 @@ class RoundTrip:
 def open_ways(folders: Sequence[Any], teacher: Any, device: str) -> list[Way]:
     """Return the ways of model folders. Raises FolderError as `load` and `ways` do."""
     guide = load(teacher, device)
-    if card_of(guide).steps is not None:
+    if card_of(guide).stage.counts:
         raise FolderError(
             f"--teacher must be a model that accepts any number of steps, and {teacher} is a "
             "student. Give a teacher."

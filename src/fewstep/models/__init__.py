@@ -13,7 +13,7 @@ from fewstep.models.families import FAMILIES, Family
 from fewstep.models.lora import Lora
 from fewstep.models.model import Model, card_of, model_of
 from fewstep.models.prompts import encoders_kept
-from fewstep.models.student import fold_w, merge_adapter, student_of, with_w_input
+from fewstep.models.student import fold_steps, fold_w, merge_adapter, student_of, with_w_input
 from fewstep.models.unet import UNetConfig, build_unet
 from fewstep.models.vae import decode_latents, encode_images
 
@@ -32,6 +32,7 @@ __all__ = [
     "decode_latents",
     "encode_images",
     "encoders_kept",
+    "fold_steps",
     "fold_w",
     "lineage",
     "merge_adapter",

@@ -23,7 +23,15 @@ from fewstep.errors import FolderError, MissingError, RangeError, did_you_mean
 from fewstep.files.parts import reading
 from fewstep.models.card import Adapter
 from fewstep.models.families.family import Family
-from fewstep.models.w_input import W_PARAMETERS, add_w_input, features_of
+from fewstep.models.steps_input import add_steps_input
+from fewstep.models.w_input import (
+    INPUTS,
+    STEPS,
+    W_PARAMETERS,
+    add_w_input,
+    features_of,
+    steps_projection,
+)
 
 NAME = "default"  # peft's own, of a network's one adapter
 PREFIX = "base_model.model."  # of every key in a file of peft's
@@ -56,10 +64,12 @@ def has_adapter(network: nn.Module) -> bool:
     return bool(_layers(network))
 
 
-def adapted(network: Any, family: Family, lora: Lora, *, w_dim: int | None, seed: int) -> Any:
+def adapted(
+    network: Any, family: Family, lora: Lora, *, w_dim: int | None, seed: int, counts: int = 0
+) -> Any:
     """Return a network over the same tensors, with a fresh adapter that adds zero at first.
 
-    Adapter and w input alone can be trained; the shared tensors are frozen, in `network` too.
+    Adapter and inputs alone can be trained; the shared tensors are frozen, in `network` too.
     A network that has an adapter gives the new one a copy of it to start from.
 
     Args:
@@ -68,6 +78,7 @@ def adapted(network: Any, family: Family, lora: Lora, *, w_dim: int | None, seed
         lora: how.
         w_dim: features of the w input that is added where there is none; None adds none.
         seed: of the adapter's random half.
+        counts: numbers of steps that are an input; 0 adds none.
 
     Raises:
         MissingError: peft is not installed.
@@ -79,6 +90,8 @@ def adapted(network: Any, family: Family, lora: Lora, *, w_dim: int | None, seed
     out = copy.deepcopy(network, memo)
     if w_dim is not None and features_of(out) is None:
         add_w_input(out, family, w_dim)
+    if counts and steps_projection(out) is None:
+        add_steps_input(out, family, counts)
     if has_adapter(out):
         _check_same(out, lora)
     else:
@@ -112,7 +125,7 @@ def merged(network: Any) -> Any:
 
 
 def write_adapter(network: Any, adapter: Adapter, folder: Path) -> Path:
-    """Write the adapter and w input as peft does; return the file of the weights."""
+    """Write the adapter and the inputs as peft does; return the file of the weights."""
     folder.mkdir()
     state = network.state_dict()
     # As peft's own: without the adapter's name in it, which is the reader's to give.
@@ -120,8 +133,8 @@ def write_adapter(network: Any, adapter: Adapter, folder: Path) -> Path:
     config = copy.deepcopy(network.peft_config[NAME])
     config.target_modules = sorted(config.target_modules)
     config.base_model_name_or_path = adapter.base
-    w_input = [name.split(".")[-2] for name in kept if name.removeprefix(PREFIX) in W_PARAMETERS]
-    config.modules_to_save = w_input or None
+    inputs = [name.split(".")[-2] for name in kept if name.removeprefix(PREFIX) in INPUTS]
+    config.modules_to_save = inputs or None
     config.inference_mode = True
     config.save_pretrained(str(folder))
     save_file(kept, folder / ADAPTER_FILE, metadata={"format": "pt"})
@@ -141,7 +154,9 @@ def read_adapter(network: Any, family: Family, adapter: Adapter, folder: Path) -
         w_weight = next((found[PREFIX + n] for n in W_PARAMETERS if PREFIX + n in found), None)
         lora = Lora(rank=adapter.rank, alpha=adapter.alpha, targets=adapter.targets)
         dim = None if w_weight is None else w_weight.shape[1]
-        out = adapted(network, family, lora, w_dim=dim, seed=0)
+        of_steps = found.get(f"{PREFIX}{STEPS}.weight")
+        counts = 0 if of_steps is None else of_steps.shape[1]
+        out = adapted(network, family, lora, w_dim=dim, seed=0, counts=counts)
         names = {PREFIX + name.replace(f".{NAME}.", "."): name for name in _own(out)}
         if names.keys() != found.keys():
             raise FolderError(
@@ -193,7 +208,7 @@ def _check_same(network: Any, lora: Lora) -> None:
 
 def _own(network: Any) -> list[str]:
     """Return the names of the parameters that a student does not share with its base."""
-    marks = (".lora_A.", ".lora_B.", *W_PARAMETERS)
+    marks = (".lora_A.", ".lora_B.", *INPUTS)
     return [n for n, _ in network.named_parameters() if any(mark in n for mark in marks)]
 
 

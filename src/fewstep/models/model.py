@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.core.cond import Cond
-from fewstep.core.denoiser import Denoiser, Traits, inside
+from fewstep.core.denoiser import AtSteps, Denoiser, Traits, inside
 from fewstep.errors import RangeError, ShapeError
 from fewstep.models import w_input
 from fewstep.models.card import Card
@@ -18,11 +18,15 @@ from fewstep.models.clocks.clock import Clock
 from fewstep.models.clocks.native import NATIVE_CLOCK
 from fewstep.models.families import family_named
 from fewstep.models.prompts import null_condition
+from fewstep.models.steps_input import steps_features
 
 
 @final
 class Model(nn.Module):
     """A denoiser made of a network: v = model(z, phi, cond, w), one pass.
+
+    An any-step student has one argument more, the number of steps of each example, (B,) int64;
+    `at_steps` fixes it.
 
     z: (B, C, H, W) images or latents; cond: a condition batch of the family. A network without an
     input for w ignores it; wrap it in `Guided` (as `load` does for a teacher).
@@ -62,7 +66,7 @@ class Model(nn.Module):
         return Traits(
             shape=card.shape or known.shape,
             w_range=card.w_range or known.w_range,
-            steps=known.steps if card.steps is None else (card.steps,),
+            steps=card.stage.counts or known.steps,
             sampler=card.sampler or known.sampler,
             clock=known.clock,
             split=known.split,
@@ -115,6 +119,25 @@ class Model(nn.Module):
         """Whether some weights have no effect on the output, and so get no gradient."""
         return self.family.unused
 
+    @property
+    def takes_steps(self) -> bool:
+        """Whether the number of steps is an input of the network."""
+        return bool(self.card.stage.any_steps)
+
+    def at_steps(self, steps: int) -> Denoiser:
+        """Return an any-step student at one number of steps; any other model is returned as it is.
+
+        Raises RangeError for a number that the student was not made for.
+        """
+        if not self.takes_steps:
+            return self
+        if steps not in self.card.stage.any_steps:
+            raise RangeError(
+                f"steps must be one of {list(self.card.stage.counts)}, the numbers that "
+                f"{self.card.name} was made for, got {steps}. Use one of them."
+            )
+        return AtSteps(self, steps)
+
     def like(self, network: Any, card: Card) -> Model:
         """Return another model of this clock and folder."""
         return Model(network, card, self.clock, self.source)
@@ -137,24 +160,42 @@ class Model(nn.Module):
             )
         w_input.checkpoint_activations(self.network)
 
-    def forward(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
-        """Return v (B, C, H, W), converted from what the network predicts (math.md 1)."""
+    def forward(
+        self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor, steps: Tensor | None = None
+    ) -> Tensor:
+        """Return v (B, C, H, W), converted from what the network predicts (math.md 1).
+
+        Raises RangeError for an any-step student without the numbers of steps.
+        """
         asked, timestep = self.clock.place(phi)
-        out = self.predict(self.clock.state(z, asked), timestep, cond, w)
+        out = self.predict(self.clock.state(z, asked), timestep, cond, w, steps)
         return self.clock.velocity(out, z, asked)
 
-    def predict(self, state: Tensor, timestep: Tensor, cond: Cond, w: Tensor) -> Tensor:
+    def predict(
+        self, state: Tensor, timestep: Tensor, cond: Cond, w: Tensor, steps: Tensor | None = None
+    ) -> Tensor:
         """Return what the network predicts (B, C, H, W), of the clock's state and timestep (B,)."""
         features = self._features(w, state)
         slot = {"value": w, "features": features, None: None}[self.family.slot]
         added = features if self.family.slot is None else None
-        with w_input.adding(self.network, added):
+        with w_input.adding(self.network, added, self._steps_features(steps, state)):
             return self.family.call(self.network, state, timestep, cond, slot)
 
     def _features(self, w: Tensor, z: Tensor) -> Tensor | None:
         """Return the features of w (B,) that the network takes, if any."""
         dim = self.w_dim
         return None if dim is None else w_input.w_features(w, dim, self.card.w_band).to(z.dtype)
+
+    def _steps_features(self, steps: Tensor | None, z: Tensor) -> Tensor | None:
+        """Return the features of numbers of steps (B,), where they are an input."""
+        if not self.takes_steps:
+            return None
+        if steps is None:
+            raise RangeError(
+                f"the number of steps is an input of {self.card.name}, and none was given. Use "
+                "fewstep.sample(student, ..., steps=N), or student.at_steps(N)."
+            )
+        return steps_features(steps, self.card.stage.counts).to(z.dtype)
 
 
 def model_of(denoiser: Denoiser) -> Model:

@@ -14,12 +14,23 @@ from fewstep.distill.plan import Stage
 from fewstep.distill.pretrain import pretraining
 from fewstep.errors import RangeError
 from fewstep.files.weights import part_sha256
-from fewstep.models.card import Adapter, Card, lineage
+from fewstep.models.card import OWN, Adapter, Card, lineage
 from fewstep.models.lora import Lora, adapted, has_adapter, merged
 from fewstep.models.model import Model, model_of
 from fewstep.models.own import as_model
+from fewstep.models.steps_input import add_steps_input
+from fewstep.models.steps_input import fold as fold_in_steps
 from fewstep.models.unet import MOST
-from fewstep.models.w_input import BAND, Band, add_w_input, features_of, fold, with_slot
+from fewstep.models.w_input import (
+    ADDED_AFTER,
+    BAND,
+    Band,
+    add_w_input,
+    added_name,
+    features_of,
+    fold,
+    with_slot,
+)
 
 W_DIM = 256  # features of w: as many as published consistency models have
 
@@ -64,6 +75,7 @@ def student_of(
     inner = as_model(parent)
     if stage.kind == pretraining.name:
         raise RangeError("a student is distilled, and pretraining is a teacher's. Change its kind.")
+    _check_steps(inner, stage)
     known = inner.card.w_range
     if w_dim % 2 or not 4 <= w_dim <= MOST:
         raise RangeError(
@@ -95,13 +107,38 @@ def student_of(
     )
     # A pair is guided by two passes, which stock pipelines make where there is no w input.
     dim = w_dim if not stage.pair and _needs_input(inner, w_range) else None
+    counts = len(stage.any_steps)
     if lora is not None:
         seed = derive(seed, stage.name)
-        return inner.like(adapted(inner.network, inner.family, lora, w_dim=dim, seed=seed), changed)
+        given: Any = {"w_dim": dim, "seed": seed, "counts": counts}
+        return inner.like(adapted(inner.network, inner.family, lora, **given), changed)
     plain = inner.like(merged(inner.network), inner.card)
     network = copy.deepcopy(plain.network) if dim is None else with_w_input(plain, dim)
+    if counts:
+        add_steps_input(network, inner.family, counts)
     # The parent's are frozen where an adapter was trained over them.
     return inner.like(network.requires_grad_(True), changed)
+
+
+def _check_steps(parent: Model, stage: Stage) -> None:
+    """Raise RangeError for an any-step parent, or an any-step student that cannot be."""
+    if parent.takes_steps:
+        raise RangeError(
+            f"a student of {parent.card.name} needs one number of steps of it. Fix it first: "
+            "fewstep.models.fold_steps(model, steps)."
+        )
+    if not stage.any_steps:
+        return
+    if parent.family.name == OWN:
+        raise RangeError(
+            "any_steps must be left out for a module of your own, which has no input for the "
+            "number of steps. Use steps."
+        )
+    if added_name(parent.network) == ADDED_AFTER:
+        raise RangeError(
+            f"an any-step student cannot start from {parent.card.name}, whose input for w is of an "
+            "older format. Start from its teacher."
+        )
 
 
 def _needs_input(parent: Model, w_range: tuple[float, float]) -> bool:
@@ -141,12 +178,39 @@ def fold_w(model: Denoiser, w: float) -> Model:
     low, high = inner.card.w_range or (-math.inf, math.inf)
     if not low <= w <= high:
         raise RangeError(f"w must lie in [{low:g}, {high:g}], the range of the student, got {w:g}.")
+    if inner.takes_steps:
+        raise RangeError(
+            f"the number of steps of {inner.card.name} must be fixed before w. Call "
+            "fewstep.models.fold_steps(model, steps) first."
+        )
     if not inner.can_fold:
         raise RangeError("only a network with an input for w can be folded, and this has none.")
     inner = merge_adapter(inner)
     network = fold(inner.network, inner.family, w, inner.card.w_band)
     facts = {"family": inner.family.fixed or inner.card.family, "w_range": (w, w)}
     return inner.like(network, _changed(inner.card, **facts, parents=lineage(inner.card)))
+
+
+def fold_steps(model: Denoiser, steps: int) -> Model:
+    """Return the student for one of the numbers of steps of an any-step student.
+
+    It has no input for the number of steps, and keeps its input for w. The answers are those of the
+    student at this number but for rounding. An adapter is merged.
+
+    Raises RangeError: the number of steps is no input, or none of those that it was made for;
+    ShapeError where it does not come from a model folder.
+    """
+    inner = model_of(model)
+    if not inner.takes_steps:
+        raise RangeError(
+            f"only an any-step student is fixed at a number of steps, and {inner.card.name} is "
+            "none. Leave steps out."
+        )
+    inner.at_steps(steps)
+    inner, stage = merge_adapter(inner), inner.card.stage
+    network = fold_in_steps(inner.network, inner.family, stage.counts.index(steps))
+    facts = {"stage": stage.at(steps), "parents": lineage(inner.card)}
+    return inner.like(network, _changed(inner.card, **facts))
 
 
 def merge_adapter(model: Denoiser) -> Model:

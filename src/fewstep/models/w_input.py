@@ -41,9 +41,13 @@ ADDED = "w_projection"  # the input that is added to other networks
 ADDED_AFTER = "w_input"  # of format 1, which added it to the output of the timestep embedders
 # The names that the one new weight may have.
 W_PARAMETERS = tuple(f"{name}.weight" for name in (SLOT, ADDED, ADDED_AFTER))
+STEPS = "steps_projection"  # the input for the number of steps of an any-step student
+# The names that new weights may have, of both inputs.
+INPUTS = (*W_PARAMETERS, f"{STEPS}.weight")
 # Ends the network's class in model_index.json, so that stock pipelines do not find it: they would
 # draw without the input.
 LIVE = "WithW"
+ANY_STEPS = "WithSteps"  # likewise, of a network with an input for the number of steps
 
 _Columns: TypeAlias = "tuple[Tensor, Tensor | None]"
 _kept: dict[tuple[int, Band, torch.device], _Columns] = {}
@@ -97,7 +101,7 @@ def _columns(dim: int, band: Band, device: torch.device) -> _Columns:
 
 
 class _Addend:
-    """Hooks of the timestep embedders: add what the projection made of w in this call."""
+    """Hooks of the timestep embedders: add what the projections made in this call."""
 
     value: Tensor | None = None
 
@@ -141,6 +145,12 @@ def projection_of(network: Any) -> nn.Linear | None:
     return slot
 
 
+def steps_projection(network: Any) -> nn.Linear | None:
+    """Return the layer that projects the number of steps; None where it is no input."""
+    projection: nn.Linear | None = getattr(network, STEPS, None)
+    return projection
+
+
 def added_name(network: Any) -> str | None:
     """Return the name of the input that was added to a network; None where there is none."""
     return next((name for name in (ADDED, ADDED_AFTER) if hasattr(network, name)), None)
@@ -164,12 +174,12 @@ def add_w_input(network: Any, family: Family, dim: int) -> None:
     dim: number of features of w.
     """
     embedders = family.embedders(network)
-    projection = _zero_linear(dim, first_layer(embedders[0]))
+    projection = zero_linear(dim, first_layer(embedders[0]))
     if family.slot == "features":
         network.time_embedding.cond_proj = projection
         network.register_to_config(time_cond_proj_dim=dim)
         return
-    _attach(network, embedders, ADDED, projection)
+    attach(network, embedders, ADDED, projection)
 
 
 def restore_w_input(network: Any, family: Family, name: str, weight: Tensor) -> None:
@@ -186,34 +196,37 @@ def restore_w_input(network: Any, family: Family, name: str, weight: Tensor) -> 
             f"{name}.weight must be a matrix of {size} rows, got the shape {list(weight.shape)}. "
             "Copy the whole folder again."
         )
-    projection = _zero_linear(weight.shape[1], first_layer(first), size)
+    projection = zero_linear(weight.shape[1], first_layer(first), size)
     with torch.no_grad():
         projection.weight.copy_(weight)
-    _attach(network, embedders, name, projection)
+    attach(network, embedders, name, projection)
 
 
-def _attach(network: Any, embedders: Sequence[Any], name: str, projection: nn.Linear) -> None:
+def attach(network: Any, embedders: Sequence[Any], name: str, projection: nn.Linear) -> None:
+    """Give a network an input whose projection is added to the embedders, or after them."""
     setattr(network, name, projection)
+    if hasattr(network, "w_addend"):  # of the other input
+        return
     network.w_addend = _Addend()
     for embedder in embedders:
-        if name == ADDED:
-            embedder.register_forward_pre_hook(network.w_addend.before)
-        else:
+        if name == ADDED_AFTER:
             embedder.register_forward_hook(network.w_addend.after)
+        else:
+            embedder.register_forward_pre_hook(network.w_addend.before)
 
 
 @contextlib.contextmanager
-def adding(network: Any, features: Tensor | None) -> Iterator[None]:
-    """Let a network with an added input add its projection of the features (B, dim) inside.
+def adding(network: Any, w: Tensor | None, steps: Tensor | None = None) -> Iterator[None]:
+    """Let a network with added inputs add its projections of their features (B, dim) inside.
 
-    features: None adds nothing.
+    w, steps: features of each; None adds nothing.
     """
-    if features is None:
+    inputs = ((projection_of(network), w), (steps_projection(network), steps))
+    values = [layer(of) for layer, of in inputs if layer is not None and of is not None]
+    if not values:
         yield
         return
-    projection = projection_of(network)
-    assert projection is not None
-    network.w_addend.value = projection(features)
+    network.w_addend.value = values[0] if len(values) == 1 else values[0] + values[1]
     try:
         yield
     finally:
@@ -222,7 +235,7 @@ def adding(network: Any, features: Tensor | None) -> Iterator[None]:
 
 def checkpoint_activations(network: Any) -> None:
     """Let a network of diffusers compute activations again in the backward pass."""
-    if added_name(network) is None:
+    if not hasattr(network, "w_addend"):
         network.enable_gradient_checkpointing()
     else:
         network.enable_gradient_checkpointing(network.w_addend.checkpoint)
@@ -240,13 +253,13 @@ def fold(network: Any, family: Family, w: float, band: Band) -> Any:
     """
     if family.fix is not None:
         changes, weights = family.fix(network, w)
-        stock = _rebuilt(network, changes)
+        stock = rebuilt(network, changes)
         stock.load_state_dict(weights)
         return stock.train(network.training)
     projection = projection_of(network)
     assert projection is not None
     slot = {"time_cond_proj_dim": None} if family.slot == "features" else {}
-    stock = _rebuilt(network, slot)
+    stock = rebuilt(network, slot)
     stock.load_state_dict({k: t for k, t in network.state_dict().items() if k not in W_PARAMETERS})
     features = w_features(torch.tensor([w], device=network.device), projection.in_features, band)
     with torch.no_grad():
@@ -268,13 +281,14 @@ def with_slot(network: Any, dim: int) -> Any:
     Its parameters are in the order of the stock network, which `add_w_input` does not keep: the
     state of an optimiser is known by it.
     """
-    made = _rebuilt(network, {"time_cond_proj_dim": dim})
+    made = rebuilt(network, {"time_cond_proj_dim": dim})
     made.load_state_dict(network.state_dict(), strict=False)
     nn.init.zeros_(made.time_embedding.cond_proj.weight)
     return made
 
 
-def _rebuilt(network: Any, changes: dict[str, Any]) -> Any:
+def rebuilt(network: Any, changes: dict[str, Any]) -> Any:
+    """Return a new network of the same class and config, but for some changes of the config."""
     config = {k: v for k, v in network.config.items() if not k.startswith("_")}
     # It draws weights that are replaced, and warns of settings that it does not know (the size).
     with torch.random.fork_rng(devices=[]), quietly():
@@ -283,7 +297,7 @@ def _rebuilt(network: Any, changes: dict[str, Any]) -> Any:
     return made if made.dtype == network.dtype else made.to(network.dtype)
 
 
-def _zero_linear(dim: int, beside: nn.Linear, out: int | None = None) -> nn.Linear:
+def zero_linear(dim: int, beside: nn.Linear, out: int | None = None) -> nn.Linear:
     """Return a layer without a bias, of zeros, in the place and dtype of another."""
     weight = beside.weight
     made: nn.Linear = nn.utils.skip_init(

@@ -74,7 +74,7 @@ class Comparison:
             raise RangeError("--steps and --w must be at least one number each. Pass some.")
         self._check_w()
         self._check_teacher()
-        free = [card for card in self.cards if card.steps is None]
+        free = [card for card in self.cards if not card.stage.counts]
         if free and self.counts is None:
             raise RangeError(
                 f"{free[0].name} accepts any number of steps: pass some, for example --steps 64."
@@ -87,9 +87,10 @@ class Comparison:
                     f"{card.name} encodes images and draws none, so there is nothing to compare "
                     "with images. Use `fewstep roundtrip`."
                 )
-            cells = self._free_cells(folder, card) if card.steps is None else self._own(card)
-            if card.steps is not None and free and (self.counts or self.samplers):
-                say(f"{name}: measured with the {card.steps} steps that it was made for")
+            cells = self._own(card) if card.stage.counts else self._free_cells(folder, card)
+            if card.stage.counts and free and (self.counts or self.samplers):
+                shown = ", ".join(str(n) for n, _ in cells)
+                say(f"{name}: measured with the {shown} steps that it was made for")
             out.append(Column(folder, name, cells))
         return out
 
@@ -108,21 +109,23 @@ class Comparison:
         if self.teacher is None:
             return
         card = card_in(self.teacher)
-        if card.steps is not None:
+        if card.stage.counts:
+            made_for = ", ".join(map(str, card.stage.counts))
             raise RangeError(
                 f"--teacher must be a model that accepts any number of steps, and {card.name} was "
-                f"made for {card.steps}. Give a teacher."
+                f"made for {made_for}. Give a teacher."
             )
         self.steps_of_teacher(lambda _: None)
 
     def _own(self, card: Card) -> tuple[tuple[int, str | None], ...]:
-        """Return the one cell of a student; what is asked for must be that, if it is for it."""
-        assert card.steps is not None
-        alone = all(c.steps is not None for c in self.cards)
-        if alone and self.counts is not None and self.counts != (card.steps,):
+        """Return the cells of a student; what is asked for must be those, if it is for it."""
+        own, asked = card.stage.counts, self.counts
+        alone = all(c.stage.counts for c in self.cards)
+        if alone and asked is not None and not set(asked) <= set(own):
+            shown = " or ".join(map(str, own))
             raise RangeError(
-                f"--steps must be {card.steps}, the number of steps that {card.name} was made for, "
-                f"got {', '.join(map(str, self.counts))}. Leave --steps out, or give the student "
+                f"--steps must be {shown}, the number of steps that {card.name} was made for, "
+                f"got {', '.join(map(str, asked))}. Leave --steps out, or give the student "
                 "of another number."
             )
         if alone and self.samplers is not None and self.samplers != (card.sampler,):
@@ -130,7 +133,8 @@ class Comparison:
                 f"--sampler must be {card.sampler}, the sampler that {card.name} was made for, got "
                 f"{', '.join(self.samplers)}. Leave --sampler out."
             )
-        return ((card.steps, None),)
+        chosen = [n for n in own if asked is None or n in asked]
+        return tuple((n, None) for n in chosen or own)
 
     def _free_cells(self, folder: Path, card: Card) -> tuple[tuple[int, str | None], ...]:
         timesteps = timesteps_in(folder)

@@ -279,7 +279,11 @@ def check_trainings(recipe: Recipe, names: Collection[str], device: str | None) 
 
 def _check_average(recipe: Recipe, stage: Stage | None) -> None:
     """Raise RangeError where a stage asks the average of a student that is sharded."""
-    if stage is not None and recipe.distill.shard and KINDS[stage.kind].own_calls(stage):
+    if (
+        stage is not None
+        and recipe.distill.shard
+        and KINDS[stage.kind].own_calls(stage, recipe.distill.batch_size)
+    ):
         raise RangeError(
             f"shard must be false for {stage.name}, which needs the student's whole average on "
             "every device. Leave it out."

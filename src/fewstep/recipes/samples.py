@@ -52,7 +52,8 @@ def _samples(recipe: Recipe, model: Model, cond: Cond) -> Callable[[], Mapping[s
     card, clock = model.card, traits_of(model).clock
     guided = card.pair or card.stage.kind == "pretraining"
     denoiser: Denoiser = Guided(model, model.null_cond) if guided else model
-    steps = card.steps or next(n for n in range(STEPS, 0, -1) if _allows(clock, n))
+    counts = card.stage.counts or range(STEPS, 0, -1)
+    steps = next(n for n in counts if _allows(clock, n))
     few = conds.take(cond, slice(0, IMAGES))
 
     def images() -> dict[str, Tensor]:

@@ -89,6 +89,8 @@ class DistillConfig(Optimisation):
                 raise ValueError(
                     f"the name {STAGE_ONE} belongs to the stage without steps; choose another name"
                 )
+            if s.any_steps:  # a batch holds a part of a trajectory as well
+                continue
             if s.kind == consistency_distillation.name:
                 if takes_trajectories(s, self.states) and part % s.substeps:
                     raise ValueError(

@@ -181,10 +181,13 @@ def _keep_figures(
 ) -> None:
     """Put the distances of a student on its card."""
     card = card_of(model)
-    if card.steps is None or card.pair:
+    counts = card.stage.counts
+    if not counts or card.pair:
         return
     figures = {
-        f"{key} at w={cell.w:g}": round(value, 6)
+        f"{key} at w={cell.w:g}{f', steps={cell.steps}' if len(counts) > 1 else ''}": round(
+            value, 6
+        )
         for cell in cells
         if (cell.model, cell.sampler) == (shown, card.sampler)
         for key, value in (

@@ -33,7 +33,7 @@ def _roles(plan: Plan) -> dict[str, str]:
     shown = shown_names(plan)
     roles = {TEACHER: TEACHER}
     for stage in plan:
-        free = stage.steps is None and stage.sampler is None
+        free = not stage.counts and stage.sampler is None
         roles.setdefault(shown[stage.name], STAGE_ONE if free else STUDENT)
     return roles
 
@@ -73,22 +73,19 @@ def remarks_of(cells: Cells, run: Run, checked: Checked) -> Remarks:
     return remarks_on(cells, teachers, checked.evaluation, _roles(run.plan))
 
 
-def _few_step(plan: Plan) -> Stage | None:
-    """Return the deterministic student whose steps are nearest to FEW; None where there is none."""
-    students = [s for s in plan if s.sampler == DDIM and s.steps]
-    return min(students, key=lambda s: abs((s.steps or 0) - FEW), default=None)
+def _few_step(plan: Plan) -> tuple[Stage, int] | None:
+    """Return the deterministic student and its steps nearest to FEW; None where there is none."""
+    students = [(s, n) for s in plan if s.sampler == DDIM for n in s.counts]
+    return min(students, key=lambda found: abs(found[1] - FEW), default=None)
 
 
 def _sheet(run: Run, settings: EvaluateConfig, cells: Cells, w: float) -> list[SheetRow]:
     chosen, shown = _few_step(run.plan), shown_names(run.plan)
-    few = FEW if chosen is None else chosen.steps or FEW
+    few = FEW if chosen is None else chosen[1]
     lines = list(dict.fromkeys((reference_of(settings), Line(TEACHER, DDIM, few))))
     for stage in run.plan:
-        if stage.steps is None:
-            counts, sampler = counts_of(stage, settings)[:1], stage.sampler or DDIM
-            lines += [Line(shown[stage.name], sampler, n) for n in counts]
-        elif stage.sampler is not None:
-            lines.append(Line(shown[stage.name], stage.sampler, stage.steps))
+        counts, sampler = stage.counts or counts_of(stage, settings)[:1], stage.sampler or DDIM
+        lines += [Line(shown[stage.name], sampler, n) for n in counts]
     found = [cell for cell in (cells.get(line, w) for line in lines) if cell is not None]
     return [SheetRow(_label(cell), cell.images[:SHEET]) for cell in found]
 
@@ -96,15 +93,16 @@ def _sheet(run: Run, settings: EvaluateConfig, cells: Cells, w: float) -> list[S
 def _strip(run: Run, checked: Checked) -> list[SheetRow]:
     """Return the few-step student's images of the same noise, one row for each of several w."""
     chosen, ws = _few_step(run.plan), checked.settings.w
-    if chosen is None or chosen.steps is None:
+    if chosen is None:
         return []
-    model, rows = run.load(chosen.name), STRIP if min(ws) < max(ws) else 1
+    (stage, steps), rows = chosen, STRIP if min(ws) < max(ws) else 1
     evaluation = checked.evaluation
-    draw, some = image_drawer(model, evaluation.conditions), range(min(COLUMNS, evaluation.samples))
+    draw = image_drawer(run.load(stage.name), evaluation.conditions)
+    some = range(min(COLUMNS, evaluation.samples))
     out = []
     for w in torch.linspace(min(ws), max(ws), rows).tolist():
         try:
-            images = draw(How(DDIM, chosen.steps, w, evaluation.seed), some)
+            images = draw(How(DDIM, steps, w, evaluation.seed), some)
             check_finite_images("samples", images)
         except NonFiniteError:
             continue
@@ -123,10 +121,11 @@ def _label(cell: Cell) -> str:
 
 def _knob(run: Run, settings: EvaluateConfig, cells: Cells) -> KnobCheck | None:
     chosen = _few_step(run.plan)
-    if chosen is None or chosen.steps is None:
+    if chosen is None:
         return None
-    name, ws = shown_names(run.plan)[chosen.name], list(settings.w)
-    students = _images(cells, Line(name, DDIM, chosen.steps))
+    stage, steps = chosen
+    name, ws = shown_names(run.plan)[stage.name], list(settings.w)
+    students = _images(cells, Line(name, DDIM, steps))
     teachers = _images(cells, reference_of(settings))
     matrix = [[_apart(students[a], teachers[b]) for b in ws] for a in ws]
     return KnobCheck(name, ws, matrix)

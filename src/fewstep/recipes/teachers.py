@@ -69,10 +69,11 @@ def name_of(card: Card, folder: Path) -> str:
 
     Raises FolderError for a student of a fixed number of steps.
     """
-    if card.steps is not None:
+    if card.stage.counts:
+        counts = ", ".join(map(str, card.stage.counts))
         raise FolderError(
             f"--teacher must be a teacher or the model of stage one, and {folder} is a student of "
-            f"{card.steps} steps, not a teacher. Use the folder that it was made from."
+            f"{counts} steps, not a teacher. Use the folder that it was made from."
         )
     return TEACHER if card.is_teacher else STAGE_ONE
 

@@ -40,7 +40,8 @@ def wanted_of(plan: Plan, settings: EvaluateConfig) -> list[Wanted]:
     for stage in plan:
         if stage.direction == "encode":
             continue
-        counts = (None,) if stage.steps else counts_of(stage, settings)
+        own = stage.any_steps and stage.counts  # one column for each
+        counts = own or ((None,) if stage.steps else counts_of(stage, settings))
         out += [Wanted(stage.name, shown[stage.name], n, None) for n in counts]
     return list(dict.fromkeys(out))
 

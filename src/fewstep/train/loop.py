@@ -228,7 +228,7 @@ class _Loop:
         with self.accelerator.autocast():
             r = self.problem(x, cond, draws)
         with self.accelerator.autocast() if self.config.shard else nullcontext():
-            v = self.trained.model(r.z, r.phi, r.cond, r.w)
+            v = self.trained.model(*r.asked)
         return loss(v, r.v_target, r.phi, self.weighting)
 
     def _draw(self, tracking: Tracking) -> None:

@@ -171,7 +171,7 @@ class _Update(nn.Module):
 
     def forward(self, x: Tensor, cond: Cond) -> None:
         r = self.problem(x, cond, generator("cpu", 0))
-        v = self.student(r.z, r.phi, r.cond, r.w)
+        v = self.student(*r.asked)
         loss(v, r.v_target, r.phi, WEIGHTINGS[self.config.weighting]).backward()
 
 

@@ -238,5 +238,6 @@ class Controls:
 
 
 def _titled(opened: Opened, name: str) -> str:
-    steps = opened.card.steps
-    return name if steps is None else f"{name} ({steps} step{'s' if steps > 1 else ''})"
+    counts = opened.card.stage.counts
+    shown = ", ".join(map(str, counts))
+    return f"{name} ({shown} step{'' if counts == (1,) else 's'})" if counts else name

@@ -52,7 +52,8 @@ class Models:
     def steps(self) -> list[int]:
         """Numbers of steps that every model without a fixed number accepts; [] for no model."""
         free = [o for o in self.named.values() if o.card.steps is None]
-        return [n for n in STEPS if free and all(_accepts(o, n) for o in free)]
+        known = {*STEPS, *(n for o in free for n in o.card.stage.counts)}
+        return [n for n in sorted(known) if free and all(_accepts(o, n) for o in free)]
 
 
 def open_models(folders: Sequence[Path], teacher: Path | None, device: str | None) -> Models:
@@ -105,8 +106,11 @@ def _told(opened: Opened) -> str:
 
 
 def _accepts(opened: Opened, steps: int) -> bool:
+    traits = traits_of(opened.model)
+    if traits.steps is not None and steps not in traits.steps:
+        return False
     try:
-        traits_of(opened.model).clock(steps)
+        traits.clock(steps)
     except GridError:
         return False
     return True

@@ -16,6 +16,7 @@ from fewstep.folders.export.single_file import SINGLE_FILE
 from fewstep.folders.export.stock_folder import STOCK_FOLDER
 from fewstep.folders.read import load
 from fewstep.models.model import Model, model_of
+from fewstep.models.student import fold_steps
 
 __all__ = ["FORMATS", "Format", "Options", "export", "format_named"]
 
@@ -32,7 +33,8 @@ def export(
         out: the folder to write. It appears whole or not at all. A folder that the same format
             wrote before is replaced; any other is not.
         to: name of the format, one of FORMATS.
-        options: fields of `Options` that the format takes, for example `w=3.0`.
+        options: fields of `Options` that the format takes, for example `w=3.0`; and of an any-step
+            student, `steps`, the number of steps to fix.
 
     Raises:
         RangeError: an unknown format, an option that it does not take, w outside the range of the
@@ -40,7 +42,7 @@ def export(
         FolderError: as `load` raises, or `out` cannot be written or is the model's own folder.
     """
     chosen, out = format_named(to), Path(out)
-    for name in sorted(k for k, v in options.items() if v is not None):
+    for name in sorted(k for k, v in options.items() if v is not None and k != "steps"):
         if name not in chosen.takes:
             raise RangeError(_not_taken(chosen, name))
     if isinstance(model, Path | str):
@@ -48,8 +50,22 @@ def export(
         if folder.resolve() == out.resolve():
             raise FolderError(f"{out} is the model that is read. Give another folder to write.")
         model = load(folder)
-    inner: Model = model_of(model)
-    return chosen.write(inner, out, Options(**options))
+    given = Options(**options)
+    return chosen.write(_at_steps(model_of(model), given.steps), out, given)
+
+
+def _at_steps(model: Model, steps: int | None) -> Model:
+    """Return an any-step student at one number of steps, and any other model as it is.
+
+    Raises RangeError for steps that are missing, or are not for this model.
+    """
+    if model.takes_steps and steps is None:
+        counts = model.card.stage.counts
+        raise RangeError(
+            f"steps is required, the number of steps to fix in the weights: {model.card.name} was "
+            f"made for {list(counts)}. Use --steps {counts[0]}, for example."
+        )
+    return model if steps is None else fold_steps(model, steps)
 
 
 def format_named(name: str) -> Format:

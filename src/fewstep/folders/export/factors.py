@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.models.lora import NAME
-from fewstep.models.w_input import W_PARAMETERS
+from fewstep.models.w_input import INPUTS
 
 ROUNDING = 1e-6  # of a weight's norm: what float32 changes in merging an adapter and in finding it
 
@@ -68,7 +68,7 @@ def of_difference(
         difference = {
             key: tensor.float() - base[key].float()
             for key, tensor in network.state_dict().items()
-            if key not in W_PARAMETERS
+            if key not in INPUTS
         }
         changed = {key for key, d in difference.items() if float(d.abs().max()) > 0}
         total = sum(float(d.square().sum()) for d in difference.values())

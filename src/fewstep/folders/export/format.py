@@ -29,12 +29,14 @@ class Options:
 
     Attributes:
         w: the guidance weight to fix.
+        steps: the number of steps of an any-step student to fix; `export` does it for every format.
         base: folder or hub id of the teacher, over which the student becomes a LoRA.
         rank: of that LoRA.
         style: of its keys, "diffusers" or "kohya".
     """
 
     w: float | None = None
+    steps: int | None = None
     base: Path | str | None = None
     rank: int | None = None
     style: str | None = None

@@ -49,7 +49,13 @@ def folded(model: Model, options: Options) -> Model:
 
 
 def write(model: Model, out: Path, options: Options) -> tuple[str, ...]:
-    """Write the folder of the model with w folded into its weights."""
+    """Write the folder of the model with w folded into its weights.
+
+    Of an any-step student at one number of steps, w may stay an input.
+    """
+    if options.w is None and options.steps is not None:
+        save_model(model, out)
+        return (f"{options.steps} steps are fixed in the weights; w is still an input",)
     made = folded(model, options)
     save_model(made, out)
     return (fixed_line(made, "the weights"),)
