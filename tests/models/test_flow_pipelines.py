@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from tests.models.test_families import W, live
 from torch import Tensor
 
 import fewstep
-from fewstep.core.angle import phi_from_flow
+from fewstep.core.angle import phi_from_flow, rotate
 from fewstep.core.denoiser import Guided
 from fewstep.core.samplers import get_sampler, run
 from fewstep.core.seed import Noise
@@ -25,6 +26,7 @@ from fewstep.distill.plan import Stage
 from fewstep.errors import FolderError, ShapeError
 from fewstep.folders import encode_prompts, load, load_model, load_vae, save_model
 from fewstep.models import Lora, decode_latents, encode_images, fold_w, model_of, student_of
+from fewstep.models.clocks.flow import FlowClock
 from fewstep.testing import check_denoiser
 
 PROMPTS = ["a cat", "two dogs", "rain"]
@@ -269,6 +271,43 @@ def test_a_sana_that_is_a_sprint_is_refused(tmp_path: Path) -> None:
     edit(sana_folder(tmp_path / "sana") / "transformer" / "config.json", guidance_embeds=True)
     with pytest.raises(FolderError, match="guidance_embeds must be false"):
         load(tmp_path / "sana")
+
+
+def test_a_folder_of_sprint_is_refused_and_says_why(tmp_path: Path) -> None:
+    edit(sana_folder(tmp_path / "sana") / "model_index.json", _class_name="SanaSprintPipeline")
+    with pytest.raises(FolderError, match=r"Sprint.*is not read: .* consistency model"):
+        load(tmp_path / "sana")
+
+
+def test_sprint_has_our_angles_and_adds_noise_between_its_steps(tmp_path: Path) -> None:
+    """Why Sana has no slot: one step of its pipeline is ours, two are not determined."""
+    made = sana_folder(tmp_path / "sana", guidance_embeds=True, timestep_scale=0.001)
+    pipe = diffusers.SanaSprintPipeline.from_pretrained(made, scheduler=diffusers.SCMScheduler())
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def drawn(steps: int, seed: int, **call: Any) -> Tensor:
+        draws = torch.Generator().manual_seed(seed)
+        call = {"latents": noise, "output_type": "latent", "generator": draws, **SMALL, **call}
+        out: Tensor = pipe(PROMPTS, num_inference_steps=steps, guidance_scale=3.0, **call).images
+        return out
+
+    clock, phi = FlowClock(), torch.full((3,), 1.2)
+    asked = inspect.signature(pipe.__call__).parameters["complex_human_instruction"].default
+    text, mask = pipe.encode_prompt(PROMPTS, complex_human_instruction=asked)
+    with torch.no_grad():
+        predicted = pipe.transformer(
+            clock.state(noise, phi),
+            timestep=clock.place(phi)[1] * pipe.transformer.config.timestep_scale,
+            guidance=torch.full((3,), 3.0 * pipe.transformer.config.guidance_embeds_scale),
+            encoder_hidden_states=text,
+            encoder_attention_mask=mask,
+            return_dict=False,
+        )[0]
+    ours = rotate(noise, clock.velocity(predicted, noise, phi), phi)
+    once = {"max_timesteps": 1.2, "intermediate_timesteps": None}
+    check_close(ours, drawn(1, 0, **once))
+    assert float((drawn(2, 0) - drawn(2, 1)).abs().max()) > 1e-2
 
 
 def test_the_readme_says_how_the_folder_is_opened(tmp_path: Path) -> None:

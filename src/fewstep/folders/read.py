@@ -138,7 +138,10 @@ def family_of(folder: Path) -> Family:
         return family_named(read_card(folder).family, folder / CARD)
     index, found = read_json(folder / INDEX), stock_family(folder)
     if found is None:
-        name = index.get("_class_name")
+        name = str(index.get("_class_name"))
+        why = next((f.refused[name] for f in FAMILIES.values() if name in f.refused), None)
+        if why is not None:
+            raise FolderError(f"{folder / INDEX}: _class_name: {name!r} is not read: {why}")
         stock = (f.pipelines[0] for f in FAMILIES.values() if f.pipelines and not f.native)
         known = ", ".join(dict.fromkeys(stock))
         raise FolderError(

@@ -67,6 +67,7 @@ class Family:
         pipelines: stock pipelines whose folders are of this family; the first opens a student.
         parts: name -> allowed classes of the other parts that a folder must have.
         optional: names of those parts that a folder may have as null.
+        refused: stock pipelines of the same networks whose folders are no teachers -> why.
         owns: (config.json of the network) -> whether it is of this family, where several families
             have the same pipeline.
         native: trained by fewstep from scratch, on the native clock; else the clock is read from
@@ -124,6 +125,7 @@ class Family:
     pipelines: tuple[str, ...] = ()
     parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=dict)
     owns: Callable[[Mapping[str, Any]], bool] = _only_one
     native: bool = False
     flow: Literal["spaced", "own"] | None = None

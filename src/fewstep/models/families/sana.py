@@ -2,8 +2,13 @@
 
 cond: a dict of text (B, L, D) and mask (B, L), 1 where a token is no padding. Prompts are encoded
 behind the instruction that the stock pipeline writes before them by default; the unconditional
-pass has none. The guidance scale of the stock pipeline is 1 + w. The network has no slot for w:
-Sana Sprint has one, and a pipeline and a scheduler of its own, which are not read.
+pass has none. The guidance scale of the stock pipeline is 1 + w.
+
+The network has no slot for w. Its class has one, `guidance_embeds`, which Sana Sprint uses. But
+`SanaPipeline` does not feed it, and `SanaSprintPipeline` steps by `SCMScheduler`: each step
+predicts the clean image and adds new noise, so a student of several steps would draw other images
+there. So w is an added input (decision 0028). A Sprint is refused as a teacher: its network
+predicts the end of a trajectory, and not the velocity along it.
 """
 
 from __future__ import annotations
@@ -62,11 +67,16 @@ def _check_config(config: Mapping[str, Any], path: Path) -> None:
         )
 
 
+SPRINT = (
+    "Sana Sprint is a consistency model: every step of it predicts the clean image and adds new "
+    "noise, and there is no velocity to distil. Give the folder of a SanaPipeline."
+)
 SANA = Family(
     name="sana",
     part="transformer",
     networks=("SanaTransformer2DModel",),
     pipelines=("SanaPipeline",),
+    refused={"SanaSprintPipeline": SPRINT},
     parts={
         "vae": ("AutoencoderDC",),
         "text_encoder": ("Gemma2Model",),
