@@ -181,6 +181,7 @@ def environment(context: Context) -> Row:
     return {
         "device": torch.cuda.get_device_name() if cuda else platform.machine() + " CPU",
         "precision": context.precision,
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
         "tiny": context.tiny,
         "commit": os.environ.get("FEWSTEP_COMMIT", "unknown"),
         "cores": os.cpu_count(),

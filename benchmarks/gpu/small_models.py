@@ -21,7 +21,6 @@ import contextlib
 import io
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -35,6 +34,16 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
+
+import torch  # noqa: E402
+from benchmarks.gpu import common  # noqa: E402
+from benchmarks.gpu.run import head  # noqa: E402
+from examples import latent_parts  # noqa: E402
+
+from fewstep.atomic import write_json  # noqa: E402
+from fewstep.cli.main import main as fewstep_main  # noqa: E402
+
 PACKING = 12.0  # seconds kept for packing
 LIMIT = 16 * 2**20  # bytes of a file that comes back
 TOTAL = 56 * 2**20  # bytes of all files together
@@ -248,10 +257,6 @@ class Plan:
 
 def run_chain(name: str, steps: Sequence[Step], work: Path, deadline: float) -> None:
     """Run the steps of a chain in this process; record each in work/chains/<name>.json."""
-    from examples import latent_parts
-
-    from fewstep.cli.main import main as fewstep_main
-
     programs: dict[str, Callable[[list[str]], object]] = {
         "parts": latent_parts.main,
         "copy": _copy,
@@ -261,14 +266,14 @@ def run_chain(name: str, steps: Sequence[Step], work: Path, deadline: float) -> 
     for step in steps:
         row: dict[str, Any] = {"command": " ".join(step.command), "state": "waiting"}
         record.append(row)
-        _write(path, record)
+        write_json(path, record)
         began = time.time()
         if not _wait(step.needs, deadline):
             row["state"] = "not begun: " + ", ".join(str(p) for p in step.needs if not p.exists())
-            _write(path, record)
+            write_json(path, record)
             break
         row |= {"waited": round(time.time() - began, 1), "state": "stopped: its time was up"}
-        _write(path, record)
+        write_json(path, record)
         began = time.time()
         print(f"[{name}] {row['command']}", flush=True)
         try:
@@ -282,7 +287,7 @@ def run_chain(name: str, steps: Sequence[Step], work: Path, deadline: float) -> 
             traceback.print_exc()
         row["seconds"] = round(time.time() - began, 1)
         print(f"[{name}] {row['state']} after {row['seconds']} s", flush=True)
-        _write(path, record)
+        write_json(path, record)
         if row["state"] != "done":
             break
 
@@ -299,12 +304,6 @@ def _wait(needs: Sequence[Path], deadline: float) -> bool:
             return False
         time.sleep(0.2)
     return True
-
-
-def _write(path: Path, data: Any) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(data, indent=1, default=str) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def decode(plan: Plan) -> None:
@@ -364,11 +363,13 @@ def drive(given: argparse.Namespace) -> None:
         unpack(given.start, given.work / "start")
     plan = Plan(given.work, given.data, tiny=given.tiny)
     names = given.chains or list(plan.chains())
+    os.environ.update(environment(given))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     results: dict[str, Any] = {
         "command": "python benchmarks/gpu/small_models.py " + " ".join(sys.argv[1:]),
-        "commit": given.commit, "tiny": given.tiny, "minutes": given.minutes, **machine(),
-    }  # fmt: skip
-    os.environ.update(environment(given))
+        "minutes": given.minutes,
+        **common.environment(common.Context(device, given.tiny, given.work, given.out)),
+    }
     if given.in_turn:
         decode(plan)
         for name in names:
@@ -424,19 +425,7 @@ def finish(
     """Write results.json as far as it is known."""
     results["seconds"] = round(time.time() - begun, 1)
     results["chains"] = {name: chain_record(given.work, name) for name in names}
-    _write(given.out / "results.json", results)
-
-
-def machine() -> dict[str, Any]:
-    """Return what the figures depend on beside the code."""
-    import torch
-
-    cuda = torch.cuda.is_available()
-    return {
-        "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU",
-        "cores": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version(),
-        "tf32": torch.backends.cuda.matmul.allow_tf32,
-    }  # fmt: skip
+    write_json(given.out / "results.json", results)
 
 
 def pack(given: argparse.Namespace) -> dict[str, str]:
@@ -520,9 +509,6 @@ def main() -> None:
     given = parser.parse_args()
     given.work = (given.work or given.out / "work").resolve()
     given.out, given.data = given.out.resolve(), given.data.resolve()
-    sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
-    from benchmarks.gpu.run import head
-
     given.commit = given.commit or os.environ.get("FEWSTEP_COMMIT") or head()
     if given.chain is None:
         drive(given)
