@@ -39,10 +39,10 @@ def main(arguments: Sequence[str]) -> None:
     )
     print(stages(recipe, operations, given.teraflops))
     # Weights, gradient, two moments and the average in float32; the frozen teacher beside them.
-    whole, frozen = 20 * parameters / GIB, 4 * parameters / GIB
+    whole = 24 * parameters / GIB
     print(
-        f"state: {whole:.1f} GiB in all, {whole / given.gpus:.1f} GiB on each of {given.gpus} when "
-        f"shared (shard: true); the frozen teacher takes {frozen:.1f} GiB on each"
+        f"state: {whole:.1f} GiB with the frozen teacher, or {whole / given.gpus:.1f} GiB on each "
+        f"of {given.gpus} when shared (shard: true)"
     )
 
 

@@ -8,6 +8,7 @@ weights. GPU-hours are operations divided by the sustained rate of --teraflops, 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,6 +24,7 @@ from fewstep.models import Card, Lora, Model, student_of
 from fewstep.models.clocks.flow import FlowClock
 from fewstep.models.families.flux import DISTILLED, GUIDED_RANGE
 from fewstep.recipes.config import Recipe, load_recipe
+from fewstep.recipes.teachers import hold_teacher
 from fewstep.train import Estimate, TrainConfig, estimate
 from fewstep.train.optimizer import state_bytes
 from studies.common import argument_parser, markdown
@@ -180,13 +182,19 @@ def memory(published: Published, model: Model, gpus: int) -> str:
         for settings, adapter in (({}, None), (again, None), (again, Lora(rank=RANK)))
     )
     cut = counted(published, model, {**again, "shard": True}, gpus)
+    short, short_lora = (
+        counted(published, model, again, lora=adapter, teacher_dtype=torch.bfloat16)
+        for adapter in (None, Lora(rank=RANK))
+    )
     small = TrainConfig(batch_size=1, optimizer="adamw8bit")
     rows = [
         held("all weights", plain),
         held("checkpointing", checkpointed),
         held("checkpointing, 8-bit AdamW", replace(checkpointed, optimiser=moments(model, small))),
+        held("checkpointing, teacher in bf16", short),
         held(f"checkpointing, sharded by {gpus}", cut),
         held(f"checkpointing, LoRA of rank {RANK}", lora),
+        held(f"checkpointing, LoRA of rank {RANK}, teacher in bf16", short_lora),
     ]
     head = ["what is trained, and how", "weights", "gradients", "optimiser", "average",
             "activations", "GiB per GPU"]  # fmt: skip
@@ -204,17 +212,20 @@ def counted(
     settings: dict[str, Any],
     gpus: int = 1,
     lora: Lora | None = None,
+    teacher_dtype: torch.dtype = torch.float32,
 ) -> Estimate:
     """Return what fewstep foresees of the first stage, with the teacher beside the student.
 
     Each GPU takes its part of a batch one picture after the other.
     """
+    model = copy.deepcopy(model)
     config = TrainConfig(batch_size=2 * gpus, accumulate=2, precision="bf16", **settings)
     cond = published.cond()
     teacher: Denoiser = Guided(model, cond) if published.guided else model
     steps = None if published.guided else 8
     stage = Stage("student", TEACHER, updates=1, steps=steps)
     student = student_of(teacher, stage, (2.0, 9.0), lora=lora)
+    hold_teacher(model, teacher_dtype)
     problem = stage.problem(teacher, (2.0, 9.0), cond)
     x = torch.empty(1, *SHAPE, device="meta")
     return estimate(student, problem, config, x, cond, processes=gpus)

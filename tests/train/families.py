@@ -9,16 +9,20 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fewstep import Stage, load
 from fewstep.core.cond import Cond, repeat_null
+from fewstep.core.denoiser import inside
 from fewstep.core.seed import generator
 from fewstep.models import Model, student_of
 from fewstep.train import TrainConfig, leave, train
+from fewstep.train.processes import piece
 
 BATCH = 4
 
@@ -46,9 +50,21 @@ def trained(folder: Path, out: Path, config: TrainConfig) -> dict[str, Tensor]:
             return x[few], null[few] - 1
         return x[few], {k: noisy(k, v, draws)[few] for k, v in null.items()}
 
-    problem = stage.problem(parent, (0.0, 4.0), model.null_cond)
-    result = train(student, problem, batch, config, out, device="cpu", progress=False)
-    return {**result.ema_state, "loss": torch.tensor([loss for _, loss in result.losses])}
+    problem: Any = stage.problem(parent, (0.0, 4.0), model.null_cond)
+    kind: Any = type(problem)
+    held: list[float] = []  # the part of the teacher's weights that this process has
+
+    class Watched(kind):  # type: ignore[misc]
+        def __call__(self, *arguments: Any) -> Any:
+            found = super().__call__(*arguments)
+            weights = list(inside(self.teacher).parameters())
+            held.append(sum(piece(p).numel() for p in weights) / sum(p.numel() for p in weights))
+            return found
+
+    given = {f.name: getattr(problem, f.name) for f in fields(problem) if f.init}
+    result = train(student, Watched(**given), batch, config, out, device="cpu", progress=False)
+    losses = torch.tensor([loss for _, loss in result.losses])
+    return {**result.ema_state, "loss": losses, "held": torch.tensor(held)}
 
 
 def main() -> None:

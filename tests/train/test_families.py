@@ -40,10 +40,15 @@ def test_two_processes_learn_what_one_does_whole_and_in_shards(
     forks: Forks, folders: list[Path], tmp_path: Path
 ) -> None:
     one = learnt(forks, folders, tmp_path / "one", 1, accumulate=2)
+    for state in one.values():
+        assert (state.pop("held") == 1.0).all()
     for shard in (False, True):
         settings = {"shard": shard, "checkpoint_activations": shard}
         two = learnt(forks, folders, tmp_path / f"two-{shard}", 2, **settings)
         for name, state in one.items():
+            # Between the calls of the teacher too, a process holds half of its weights.
+            held = two[name].pop("held")
+            assert (held < 0.6).all() if shard else (held == 1.0).all()
             assert state["loss"].isfinite().all()
             assert len(set(state["loss"].tolist())) == 3, name  # it learns something
             assert distance(state, two[name]) < 1e-5, (name, shard)

@@ -32,7 +32,8 @@ def settings_of(recipe: Recipe, name: str) -> dict[str, Any] | None:
         own = {k: v for k, v in stage.identity().items() if k != "name"}
         own["lr"] = config.pop("lr")
         del config["updates"]
-        parts["distill"] = {**config, "w": data["distill"]["w"], "lora": data["distill"]["lora"]}
+        shared = {k: data["distill"][k] for k in ("w", "lora", "teacher_dtype")}
+        parts["distill"] = {**config, **shared}
         parts["distill"][f"stages ({name})"] = own
     return dict(flatten(parts))
 

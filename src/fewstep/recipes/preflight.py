@@ -303,4 +303,5 @@ def check_held(recipe: Recipe, found: Found, device: str | None) -> None:
         # The teacher's own weights beside what is held for each weight of the student.
         place = processes(device).device
         config = recipe.train_config(stage)
-        check_room(stage.name, (COPIES[config.optimizer] + 1) * size, config, place)
+        own = 0.5 if recipe.distill.teacher_dtype == "bfloat16" else 1.0
+        check_room(stage.name, (COPIES[config.optimizer] + own) * size, config, place)

@@ -34,7 +34,14 @@ from fewstep.recipes.memory import Memory
 from fewstep.recipes.preflight import no_parent
 from fewstep.recipes.run_checks import check_images, check_parent, check_run, check_training
 from fewstep.recipes.samples import track_of
-from fewstep.recipes.teachers import check_kind, check_same, fresh_teacher, load_parent, name_of
+from fewstep.recipes.teachers import (
+    check_kind,
+    check_same,
+    fresh_teacher,
+    hold_teacher,
+    load_parent,
+    name_of,
+)
 from fewstep.recipes.training_data import TrainingData
 from fewstep.recipes.workspace import Workspace
 from fewstep.train import (
@@ -213,10 +220,11 @@ class Run:
         # All that is left is checked now, and not when its turn comes after hours of training.
         todo = [s.name for s in self.plan if not self.workspace.is_made(s.name)]
         check_training(self.data, todo)
-        parent = teacher = self.load(stage.parent)
+        parent = teacher = load(self.folder(stage.parent))
         if stage.teacher != stage.parent:
-            teacher = self.load(stage.teacher)
+            teacher = load(self.folder(stage.teacher))
         student, problem = _begin(recipe, stage, parent, teacher)
+        hold_teacher(model_of(teacher), recipe, processes(self.device).device)
         return self._train(student, problem, recipe.train_config(stage))
 
     def _train(self, model: Model, problem: Problem, config: TrainConfig) -> Card:
@@ -281,7 +289,7 @@ class Run:
 
     def _save(self, model: Model) -> Card:
         if self.is_main:
-            save_model(model.cpu(), self.folder(model.card.name))
+            save_model(model.cpu().float(), self.folder(model.card.name))  # see `hold_matrices`
         self.wait()
         return self.workspace.card(model.card.name)
 

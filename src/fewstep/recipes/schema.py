@@ -57,6 +57,9 @@ class DistillConfig(Optimisation):
         w: range [low, high] of the guidance weight that students are trained for.
         updates: of every stage that has none of its own.
         lora: train a LoRA adapter; null trains every weight.
+        teacher_dtype: in which the matrices of the teacher's weights are held while students are
+            trained; bfloat16, to save memory, needs precision: bf16. With `lora` they are the
+            student's frozen weights too.
         states: what students are trained on: "noised" data, or the states of the teacher's own
             "trajectory". A stage may have its own.
         stages: the students to make, in order.
@@ -65,6 +68,7 @@ class DistillConfig(Optimisation):
     w: tuple[W, W] = (0.0, 4.0)
     updates: int = Field(500, ge=1, le=MOST_UPDATES)
     lora: Lora | None = None
+    teacher_dtype: Literal["float32", "bfloat16"] = "float32"
     states: States = "noised"
     stages: tuple[Stage, ...] = Field((), max_length=1000)
 
@@ -73,6 +77,15 @@ class DistillConfig(Optimisation):
         if not self.w[0] <= self.w[1]:
             raise ValueError(
                 f"w must be [low, high] with low <= high, got [{self.w[0]:g}, {self.w[1]:g}]"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_dtype(self) -> DistillConfig:
+        if self.teacher_dtype == "bfloat16" and self.precision != "bf16":
+            raise ValueError(
+                "teacher_dtype must be float32 unless precision is bf16, got bfloat16 and "
+                f"precision {self.precision}; set precision: bf16 too"
             )
         return self
 

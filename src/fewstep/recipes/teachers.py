@@ -64,6 +64,17 @@ def load_parent(recipe: Recipe, folder: Path) -> Model:
     return load_model(folder, negative_prompt=prompt)
 
 
+def hold_teacher(teacher: Model, dtype: torch.dtype) -> None:
+    """Hold the matrices of a teacher in this dtype from now on, as `distill.teacher_dtype` asks.
+
+    Autocast rounds them to bf16 at every call anyway. Norms and biases are small and stay as they
+    are. A LoRA student's frozen weights are the same tensors.
+    """
+    for weight in teacher.parameters():
+        if weight.ndim > 1:
+            weight.data = weight.data.to(dtype)
+
+
 def name_of(card: Card, folder: Path) -> str:
     """Return the name of a given model in the run: teacher or stage-one.
 

@@ -150,6 +150,8 @@ class Workspace:
             inputs["teacher"] = self.card(planned.teacher).weights_sha256
         if recipe.distill.lora is not None:
             inputs["lora"] = recipe.distill.lora.model_dump(mode="json")
+        if recipe.distill.teacher_dtype != "float32":
+            inputs["teacher_dtype"] = recipe.distill.teacher_dtype
         return json_sha256(inputs)
 
     def shorter_training(self, card: Card, config: TrainConfig, data_sha256: str) -> int | None:

@@ -40,8 +40,8 @@ class Optimisation(BaseModel):
         precision: of the network; fp32 on CPU.
         accumulate: parts in which a process computes its share of a batch, to save memory.
         checkpoint_activations: compute activations again in the backward pass, to save memory.
-        shard: divide weights, gradients, averages and the optimiser's state among the processes
-            (FSDP), to save memory.
+        shard: divide weights, gradients, averages, the optimiser's state and the teacher among the
+            processes (FSDP), to save memory.
         compile: compile the network with torch.compile.
     """
 

@@ -32,6 +32,7 @@ from fewstep.train.processes import processes, summed, translate_peer_failures
 from fewstep.train.progress import Progress
 from fewstep.train.readings import Readings
 from fewstep.train.schedule import ema_at, lr_at
+from fewstep.train.shard import sharded_teacher
 from fewstep.train.track import Track, Tracking, check_trackers
 from fewstep.train.trained import Trained, check_average, what_is_trained
 
@@ -70,7 +71,9 @@ def train(  # noqa: PLR0913
             attribute `has_unused_weights` to be true. Its attribute `lr_scales`, if any, holds
             factors of the learning rate by the names of its children.
         problem: `Pretrain`, `GuidanceDistillation`, `StepDistillation`, or your own. One
-            with a method `lend` is given the student's average (`AsksAverage`).
+            with a method `lend` is given the student's average (`AsksAverage`). With `shard` its
+            teacher is shared out as well, where it is a module in the field `teacher` of a
+            dataclass; the one that was given is left in the memory of the CPU, like the student.
         batch: (update, part, parts) -> (x, cond), part number `part` of the update's examples,
             batch_size / parts of them; a pure function. The number of parts is the number of
             processes times `accumulate`. The result depends on the number of parts, and not on
@@ -135,6 +138,8 @@ class _Loop:
         self.trained = Trained(student, config, accelerator, found, self.folder)
         if isinstance(problem, AsksAverage):
             problem.lend(self.trained.averaged)
+        if config.shard:
+            self.problem = sharded_teacher(problem, accelerator)
         self.update = 0 if found is None else found.update
         self.readings = Readings(self.device, accelerator.num_processes, accelerator.process_index)
         # Older checkpoints have no readings.

@@ -7,7 +7,7 @@ the bytes that would be in use at once. That takes no memory and hardly any time
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,8 +77,8 @@ def estimate(
     """Return how much memory training will need, on each device.
 
     Counts one update, forward and backward, including the teacher's passes. Not counted are the
-    scratch memory of kernels, the memory of the libraries, and with `shard` the whole student,
-    which stays in the memory of the CPU.
+    scratch memory of kernels, the memory of the libraries, and with `shard` the whole student and
+    teacher, which stay in the memory of the CPU.
 
     Args:
         student: as for `train`; its activations are checkpointed from now on where the config has
@@ -96,7 +96,9 @@ def estimate(
     size = max(1, config.batch_size // (config.accumulate * processes))
     batch = x.to("meta").expand(size, *x.shape[1:])
     few = conds.repeat_null(conds.to(cond, torch.device("meta")), size)
-    on = {n: _like(p) for n, p in (*update.named_parameters(), *update.named_buffers())}
+    # Where autocast computes, weights may be held in fewer bytes than the states have.
+    dtype = None if config.precision == "fp32" else x.dtype
+    on = {n: _like(p, dtype) for n, p in (*update.named_parameters(), *update.named_buffers())}
     if config.accumulate > 1:
         # The gradients of the parts before are there already when the last one begins.
         for t in on.values():
@@ -105,7 +107,6 @@ def estimate(
         torch.func.functional_call(update, on, (batch, few))
     trained = [p for p in student.parameters() if p.requires_grad]
     gradients = sum(map(_bytes, trained))
-    own = sum(map(_bytes, student.parameters()))
     activations = max(0, live.peak - (gradients if config.accumulate == 1 else 0))
     if config.precision != "fp32":
         activations = max(
@@ -114,8 +115,10 @@ def estimate(
     weights = sum(_bytes(t) for t in (*update.parameters(), *update.buffers()))
     parts = processes if config.shard else 1
     if config.shard:
-        weights = weights - own + own // parts
-        activations += _gathered(student)
+        cut = sum(map(_bytes, update.parameters()))
+        weights = weights - cut + cut // parts
+        # The teacher is asked before the student's blocks are gathered.
+        activations += max(map(_gathered, filter(None, (student, update.teacher))))
     optimiser = sum(state_bytes(p.numel() // parts, config) for p in trained)
     gradients //= parts
     return Estimate(weights, gradients, optimiser, gradients, activations)
@@ -129,27 +132,32 @@ def _short(student: nn.Module, config: TrainConfig) -> int:
     before are there already.
     """
     if not config.checkpoint_activations:
-        return sum(map(_bytes, student.parameters())) // 2
+        return _cast(student.parameters())
     if config.accumulate == 1 or config.shard:
         return 0
     return sum(_bytes(p) for p in student.parameters() if p.requires_grad) // 2
+
+
+def _cast(weights: Iterable[Tensor]) -> int:
+    """Return the bytes of the copies that autocast makes of weights, in 2 bytes per number."""
+    return sum(2 * p.numel() for p in weights if p.element_size() > 2)
 
 
 def _short_teacher(update: _Update, config: TrainConfig) -> int:
     """Return the bytes of the teacher's weights in autocast's cache, while the teacher is asked."""
     if config.shard or update.teacher is None:
         return 0
-    return sum(_bytes(p) for p in update.teacher.parameters() if p.requires_grad) // 2
+    return _cast(p for p in update.teacher.parameters() if p.requires_grad)
 
 
-def _gathered(student: nn.Module) -> int:
+def _gathered(network: nn.Module) -> int:
     """Return the bytes that FSDP gathers at most: what is in no block, and blocks.
 
     The blocks are one at work, the next one, and the gradient of the one before.
     """
-    blocks = [sum(map(_bytes, unit.parameters())) for unit in units(student)]
-    inside = {p for unit in units(student) for p in unit.parameters()}
-    rest = sum(_bytes(p) for p in student.parameters() if p not in inside)
+    blocks = [sum(map(_bytes, unit.parameters())) for unit in units(network)]
+    inside = {p for unit in units(network) for p in unit.parameters()}
+    rest = sum(_bytes(p) for p in network.parameters() if p not in inside)
     return rest + 3 * max(blocks, default=0)
 
 
@@ -272,8 +280,10 @@ def _forget_peak() -> bool:
     return resident_peak() < resident_now() + 2**20
 
 
-def _like(t: Tensor) -> Tensor:
-    return torch.empty_like(t, device="meta").requires_grad_(t.requires_grad)
+def _like(t: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Return a tensor like another on the meta device; floats in dtype, where it is given."""
+    kind = dtype if t.is_floating_point() else None
+    return torch.empty_like(t, device="meta", dtype=kind).requires_grad_(t.requires_grad)
 
 
 def _bytes(t: Tensor) -> int:

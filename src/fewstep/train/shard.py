@@ -1,24 +1,46 @@
-"""A student in pieces, one per process (FSDP): its blocks are gathered one at a time."""
+"""A network in pieces, one per process (FSDP): its blocks are gathered one at a time."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import is_dataclass, replace
+from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
 
+from fewstep.core.denoiser import Guided, inside
+from fewstep.distill.problem import Problem
 
-def sharded(student: nn.Module, accelerator: Accelerator) -> nn.Module:
-    """Return a copy of the student that is sharded among the processes.
 
-    The student itself stays whole, in the memory of the CPU.
+def sharded_teacher(problem: Problem, accelerator: Accelerator) -> Problem:
+    """Return the problem with a copy of its teacher that is sharded among the processes.
+
+    The teacher that was given stays whole, in the memory of the CPU. A problem without a teacher
+    that is a module, or that is no dataclass, is returned as it is.
+    """
+    teacher: Any = getattr(problem, "teacher", None)
+    network = inside(teacher)
+    if not isinstance(network, nn.Module) or not is_dataclass(problem):
+        return problem
+    pieces: Any = sharded(network, accelerator).requires_grad_(False)
+    pieces.set_reshard_after_forward(True)  # else what is in no block would stay gathered
+    guided = replace(teacher, denoiser=pieces) if isinstance(teacher, Guided) else pieces
+    changed: Any = replace(problem, teacher=guided)
+    return changed
+
+
+def sharded(network: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Return a copy of a network that is sharded among the processes.
+
+    The network itself stays whole, in the memory of the CPU.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     # Pieces are moved to the device one by one, so that it never holds the whole.
-    copied = copy.deepcopy(student.cpu())
+    copied = copy.deepcopy(network.cpu())
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     # The innermost first: a module leaves out what is sharded inside it already.
     for unit in reversed(list(units(copied))):
@@ -27,20 +49,20 @@ def sharded(student: nn.Module, accelerator: Accelerator) -> nn.Module:
     return copied
 
 
-def units(student: nn.Module) -> Iterator[nn.Module]:
+def units(network: nn.Module) -> Iterator[nn.Module]:
     """Yield the modules that are gathered whole, the outer ones before those inside them.
 
     These are the blocks that a network of diffusers names in `_no_split_modules`, as accelerate
     takes them too. Of other networks they are the members of module lists.
     """
-    for module in student.modules():
+    for module in network.modules():
         names = getattr(module, "_no_split_modules", None)
         if names:
             yield from (
                 m for m in module.modules() if type(m).__name__ in names and _has_weights(m)
             )
             return
-    for module in student.modules():
+    for module in network.modules():
         if isinstance(module, nn.ModuleList):
             members = (m for m in module if not isinstance(m, nn.ModuleList))
             yield from filter(_has_weights, members)
