@@ -19,10 +19,11 @@ from PIL import Image
 from tests.models.packed import flux_folder
 from tests.models.pipelines import sana_folder, sd3_folder, xl_folder
 
+import fewstep
 from fewstep.cli.main import main
 from fewstep.core.cond import repeat_null
 from fewstep.data import Buckets, DataConfig, Dataset, open_dataset
-from fewstep.errors import RecipeError
+from fewstep.errors import RangeError, RecipeError
 from fewstep.folders import encode_prompts, load
 from fewstep.measure import evaluate
 from fewstep.models import model_of
@@ -34,6 +35,7 @@ from fewstep.recipes.run import Run
 # The maker of a folder, and the side of its images in pixels.
 MADE: dict[str, tuple[Callable[[Path], Path], int]] = {
     "sd3": (sd3_folder, 16),
+    "sd3 without t5": (lambda path: sd3_folder(path, t5=False), 16),
     "sana": (sana_folder, 32),
     "flux": (flux_folder, 16),
     "xl": (xl_folder, 16),
@@ -266,3 +268,44 @@ def test_xl_is_told_the_size_that_the_stock_pipeline_tells_it(home: Path) -> Non
     stock, cond, null, own = told
     assert torch.equal(stock, torch.cat([cond, null]))
     assert own.tolist() == [[16, 16, 0, 0, 16, 16]]
+
+
+def test_the_length_of_prompts_is_a_setting_that_every_model_keeps(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a cat\ntwo dogs\na house\n")
+    made = recipe({"name": str(prompts), "size": 16}, states="trajectory", w=[2, 2])
+    made |= {"latents": {"max_sequence_length": 3}, "evaluate": {"w": [2]}}
+    distilled(home, "sd3 without t5", tmp_path / "run", made)
+    folder = tmp_path / "run" / "student-2"
+    noise = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(0))
+    cond = encode_prompts(folder, ["two dogs"])
+    clip = transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer").model_max_length
+    assert isinstance(cond, dict)
+    assert cond["text"].shape[1] == clip + 3
+    ours = fewstep.sample(load(folder), cond, w=2.0, z=noise)
+    pipe = diffusers.StableDiffusion3Pipeline.from_pretrained(
+        folder, text_encoder_3=None, tokenizer_3=None
+    )
+    call = {"num_inference_steps": 2, "guidance_scale": 1.0, "output_type": "latent"}
+    theirs, other = (
+        pipe("two dogs", latents=noise, max_sequence_length=length, **call).images
+        for length in (3, 30)
+    )
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    assert float((ours - other).abs().max()) > 1e-3
+    assert "guidance_scale=1, max_sequence_length=3\n" in (folder / "README.md").read_text()
+    path = tmp_path / "other.yaml"
+    path.write_text(yaml.safe_dump({**made, "latents": {"max_sequence_length": 4}}))
+    capsys.readouterr()
+    out = ("--teacher", str(tmp_path / "run" / "teacher"), "--out", str(tmp_path / "other"))
+    assert main(["distill", str(path), *out]) == 1
+    said = capsys.readouterr().err
+    assert "latents.max_sequence_length must be that of" in said
+    assert "fewstep.json, 3, got 4" in said
+
+
+def test_a_length_is_refused_where_the_tokenizer_has_it(home: Path) -> None:
+    with pytest.raises(RangeError, match="must be left out for StableDiffusionXLPipeline"):
+        encode_prompts(teacher(home, "xl"), ["a cat"], max_sequence_length=3)

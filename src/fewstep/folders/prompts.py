@@ -12,27 +12,48 @@ from fewstep.files.copies import copied_sha256, part_files
 from fewstep.files.hub import local
 from fewstep.folders.base import base_of
 from fewstep.folders.read import family_of
+from fewstep.models.card import CARD, read_card
 from fewstep.models.prompts import encode
 
 
 def encode_prompts(
-    folder: Path | str, prompts: Sequence[str], *, device: str = "cpu", batch_size: int = 64
+    folder: Path | str,
+    prompts: Sequence[str],
+    *,
+    device: str = "cpu",
+    batch_size: int = 64,
+    max_sequence_length: int | None = None,
 ) -> Cond:
     """Return the condition batch of the prompts, by the encoders of a pipeline folder or hub id.
 
     A tensor (B, L, D) for Stable Diffusion, a dict of tensors for other families. Prompts longer
-    than the encoder can read are cut, with a warning. Raises FolderError: no such folder, or a part
-    that is missing, pickled or damaged; RangeError: no prompts, or a model that draws classes.
+    than the encoder can read are cut, with a warning.
+
+    max_sequence_length: argument of the stock pipeline; by default what the folder's card says, and
+    where it says nothing the pipeline's own.
+
+    Raises FolderError: no such folder, or a part that is missing, pickled or damaged; RangeError:
+    no prompts, a model that draws classes, or a pipeline without `max_sequence_length`.
     """
     if isinstance(prompts, str) or not prompts:
         raise RangeError(f"prompts = {prompts!r}; give a list of at least one prompt.")
-    folder = base_of(local(folder))
+    given = local(folder)
+    if max_sequence_length is None and (given / CARD).is_file():
+        max_sequence_length = read_card(given).max_sequence_length
+    folder = base_of(given)
     family = family_of(folder)
     if not family.takes_prompts:
         raise RangeError(
             f"{folder} draws classes and takes no prompts; its condition is class ids."
         )
-    return encode(family, folder, list(prompts), device=device, batch_size=batch_size)
+    return encode(
+        family,
+        folder,
+        list(prompts),
+        device=device,
+        batch_size=batch_size,
+        max_sequence_length=max_sequence_length,
+    )
 
 
 def encoders_sha256(folder: Path | str, *, prompts: bool = True) -> str:

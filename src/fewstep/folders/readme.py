@@ -108,11 +108,16 @@ def _facts(model: Model, card: Card, source: Path) -> dict[str, Any]:
 
 
 def size_in_call(model: Model, source: Path) -> str:
-    """Return arguments of the stock pipeline for the model's size, where it knows no size of it."""
+    """Return arguments of the stock pipeline for sizes of the model that it does not know.
+
+    These are the length of prompts, and where no setting says it the size of the images.
+    """
+    length = model.card.max_sequence_length
+    text = "" if length is None else f", max_sequence_length={length}"
     if model.family.flow != "spaced":
-        return ""
+        return text
     height, width = (vae_factor(source) * n for n in model.card.shape[1:])
-    return f", height={height}, width={width}"
+    return f"{text}, height={height}, width={width}"
 
 
 def _knob(model: Model, card: Card) -> str:

@@ -39,6 +39,9 @@ def identity_of(model: Model | Guided) -> Inputs:
     facts = card.model_dump(mode="json", include=FACTS)
     if card.stage.any_steps:
         facts["any_steps"] = card.stage.counts
+    # Left out where it is not set, so that what was measured before there was a choice is found.
+    if card.max_sequence_length is not None:
+        facts["max_sequence_length"] = card.max_sequence_length
     if inner not in _hashes:
         _hashes[inner] = (_weights(inner), _encoders(inner))
     weights, encoders = _hashes[inner]

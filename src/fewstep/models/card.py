@@ -69,6 +69,8 @@ class Card(BaseModel):
             of one on a clock of rectified flow; None of v.
         null_prompt: prompt of the unconditional pass, where there are prompts: "", a fixed
             negative prompt, or None: zeros.
+        max_sequence_length: argument of the stock pipeline with which prompts are encoded; None
+            for the pipeline's own.
         lora: of a student that was made by training an adapter; None elsewhere.
         parents: nearest first, back to the teacher.
         training: how it was made: seed, updates, batch size, data hash, fingerprint of the run;
@@ -90,6 +92,7 @@ class Card(BaseModel):
     null_class: int = 0
     prediction: str | None = None
     null_prompt: str | None = None
+    max_sequence_length: int | None = Field(None, ge=1)
     w_range: tuple[float, float] | None = None
     w_band: float | Literal["one"] | None = 1.0
     lora: Adapter | None = None

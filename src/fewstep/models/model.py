@@ -91,7 +91,8 @@ class Model(nn.Module):
 
     def _made_null(self) -> Cond:
         if self.family.takes_prompts and self.source is not None:
-            return null_condition(self.family, self.source, self.card.null_prompt)
+            prompt, length = self.card.null_prompt, self.card.max_sequence_length
+            return null_condition(self.family, self.source, prompt, length)
         if self.card.num_classes:
             return torch.tensor([self.card.null_class])
         raise ShapeError(

@@ -16,7 +16,7 @@ import torch
 
 from fewstep.core.cond import Cond
 from fewstep.core.finite import check_finite_cond
-from fewstep.errors import FewstepWarning, FolderError, MissingError
+from fewstep.errors import FewstepWarning, FolderError, MissingError, RangeError
 from fewstep.files.parts import is_number, read_json, reading
 from fewstep.files.weights import load_part, quietly
 from fewstep.models.families import Family
@@ -48,6 +48,7 @@ def encode(
     device: str = "cpu",
     batch_size: int = 64,
     unconditional: bool = False,
+    max_sequence_length: int | None = None,
 ) -> Cond:
     """Return the condition batch of the prompts, in float32; see `encoders_kept`.
 
@@ -59,8 +60,10 @@ def encode(
         device: of the encoders and of the condition batch.
         batch_size: prompts per call of `encode_prompt`.
         unconditional: whether they are for the unconditional pass, as negative prompts are.
+        max_sequence_length: argument of the stock pipeline; by default the pipeline's own.
 
     Raises:
+        RangeError: max_sequence_length for a pipeline without it.
         FolderError: a part that is missing, pickled, damaged, or does not fit the others.
         MissingError: a tokenizer that needs SentencePiece where it is not installed.
         NonFiniteError: embeddings that are NaN or infinite.
@@ -75,12 +78,22 @@ def encode(
     needed |= {name: called[name].default for name in defaults}
     limit = "max_sequence_length"
     most = called[limit].default if limit in called else NO_LIMIT
+    if max_sequence_length is not None:
+        if limit not in called:
+            raise RangeError(
+                f"{limit} must be left out for {type(pipe).__name__}, whose prompts are as long as "
+                f"its tokenizer has them, got {max_sequence_length}."
+            )
+        most = max_sequence_length
     # As a stock pipeline calls it, without guidance. Captions are cleaned where bs4 and ftfy are
     # installed, there and here.
     asked = {"do_classifier_free_guidance": False, "clean_caption": True, limit: most}
     plain = {key: value for key, value in asked.items() if key in own}
     for encoder in encoders:
-        _check_prompts(pipe, list(prompts), encoder, folder, most)
+        kind = family.parts[encoder.replace(ENCODER, TOKENIZER)][0]
+        # CLIP's prompts have the length of its tokenizer, whatever T5's have beside it.
+        longest = NO_LIMIT if kind == "CLIPTokenizer" else most
+        _check_prompts(pipe, list(prompts), encoder, folder, longest)
     batches = []
     with torch.no_grad(), quietly():
         for first in range(0, len(prompts), batch_size):
@@ -92,12 +105,16 @@ def encode(
     return check_finite_cond(_joined(batches), f"the text embeddings of {where}")
 
 
-def null_condition(family: Family, folder: Path, prompt: str | None) -> Cond:
+def null_condition(
+    family: Family, folder: Path, prompt: str | None, max_sequence_length: int | None = None
+) -> Cond:
     """Return the condition of the unconditional pass, a batch of 1.
 
-    prompt: of that pass; None: zeros in place of the text.
+    prompt: of that pass; None: zeros in place of the text. max_sequence_length: as in `encode`.
     """
-    cond = encode(family, folder, [prompt or ""], unconditional=True)
+    cond = encode(
+        family, folder, [prompt or ""], unconditional=True, max_sequence_length=max_sequence_length
+    )
     return cond if prompt is not None else family.zeros(cond)
 
 

@@ -17,8 +17,10 @@ from fewstep.data.latents import Latents, cache_latents
 from fewstep.errors import FolderError, NonFiniteError, RecipeError
 from fewstep.files.cache import cache_root
 from fewstep.folders import encode_prompts, encoders_sha256, is_pipeline, load_vae
-from fewstep.models import encode_images, encoders_kept
+from fewstep.models import encode_images, encoders_kept, read_card
+from fewstep.models.card import CARD
 from fewstep.recipes.config import LatentConfig
+from fewstep.recipes.reading import shown
 
 Log = Callable[[str], None]
 
@@ -44,6 +46,7 @@ def encoded(
             f"{folder} is not the folder of a stock pipeline and has no text encoder, which "
             "prompts need. Give one that is, or set latents.cond=class."
         )
+    check_length(config, folder)
     encoder = _Encoder(images, data, config, folder, device)
     root = cache_root() / "latents" if config.root is None else Path(config.root)
     with encoders_kept():
@@ -56,6 +59,17 @@ def encoded(
             dtype=getattr(torch, config.dtype),
             say=say,
             progress=progress,
+        )
+
+
+def check_length(config: LatentConfig, folder: Path) -> None:
+    """Raise RecipeError where the model of a folder was made with prompts of another length."""
+    card = folder / CARD
+    known = read_card(folder).max_sequence_length if card.is_file() else config.max_sequence_length
+    if known != config.max_sequence_length:
+        raise RecipeError(
+            f"latents.max_sequence_length must be that of {card}, {shown(known)}, got "
+            f"{shown(config.max_sequence_length)}. Set it to that, or start from another model."
         )
 
 
@@ -94,6 +108,9 @@ class _Encoder:
         how: dict[str, object] = {"cond": self.config.cond, "flip": self.config.flip}
         if self.config.cond == "prompt":
             how["captions"] = list(self.data.captions)
+            # Left out where it is not set, so that caches from before there was a choice are found.
+            if self.config.max_sequence_length is not None:
+                how["max_sequence_length"] = self.config.max_sequence_length
         return {
             "encoders": encoders_sha256(self.folder, prompts=self.config.cond == "prompt"),
             "data": self.images.content_hash(),
@@ -119,7 +136,8 @@ class _Encoder:
     def _prompts(self, texts: list[str]) -> Cond:
         said = sorted(set(texts))
         places = {text: k for k, text in enumerate(said)}
-        cond = encode_prompts(self.folder, said, device=self.device)
+        length = self.config.max_sequence_length
+        cond = encode_prompts(self.folder, said, device=self.device, max_sequence_length=length)
         for t in cond.values() if isinstance(cond, dict) else [cond]:
             _check_finite(t, f"a text encoder of {self.folder}")
         return take(cond, torch.tensor([places[t] for t in texts]))

@@ -138,6 +138,10 @@ class LatentConfig(Part):
         cond: the model's condition: prompts, made from `data.captions`, or the class.
         negative_prompt: the condition of the teacher's unconditional pass, fixed in every student's
             weights; by default that of its own pipelines: the empty prompt, or zeros.
+        max_sequence_length: argument of the stock pipeline with which prompts are encoded, kept in
+            the card of every model; by default the pipeline's own. A smaller one makes training
+            cheaper where prompts are short. In Stable Diffusion 3 it is the number of T5's tokens,
+            or of the zeros in their place.
         flip: also encode the mirror image of every image.
         dtype: precision of the cached latents and embeddings.
         shard_size: examples per file.
@@ -147,10 +151,17 @@ class LatentConfig(Part):
     folder: str | None = None
     cond: Literal["prompt", "class"] = "prompt"
     negative_prompt: str | None = None
+    max_sequence_length: int | None = Field(None, ge=1, le=512)
     flip: bool = False
     dtype: Literal["float32", "float16"] = "float32"
     shard_size: int = Field(1024, ge=1, le=1_000_000)
     root: str | None = None
+
+    @model_validator(mode="after")
+    def _has_prompts(self) -> LatentConfig:
+        if self.cond == "class" and self.max_sequence_length is not None:
+            raise ValueError("max_sequence_length is of prompts; leave it out with cond: class")
+        return self
 
 
 class EvaluateConfig(Part):

@@ -18,6 +18,7 @@ from fewstep.models.clocks.native import CLOCK
 from fewstep.models.families.latent_class import LATENT_CLASS
 from fewstep.models.families.unet_class import UNET_CLASS
 from fewstep.recipes.config import Recipe
+from fewstep.recipes.latents import check_length
 from fewstep.recipes.training_data import TrainingData
 
 
@@ -58,10 +59,14 @@ def fresh_teacher(data: TrainingData, images: Dataset) -> Model:
 
 
 def load_parent(recipe: Recipe, folder: Path) -> Model:
-    """Return the network of a folder, with the negative prompt of the recipe."""
+    """Return the network of a folder, with the negative prompt and its length of the recipe."""
     latents = recipe.latents
-    prompt = None if latents is None else latents.negative_prompt
-    return load_model(folder, negative_prompt=prompt)
+    if latents is None:
+        return load_model(folder)
+    model = load_model(folder, negative_prompt=latents.negative_prompt)
+    length = {"max_sequence_length": latents.max_sequence_length}
+    model.card = model.card.model_copy(update=length)
+    return model
 
 
 def hold_teacher(teacher: Model, dtype: torch.dtype) -> None:
@@ -112,6 +117,8 @@ def check_kind(recipe: Recipe, card: Card, folder: Path) -> None:
         raise RecipeError(
             f"{folder} works on images and {recipe.name} has latents; leave `latents:` out."
         )
+    if latents is not None:
+        check_length(latents, folder)
     if latents is not None and latents.cond != takes:
         raise RecipeError(
             f"latents.cond={latents.cond}, and {folder} draws by "
