@@ -24,7 +24,7 @@ from fewstep.models import Card, Lora, Model, student_of
 from fewstep.models.clocks.flow import FlowClock
 from fewstep.models.families.flux import DISTILLED, GUIDED_RANGE
 from fewstep.recipes.config import Recipe, load_recipe
-from fewstep.recipes.teachers import hold_teacher
+from fewstep.recipes.teachers import hold_matrices
 from fewstep.train import Estimate, TrainConfig, estimate
 from fewstep.train.optimizer import state_bytes
 from studies.common import argument_parser, markdown
@@ -225,7 +225,7 @@ def counted(
     steps = None if published.guided else 8
     stage = Stage("student", TEACHER, updates=1, steps=steps)
     student = student_of(teacher, stage, (2.0, 9.0), lora=lora)
-    hold_teacher(model, teacher_dtype)
+    hold_matrices(model, teacher_dtype)
     problem = stage.problem(teacher, (2.0, 9.0), cond)
     x = torch.empty(1, *SHAPE, device="meta")
     return estimate(student, problem, config, x, cond, processes=gpus)

@@ -19,7 +19,7 @@ from fewstep.models import Model, model_of, read_card
 from fewstep.recipes import preflight
 from fewstep.recipes.config import Recipe, check_recipe
 from fewstep.recipes.run import Run
-from fewstep.recipes.teachers import hold_teacher
+from fewstep.recipes.teachers import hold_matrices
 from fewstep.train import loop
 from fewstep.train.log import read_metrics
 
@@ -63,7 +63,7 @@ def test_the_guided_pair_answers_as_before_in_half_the_memory(tmp_path: Path, ki
         exact = guided(z, phi, cond, w)
         with torch.autocast("cpu", torch.bfloat16):
             whole = guided(z, phi, cond, w)
-            hold_teacher(model_of(guided), torch.bfloat16)
+            hold_matrices(model_of(guided), torch.bfloat16)
             held = guided(z, phi, cond, w)
     assert size() < 0.6 * before
     assert held.dtype == torch.float32

@@ -69,13 +69,24 @@ def load_parent(recipe: Recipe, folder: Path) -> Model:
     return model
 
 
-def hold_teacher(teacher: Model, dtype: torch.dtype) -> None:
-    """Hold the matrices of a teacher in this dtype from now on, as `distill.teacher_dtype` asks.
+def hold_teacher(teacher: Model, recipe: Recipe, device: torch.device) -> None:
+    """Move a stage's teacher to the device, in `distill.teacher_dtype`, unless it is shared out.
+
+    It comes from the CPU, so that no device holds it whole in float32 first.
+    """
+    hold_matrices(teacher, getattr(torch, recipe.distill.teacher_dtype))
+    if not recipe.distill.shard:
+        teacher.to(device)
+
+
+def hold_matrices(model: Model, dtype: torch.dtype) -> None:
+    """Hold the matrices of a network in this dtype from now on.
 
     Autocast rounds them to bf16 at every call anyway. Norms and biases are small and stay as they
-    are. A LoRA student's frozen weights are the same tensors.
+    are. A LoRA student's frozen weights are the same tensors: before its adapter is merged into
+    them they must be float32 again, or what it learnt would be rounded too.
     """
-    for weight in teacher.parameters():
+    for weight in model.parameters():
         if weight.ndim > 1:
             weight.data = weight.data.to(dtype)
 
