@@ -6,8 +6,8 @@ pass has none. The guidance scale of the stock pipeline is 1 + w.
 
 The network has no slot for w. Its class has one, `guidance_embeds`, which Sana Sprint uses. But
 `SanaPipeline` does not feed it, and `SanaSprintPipeline` steps by `SCMScheduler`: each step
-predicts the clean image and adds new noise, so a student of several steps would draw other images
-there. So w is an added input (decision 0028). A Sprint is refused as a teacher: its network
+predicts the clean image and adds new noise, so a student of a number of steps would draw other
+images there. So w is an added input (decision 0028). A Sprint is refused as a teacher: its network
 predicts the end of a trajectory, and not the velocity along it.
 """
 
