@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from fewstep.core.denoiser import Guided, inside
+from fewstep.core.denoiser import inside
 from fewstep.distill.problem import Problem
 
 
@@ -26,7 +26,7 @@ def sharded_teacher(problem: Problem, accelerator: Accelerator) -> Problem:
         return problem
     pieces: Any = sharded(network, accelerator).requires_grad_(False)
     pieces.set_reshard_after_forward(True)  # else what is in no block would stay gathered
-    guided = replace(teacher, denoiser=pieces) if isinstance(teacher, Guided) else pieces
+    guided = pieces if network is teacher else replace(teacher, denoiser=pieces)
     changed: Any = replace(problem, teacher=guided)
     return changed
 
