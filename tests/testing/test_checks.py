@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewstep.core.angle import eps_from_v, rotate, x_from_v
 from fewstep.core.cond import Cond
-from fewstep.core.denoiser import Guided
+from fewstep.core.denoiser import Guided, Traits
 from fewstep.core.grid import Grid
 from fewstep.core.samplers import SAMPLERS, Move
 from fewstep.core.samplers.loop import Velocity
@@ -76,6 +76,29 @@ def test_all_faults_are_told_at_once() -> None:
         check_denoiser(Worse(in_place), COND, shape=(2,))
     assert "passes is 'two'" in str(caught.value)
     assert "changed in place" in str(caught.value)
+
+
+@pytest.mark.parametrize("uses_w", [True, False])
+def test_a_student_for_a_range_that_leaves_w_out_is_found(uses_w: bool) -> None:
+    class Student(torch.nn.Module):
+        passes = 1
+        traits = Traits(shape=(2,), w_range=(0.0, 4.0))
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 2)
+            torch.nn.init.zeros_(self.layer.weight)  # before training v is the same at every w
+
+        def forward(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
+            last = w if uses_w else phi
+            v: Tensor = self.layer(torch.cat([z, last[:, None]], dim=1))
+            return v
+
+    if uses_w:
+        assert "w is an input of a student for a range of w" in check_denoiser(Student(), COND)
+        return
+    with pytest.raises(CheckFailed, match=r"v does not depend on w, and w_range is \[0, 4\]"):
+        check_denoiser(Student(), COND)
 
 
 def test_a_wrong_null_condition_is_found() -> None:

@@ -46,7 +46,9 @@ def check_denoiser(
         f"passes is {passes!r}; set the attribute to 1, or 2 for a guided pair",
     )
     shape = shape or traits_of(denoiser).shape
-    if not found.note("its shape is known", shape is not None, "give shape=(3, 32, 32), say"):
+    if not found.note(
+        "its shape is known", shape is not None, "pass shape=(3, 32, 32) to this check, for example"
+    ):
         return found.finish()
     assert shape is not None
     state = _state(denoiser, cond, shape, w_range)
@@ -68,6 +70,7 @@ def check_denoiser(
     if same:
         _values(found, denoiser, state, v)
         _batch(found, denoiser, state, v, tolerance)
+        _takes_w(found, denoiser, state)
     if same and null_cond is not None:
         _guidance(found, denoiser, state, null_cond, tolerance)
     return found.finish()
@@ -149,6 +152,31 @@ def _batch(found: Findings, denoiser: Denoiser, state: State, v: Tensor, toleran
             largest(alone, v[:1]) <= tolerance,
             f"alone it differs by {largest(alone, v[:1]):.3g}; look for batch statistics",
         )
+
+
+def _takes_w(found: Findings, denoiser: Denoiser, state: State) -> None:
+    """Note whether a student for a range of w has an input for it.
+
+    Before its training v is the same at every w, since the input's weights are zero: autograd
+    shows whether v is computed from w at all.
+    """
+    z, phi, cond, w = state
+    w_range = traits_of(denoiser).w_range
+    if denoiser.passes != 1 or w_range is None or w_range[0] == w_range[1]:
+        return
+    with torch.enable_grad():
+        given = w.clone().requires_grad_(True)
+        v = denoiser(z, phi, cond, given)
+        used = v.requires_grad and (
+            torch.autograd.grad(v.sum(), given, allow_unused=True)[0] is not None
+        )
+    low, high = (_ask(denoiser, z, phi, cond, torch.full_like(w, end)) for end in w_range)
+    found.note(
+        "w is an input of a student for a range of w",
+        used or not torch.equal(low, high),
+        f"v does not depend on w, and w_range is [{w_range[0]:g}, {w_range[1]:g}]; use w in "
+        "forward(z, phi, cond, w), or train it for one w",
+    )
 
 
 def _guidance(
