@@ -222,6 +222,19 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     return folder / "encoder", folder / "decoder", folder / "pictures"
 
 
+def test_the_advice_of_refusals_can_be_followed(
+    text: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    encoder, decoder, pictures = text
+    draw = ("sample", encoder.parent / "sd", "--prompt", "a cat", "--w", 3)
+    one_line_error(fewstep(*draw, cwd=tmp_path), "for example steps=50 (--steps 50)")
+    done = fewstep(*draw, "--steps", 50, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    move = ("transfer", encoder, decoder, "--image", pictures, "--from-prompt", "a cat")
+    move = (*move, "--to-prompt", "a dog", "--w-from", 99)
+    one_line_error(fewstep(*move, cwd=tmp_path), "--w-from must lie in", "encoder", "got 99")
+
+
 def test_transfer_by_prompts(text: tuple[Path, Path, Path], tmp_path: Path) -> None:
     encoder, decoder, pictures = text
     pair = (encoder, decoder, "--image", pictures, "--from-prompt", "a cat")

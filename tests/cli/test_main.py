@@ -67,15 +67,31 @@ def test_recipes_are_listed_with_one_line_each(capsys: pytest.CaptureFixture[str
     assert all(len(line) < 100 for line in lines)
 
 
-def test_a_shell_completes_the_names_of_recipes(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("fewstep distill di", ["digits", "digits-encoders"]),
+        ("fewstep export runs/x --to s", ["single-file"]),
+        ("fewstep export runs/x --style k", ["kohya"]),
+    ],
+)
+def test_a_shell_completes_names(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: str,
+    found: list[str],
 ) -> None:
     monkeypatch.setenv("_FEWSTEP_COMPLETE", "complete_bash")
-    monkeypatch.setenv("COMP_WORDS", "fewstep distill di")
-    monkeypatch.setenv("COMP_CWORD", "2")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
     with pytest.raises(SystemExit):
         app(args=[], prog_name="fewstep")
-    assert capsys.readouterr().out.split() == ["digits", "digits-encoders"]
+    assert capsys.readouterr().out.split() == found
+
+
+def test_the_list_of_commands_cuts_no_sentence_short(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "..." not in capsys.readouterr().out.partition("Commands:")[2]
 
 
 @pytest.mark.parametrize(
@@ -135,6 +151,14 @@ def test_known_kinds_of_errors_have_lines_of_their_own(
 def test_debug_after_two_dashes_is_an_argument(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--", "--debug"]) == 1
     assert "recipe '--debug' is neither built in" in capsys.readouterr().err
+
+
+def test_a_recipe_file_that_is_not_there_is_a_path(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["distill", "demos.yaml", "--plan"]) == 1
+    assert capsys.readouterr().err == (
+        "fewstep: recipe 'demos.yaml' does not exist. Check the path: a relative one starts at "
+        "the current folder. Did you mean 'demo'?\n"
+    )
 
 
 def test_warnings_of_fewstep_are_one_line(

@@ -11,6 +11,16 @@ from fewstep.cli.options import say
 from fewstep.cli.out import check_out
 
 
+def _formats(start: str) -> list[str]:
+    from fewstep.folders.export import FORMATS
+
+    return [name for name in FORMATS if name.startswith(start)]
+
+
+def _styles(start: str) -> list[str]:
+    return [name for name in ("diffusers", "kohya") if name.startswith(start)]
+
+
 def export_command(
     model: Annotated[Path, typer.Argument(help="Folder of a student.")],
     to: Annotated[
@@ -20,7 +30,8 @@ def export_command(
             "weights; single-file: a checkpoint in the original layout, with one w fixed, whole "
             "for Stable Diffusion 1, 2 and XL, and the transformer alone for others; lora: two "
             "LoRA files for the teacher, one for its steps and one for guidance; onnx: the network "
-            "for onnxruntime, with w as an input or one w fixed."
+            "for onnxruntime, with w as an input or one w fixed.",
+            autocompletion=_formats,
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
@@ -55,7 +66,10 @@ def export_command(
     ] = None,
     style: Annotated[
         str | None,
-        typer.Option(help="Keys of the files: diffusers, the default, or kohya (lora)."),
+        typer.Option(
+            help="Keys of the files: diffusers, the default, or kohya (lora).",
+            autocompletion=_styles,
+        ),
     ] = None,
     overwrite: Annotated[
         bool,
@@ -66,7 +80,10 @@ def export_command(
         ),
     ] = False,
 ) -> None:
-    """Write a student as diffusers folder, single file, LoRA or ONNX."""
+    """Write a student in a format of other programs.
+
+    The formats are a diffusers folder, a single file, LoRA files and ONNX.
+    """
     check_out(out, overwrite, [model, *([] if base is None else [base])], ())
     from fewstep.folders.export import export
 

@@ -31,7 +31,10 @@ def pack_command(
     ] = 15.0,
     files: Annotated[int, typer.Option(help="The most files, with the manifest.")] = 7,
 ) -> None:
-    """Pack recipe, models and checkpoints of a run, with hashes, to continue elsewhere."""
+    """Pack a run into a few files, to continue elsewhere.
+
+    They hold its recipe, models and checkpoints; a manifest has their hashes.
+    """
     from fewstep.recipes.pack import MIB, pack_run
 
     manifest = pack_run(run, out, optimizer=optimizer, bf16=bf16, file_size=file_size, files=files)

@@ -39,10 +39,14 @@ def play_command(
     ] = Path("play"),
     device: Device = None,
 ) -> None:
-    """Open a page on this machine: a live guidance slider, student beside teacher, and editing."""
+    """Open a local page with a live guidance slider.
+
+    It draws the student beside its teacher, and edits images.
+    """
     if importlib.util.find_spec("gradio") is None:
         raise MissingError(
-            'the page needs Gradio, which is not installed. Run: pip install "fewstep[web]"'
+            "the page needs Gradio, which is not installed. In the clone of fewstep, run: "
+            'pip install -e ".[web]"'
         )
     port = free_port(host, port)
     from fewstep.cli.web.models import open_models

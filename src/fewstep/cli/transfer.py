@@ -30,7 +30,7 @@ from fewstep.cli.pictures import (
     open_pictures,
     settings_of,
 )
-from fewstep.errors import ShapeError
+from fewstep.errors import RangeError, ShapeError
 
 if TYPE_CHECKING:
     from fewstep.core.cond import Cond
@@ -80,6 +80,7 @@ def transfer_command(
             f"encoder and decoder must draw images of one shape, got {one.image_shape} and "
             f"{two.image_shape}. Use two models with one autoencoder."
         )
+    _check_w_from(w_from, one)
     read = open_pictures(image, one)
     count = len(read.x)
     with encoders_kept():
@@ -98,6 +99,16 @@ def transfer_command(
     written = sheet.save([read.images, *rows], drawn, settings)
     ways = "1 other way" if len(targets) == 1 else f"{len(targets)} other ways"
     say(f"{counted(count)}, each drawn in {ways}: {written}")
+
+
+def _check_w_from(w_from: float, encoder: Opened) -> None:
+    w_range = encoder.card.w_range
+    if w_range is not None and not w_range[0] <= w_from <= w_range[1]:
+        raise RangeError(
+            f"--w-from must lie in [{w_range[0]:g}, {w_range[1]:g}], the range that the encoder "
+            f"{encoder.card.name} was trained for, got {w_from:g}. Use --w-from {w_range[0]:g}, "
+            "for example."
+        )
 
 
 def _targets(

@@ -15,7 +15,7 @@ def unpack_command(
     folder: Annotated[Path, typer.Argument(help="Folder that `fewstep pack` wrote.")],
     out: Annotated[Path, typer.Option(help="Folder of the run, which must not exist yet.")],
 ) -> None:
-    """Restore a packed run after checking its hashes, to continue it."""
+    """Restore a packed run after checking its hashes."""
     from fewstep.recipes.unpack import unpack_run
 
     manifest = unpack_run(folder, out)

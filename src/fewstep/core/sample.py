@@ -16,7 +16,7 @@ from fewstep.core.finite import check_finite
 from fewstep.core.grid import Grid
 from fewstep.core.samplers import Callback, Sampler, get_sampler, run
 from fewstep.core.seed import Noise
-from fewstep.errors import RangeError, ShapeError
+from fewstep.errors import FewstepError, RangeError, ShapeError
 
 W_LIMIT = 1000.0  # beyond it, a guided image is saturated or not finite
 DIVERGED = "Choose a smaller w, and check the weights and the inputs for NaN."
@@ -242,9 +242,10 @@ def _steps(steps: int | None, traits: Traits, sampler: Sampler) -> int:
                 f"example steps={traits.steps[0]} (--steps {traits.steps[0]})."
             )
         if not traits.steps:
+            some = _some_steps(traits)
             raise RangeError(
-                "This model accepts any number of steps: pass one, for example steps=64 "
-                "(--steps 64)."
+                f"This model accepts any number of steps: pass one, for example steps={some} "
+                f"(--steps {some})."
             )
         return traits.steps[0]
     steps = whole_number(steps, "steps", 1)
@@ -259,6 +260,17 @@ def _steps(steps: int | None, traits: Traits, sampler: Sampler) -> int:
 
 def _listed(counts: Sequence[int]) -> str:
     return ", ".join(map(str, counts))
+
+
+def _some_steps(traits: Traits) -> int:
+    """Return a number of steps that the model's clock has."""
+    for steps in (64, 50):
+        try:
+            traits.clock(steps)
+        except FewstepError:
+            continue
+        return steps
+    return 1
 
 
 def _shape(

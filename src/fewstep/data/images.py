@@ -37,7 +37,7 @@ from fewstep.files.cache import cache_root
 from fewstep.pixels import from_bytes
 
 FORMAT = 2
-FEW = 10  # bad images that an error names
+FEW = 3  # bad images that an error names
 MOST = 100  # bad images that are counted before decoding stops
 
 

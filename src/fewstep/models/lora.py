@@ -232,6 +232,7 @@ def _peft() -> Any:
         import peft
     except ImportError:
         raise MissingError(
-            "LoRA needs peft, which is not installed: pip install fewstep[lora]"
+            "LoRA needs peft, which is not installed. In the clone of fewstep, run: "
+            'pip install -e ".[lora]"'
         ) from None
     return peft

@@ -38,6 +38,12 @@ def recipe_path(name: str, folder: Path = Path()) -> Path:
             return path
     except (OSError, ValueError):
         pass  # a name that no file can have
+    if path.suffix in (".yaml", ".yml"):
+        raise RecipeError(
+            f"recipe {shown(name)} does not exist. Check the path: a relative one starts at "
+            + ("the current folder." if folder == Path() else f"{folder}.")
+            + did_you_mean(path.stem[:200], known)
+        )
     raise RecipeError(
         f"recipe {shown(name)} is neither built in ({', '.join(known)}) nor a YAML file."
         + did_you_mean(name[:200], known)

@@ -85,7 +85,10 @@ def check_stages(
         except FewstepError as error:
             raise RecipeError(f"stage {stage.name!r}: {error}") from None
     if recipe.distill.lora is not None and importlib.util.find_spec("peft") is None:
-        raise MissingError("distill.lora needs the package peft. Install fewstep[lora].")
+        raise MissingError(
+            "distill.lora needs the package peft. In the clone of fewstep, run: "
+            'pip install -e ".[lora]"'
+        )
 
 
 def _check_pair(recipe: Recipe, stage: Stage, parent: Card | None) -> None:

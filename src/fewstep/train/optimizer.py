@@ -26,7 +26,8 @@ def check_optimizer(config: TrainConfig) -> None:
         return
     if importlib.util.find_spec("bitsandbytes") is None:
         raise MissingError(
-            "optimizer=adamw8bit needs the package bitsandbytes. Install fewstep[adamw8bit]."
+            "optimizer=adamw8bit needs the package bitsandbytes. In the clone of "
+            'fewstep, run: pip install -e ".[adamw8bit]"'
         )
     if config.shard:
         raise RangeError(

@@ -122,7 +122,8 @@ def _check_packages() -> None:
             __import__(name)
     except ImportError:
         raise MissingError(
-            f"an export to ONNX needs the packages {', '.join(PACKAGES)}. Install fewstep[onnx]."
+            f"an export to ONNX needs the packages {', '.join(PACKAGES)}. In the clone of "
+            'fewstep, run: pip install -e ".[onnx]"'
         ) from None
     if not hasattr(torch.export, "Dim") or not hasattr(torch.export.Dim, "AUTO"):
         raise MissingError(

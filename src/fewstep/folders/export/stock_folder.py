@@ -41,9 +41,10 @@ def folded(model: Model, options: Options) -> Model:
     check_w_input(model)
     low, high = model.card.w_range or (0.0, 0.0)
     if options.w is None:
+        middle = (low + high) / 2
         raise RangeError(
             f"w is required, the guidance weight to fix in the weights: {model.card.name} was "
-            f"trained for w from {low:g} to {high:g}. Use --w {low:g}, for example."
+            f"trained for w from {low:g} to {high:g}. Use --w {middle:g}, for example."
         )
     return fold_w(model, options.w)
 
