@@ -67,6 +67,8 @@ def test_show_says_what_a_folder_is(run: Path) -> None:
     assert done.returncode == 0, done.stderr
     for word in ("few-step student", "steps        4", "0 to 4", "stage-one", "teacher"):
         assert word in done.stdout
+    assert "fingerprint" not in done.stdout
+    assert "_bytes" not in done.stdout
     card = json.loads(fewstep("show", run / "student-4", "--json", cwd=run).stdout)
     assert [p["name"] for p in card["parents"]] == ["stage-one", "teacher"]
     assert (
@@ -175,8 +177,9 @@ def test_numbers_in_scientific_notation_are_numbers(recipe: Path, tmp_path: Path
     done = fewstep("distill", recipe, "--plan", "--set", "distill.lr=3e-4", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     # match: 10 x 16 examples x (2 teacher passes + 3); halvings: 10 x 16 x (2 + 3).
-    *_, total, report, _, time = done.stdout.splitlines()
+    *_, total, teacher, report, _, time = done.stdout.splitlines()
     assert "4,000" in total
+    assert teacher.startswith("training the teacher")
     assert "4,720" in report  # 40 samples of 118 evaluations
     assert re.search(r"\d s$", total)
     assert "estimate" in time

@@ -64,8 +64,10 @@ def distill_command(
     if plan:
         run.check(names, given, plan=True)
         from fewstep.recipes.duration import speed_of
+        from fewstep.recipes.preflight import found_models
 
-        typer.echo(describe(checked, speed_of(run, given)))
+        left = not found_models(run.workspace, given) and _trains_teacher(checked)
+        typer.echo(describe(checked, speed_of(run, given), teacher=left))
         return
     with run.writing(names, given):
         for parent in given:
@@ -77,10 +79,19 @@ def distill_command(
         say(f"pushed: {push(run.folder(name), repo)}")
 
 
-def describe(recipe: Recipe, speed: Speed | None = None) -> str:
+def _trains_teacher(recipe: Recipe) -> bool:
+    """Whether the plan needs a teacher that `fewstep train` can make."""
+    from fewstep.distill.plan import TEACHER
+
+    is_given = recipe.latents is not None and recipe.latents.folder is None
+    return not is_given and any(stage.parent == TEACHER for stage in recipe.distill.plan())
+
+
+def describe(recipe: Recipe, speed: Speed | None = None, *, teacher: bool = False) -> str:
     """Return the plan as a table: stages, their parents, their network evaluations and times.
 
     speed: of the network on this machine; without it there are no times.
+    teacher: whether `fewstep train` has yet to make the teacher, which then has a line.
     """
     from fewstep.distill.plan import KINDS
     from fewstep.recipes.wanted import evaluations_of
@@ -103,6 +114,11 @@ def describe(recipe: Recipe, speed: Speed | None = None) -> str:
         lines.append(_line(s.name, s.parent, steps, substeps, order, updates, cost, seconds(s)))
     cost = f"{plan.cost(batch).evaluations:,}"
     lines.append(_line("all", "", "", "", "", "", cost, seconds(*plan)))
+    if teacher:
+        updates = recipe.teacher.updates
+        cost = f"{3 * updates * recipe.teacher.batch_size:,}"
+        time = "" if speed is None else duration(speed.pretraining(recipe))
+        lines.append(_line("training the teacher", "", "", "", "", str(updates), cost, time))
     time = "" if speed is None else duration(drawn * speed.forward)
     lines.append(_line("figures of a report", "", "", "", "", "", f"{drawn:,}", time))
     lines.append("evaluations: calls of one network on one example; a backward pass counts as two")

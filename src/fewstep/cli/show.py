@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +25,7 @@ PAIR = "few-step student without stage one (two passes a step)"
 OWN = "own"  # the family of networks that users bring
 WIDTH = 100
 INDENT = 13
+HIDDEN = ("images", "fingerprint")  # of how a model was trained
 
 
 def show_command(
@@ -48,7 +49,9 @@ def describe(card: Card) -> str:
         "sampler": card.sampler or "any",
         "w": "any" if card.w_range is None else f"{card.w_range[0]:g} to {card.w_range[1]:g}",
         {"unet-class": "images", "own": "examples"}.get(card.family, "latents"): _examples(card),
-        "clock": f"{card.clock}, predicts {card.prediction or 'v_prediction'}",
+        "clock": "its own"
+        if card.family == OWN
+        else f"{card.clock}, predicts {card.prediction or 'v_prediction'}",
         "weights": card.weights_sha256[:16],
         "LoRA": _lora(card),
         "parents": _parents(card) or "none",
@@ -122,12 +125,15 @@ def _lora(card: Card) -> str:
 
 def _training(card: Card) -> str:
     """Return how the model was trained, without hashes and without how images were read."""
-    shown: list[Any] = [
+    from fewstep.errors import in_units
+
+    shown = [
         f"{key} {value}"
         for key, value in card.training.items()
-        if key != "images" and "sha" not in key
+        if key not in HIDDEN and "sha" not in key and not key.endswith("_bytes")
     ]
-    return ", ".join(shown)
+    peak = card.training.get("memory_peak_bytes")
+    return ", ".join(shown + ([f"memory at most {in_units(peak)}"] if peak else []))
 
 
 command = show_command

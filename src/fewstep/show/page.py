@@ -231,4 +231,6 @@ def _speed(study: Study, cell: Cell) -> tuple[float | None, str | None]:
 def _number(value: Any) -> str:
     if value is None:
         return "none"
-    return f"{value:.3g}" if isinstance(value, float) else in_html(SHORT.get(value, value))
+    if isinstance(value, float):
+        return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
+    return in_html(SHORT.get(value, value))

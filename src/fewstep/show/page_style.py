@@ -29,8 +29,8 @@ table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabu
 .sheet img { width: 100%; image-rendering: pixelated; display: block; }
 .warning { background: var(--warn); border-left: 4px solid var(--edge); font-size: .85rem;
   margin: 1rem 0; padding: .5rem 1rem .5rem 2rem; }
-.wide { overflow-x: auto; } .cells { font-size: .8rem; }
-.cells td, .cells th { text-align: right; padding: .2rem .35rem;
+.wide { overflow-x: auto; } .cells { font-size: .75rem; }
+.cells td, .cells th { text-align: right; padding: .2rem .25rem;
   border-bottom: 1px solid var(--line); white-space: nowrap; }
 .cells th { vertical-align: bottom; white-space: normal; }
 .heat td, .heat th { padding: .45rem .6rem; text-align: center; font-weight: 400; }
