@@ -233,6 +233,12 @@ def test_the_advice_of_refusals_can_be_followed(
     move = ("transfer", encoder, decoder, "--image", pictures, "--from-prompt", "a cat")
     move = (*move, "--to-prompt", "a dog", "--w-from", 99)
     one_line_error(fewstep(*move, cwd=tmp_path), "--w-from must lie in", "encoder", "got 99")
+    move = ("interpolate", *move[1:3], "--image", pictures, "--prompt", "a cat", "--w-from")
+    one_line_error(fewstep(*move, 99, cwd=tmp_path), "--w-from must lie in")
+    for w in (0, 2):
+        assert fewstep(*move, w, "--out", f"{w}.png", cwd=tmp_path).returncode == 0
+    zero, two = (np.asarray(Image.open(tmp_path / f"{w}.png")) for w in (0, 2))
+    assert not np.array_equal(zero, two)
 
 
 def test_transfer_by_prompts(text: tuple[Path, Path, Path], tmp_path: Path) -> None:

@@ -115,10 +115,12 @@ def describe(recipe: Recipe, speed: Speed | None = None, *, teacher: bool = Fals
     cost = f"{plan.cost(batch).evaluations:,}"
     lines.append(_line("all", "", "", "", "", "", cost, seconds(*plan)))
     if teacher:
-        updates = recipe.teacher.updates
-        cost = f"{3 * updates * recipe.teacher.batch_size:,}"
+        trained = recipe.teacher
+        cost = f"{3 * trained.updates * trained.batch_size:,}"
         time = "" if speed is None else duration(speed.pretraining(recipe))
-        lines.append(_line("training the teacher", "", "", "", "", str(updates), cost, time))
+        lines.append(
+            _line("training the teacher", "", "", "", "", str(trained.updates), cost, time)
+        )
     time = "" if speed is None else duration(drawn * speed.forward)
     lines.append(_line("figures of a report", "", "", "", "", "", f"{drawn:,}", time))
     lines.append("evaluations: calls of one network on one example; a backward pass counts as two")

@@ -19,6 +19,7 @@ from fewstep.cli.options import (
     Prompt,
     Scale,
     Steps,
+    WFrom,
     say,
 )
 from fewstep.cli.out import KEY, check_out
@@ -44,6 +45,7 @@ def interpolate_command(
         typer.Option(help="Prompt to draw, for text-to-image models; by default --prompt."),
     ] = None,
     w: Annotated[float, typer.Option(help="Guidance weight w of decoding.")] = 0.0,
+    w_from: WFrom = 0.0,
     count: Annotated[
         int, typer.Option(min=2, max=10_000, help="Number of images, both ends included.")
     ] = 9,
@@ -62,6 +64,7 @@ def interpolate_command(
 
     one, two = open_model(encoder, device), open_model(decoder, device)
     check_together(one.model, two.model)
+    one.check_w_from(w_from)
     read = open_pictures(image, one)
     if len(read.x) != 2:
         raise RangeError(
@@ -69,14 +72,14 @@ def interpolate_command(
         )
     sheet = Sheet.planned(out, two.image_shape, count, scale=scale, columns=count)
     shown = one.cond(cond, prompt, 2, "--cond")
-    ends = encode(one.model, read.x, shown, steps=one.steps(steps))
+    ends = encode(one.model, read.x, shown, w=w_from, steps=one.steps(steps))
     z = interpolate(ends[0], ends[1], count)
     wanted = repeat_null(take(shown, slice(0, 1)), count)
     if to is not None or to_prompt is not None:
         wanted = two.cond(to, to_prompt, count, "--to")
     x = decode(two.model, z, wanted, w=w, steps=two.steps(steps), batch_size=BATCH)
     images = two.images(x)
-    settings = settings_of("interpolate", [one, two], w=w, cond=cond or prompt)
+    settings = settings_of("interpolate", [one, two], w=w, w_from=w_from, cond=cond or prompt)
     settings |= {"to": to or to_prompt, "files": [f.name for f in read.files]}
     if out.suffix.lower() == ".gif":
         _save_gif(images, out, sheet.scale, settings)

@@ -57,6 +57,7 @@ Cond = Annotated[
 ]
 Prompt = Annotated[str | None, typer.Option(help="Prompt, for text-to-image models.")]
 W = Annotated[float, typer.Option(help="Guidance weight w; 0 is no guidance.")]
+WFrom = Annotated[float, typer.Option(help="Guidance weight w of encoding.")]
 WList = Annotated[str, typer.Option(help="Guidance weights, for example 0,1,2,4.")]
 Results = Annotated[Path, typer.Option(help="Folder of the results.")]
 Steps = Annotated[

@@ -53,6 +53,18 @@ class Opened:
         """Return the steps to pass on: None where the model was made for one number of them."""
         return None if self.card.steps else asked
 
+    def check_w_from(self, w_from: float) -> None:
+        """Raise RangeError unless the model can encode at this w, the option --w-from."""
+        if self.card.w_range is None:
+            return
+        low, high = self.card.w_range
+        if not low <= w_from <= high:
+            raise RangeError(
+                f"--w-from must lie in [{low:g}, {high:g}], the range that the encoder "
+                f"{self.card.name} was trained for, got {w_from:g}. Use --w-from {low:g}, for "
+                "example."
+            )
+
     @cached_property
     def vae(self) -> Any | None:
         """The autoencoder of a latent model; None for a pixel model."""

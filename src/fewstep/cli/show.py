@@ -133,7 +133,9 @@ def _training(card: Card) -> str:
         if key not in HIDDEN and "sha" not in key and not key.endswith("_bytes")
     ]
     peak = card.training.get("memory_peak_bytes")
-    return ", ".join(shown + ([f"memory at most {in_units(peak)}"] if peak else []))
+    if isinstance(peak, int):
+        shown.append(f"memory at most {in_units(peak)}")
+    return ", ".join(shown)
 
 
 command = show_command

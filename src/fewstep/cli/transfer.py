@@ -17,6 +17,7 @@ from fewstep.cli.options import (
     Scale,
     Steps,
     W,
+    WFrom,
     say,
 )
 from fewstep.cli.out import check_out
@@ -30,7 +31,7 @@ from fewstep.cli.pictures import (
     open_pictures,
     settings_of,
 )
-from fewstep.errors import RangeError, ShapeError
+from fewstep.errors import ShapeError
 
 if TYPE_CHECKING:
     from fewstep.core.cond import Cond
@@ -58,7 +59,7 @@ def transfer_command(
         typer.Option(help="Prompt to draw, one row each. May be given several times."),
     ] = None,
     w: W = 1.0,
-    w_from: Annotated[float, typer.Option(help="Guidance weight w of encoding.")] = 0.0,
+    w_from: WFrom = 0.0,
     steps: Steps = None,
     out: OutSheet = Path("transfer.png"),
     scale: Scale = None,
@@ -80,7 +81,7 @@ def transfer_command(
             f"encoder and decoder must draw images of one shape, got {one.image_shape} and "
             f"{two.image_shape}. Use two models with one autoencoder."
         )
-    _check_w_from(w_from, one)
+    one.check_w_from(w_from)
     read = open_pictures(image, one)
     count = len(read.x)
     with encoders_kept():
@@ -99,16 +100,6 @@ def transfer_command(
     written = sheet.save([read.images, *rows], drawn, settings)
     ways = "1 other way" if len(targets) == 1 else f"{len(targets)} other ways"
     say(f"{counted(count)}, each drawn in {ways}: {written}")
-
-
-def _check_w_from(w_from: float, encoder: Opened) -> None:
-    w_range = encoder.card.w_range
-    if w_range is not None and not w_range[0] <= w_from <= w_range[1]:
-        raise RangeError(
-            f"--w-from must lie in [{w_range[0]:g}, {w_range[1]:g}], the range that the encoder "
-            f"{encoder.card.name} was trained for, got {w_from:g}. Use --w-from {w_range[0]:g}, "
-            "for example."
-        )
 
 
 def _targets(
