@@ -1,14 +1,17 @@
-"""The recipes in the guides are valid, and the code of the guide to extending runs."""
+"""The recipes in the guides are valid, and their code and commands run."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from tests.models.pipelines import dit_folder, sd_folder
 from tests.models.test_single_teacher import checkpoint
 from torch import Tensor
@@ -98,3 +101,69 @@ def test_a_recipe_needs_a_name_and_data_alone(tmp_path: Path) -> None:
     path = tmp_path / "least.yaml"
     path.write_text("name: least\ndata: {name: digits}\n", encoding="utf-8")
     assert load_recipe(str(path)).name == "least"
+
+
+SMALL = (
+    *("network.channels=[8,8]", "network.groups=4", "network.time_dim=32", "network.head_dim=8"),
+    *("network.attention=[false,false]", "teacher.updates=2", "teacher.batch_size=8"),
+    *("distill.batch_size=8", "distill.updates=1", "evaluate.samples=12", "evaluate.w=[0,2]"),
+    *("evaluate.reference_steps=4", "evaluate.teacher_steps=[4]", "evaluate.fd_to_teacher=false"),
+)
+
+
+def run_commands(block: str, *settings: str) -> list[str]:
+    """Run the fewstep and Python lines of a block in this process, tiny; return the commands.
+
+    Variables are those of a shell. Settings go to the commands that take recipes.
+    """
+    names: dict[str, str] = {}
+    ran = []
+    for line in block.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        words = [re.sub(r"\$(\w+)", lambda m: names[m[1]], w) for w in words]
+        if words and all(re.fullmatch(r"[A-Z]=\S+", w) for w in words):
+            names.update(w.split("=", 1) for w in words)
+        elif words[:2] == ["python", "-c"]:
+            exec(compile(words[2], "guide", "exec"), {})
+        elif words[:1] == ["fewstep"]:
+            command = words[1]
+            more = (*SMALL, *settings) if command in ("train", "distill", "report") else ()
+            assert main([*words[1:], *(p for s in more for p in ("--set", s))]) == 0, line
+            ran.append(command)
+    return ran
+
+
+def test_the_commands_of_the_guide_to_editing_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one = "distill.stages=[{parent: teacher}]"
+    run_commands("fewstep train digits\nfewstep distill digits", one)
+    begin, draw, _prompts, _measure = blocks("editing", "bash")
+    run_commands(begin, "distill.stages.4.updates=1", "distill.stages.5.updates=1")
+    ran = run_commands(draw)
+    assert {"encode", "decode", "transfer", "interpolate", "img2img", "inpaint"} <= set(ran)
+    exec(compile("\n".join(blocks("editing", "python")), "editing.md", "exec"), {})
+    pack, unpack, _ = next(b for b in blocks("runs", "bash") if "pack" in b).splitlines()
+    assert run_commands(f"{pack}\n{unpack.replace('--out runs/digits', '--out runs/again')}")
+
+
+def test_the_commands_of_the_guide_to_images_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    draws = np.random.default_rng(0)
+    for k, name in enumerate(["cat", "dog", "cow"] * 20):
+        (tmp_path / "pictures" / name).mkdir(parents=True, exist_ok=True)
+        pixels = draws.integers(0, 256, (40, 36, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{k}.png")
+    recipe, _buckets = blocks("images", "yaml")
+    (tmp_path / "pets.yaml").write_text(recipe, encoding="utf-8")
+    whole, small, draw = blocks("images", "bash")
+    size = "data.size=16"
+    assert run_commands(whole, size) == ["distill", "train", "distill", "report"]
+    plan = shlex.split(small.replace("\\\n", " ").replace("fewstep report", "distill --plan"))
+    assert main(plan) == 0
+    assert run_commands(draw) == ["sample"]
+    assert Image.open(tmp_path / "pets.png").size[0] > 16
