@@ -18,5 +18,8 @@ def on_page_content(content: str, **_: Any) -> str:
 
 def _typeset(found: re.Match[str]) -> str:
     latex = html.unescape(found[2]).strip()
-    display = "block" if found[1] == "div" else "inline"
-    return convert(latex[2:-2].strip(), display=display)
+    if found[1] == "span":
+        return convert(latex[2:-2].strip(), display="inline")
+    # On a narrow screen a long formula is scrolled, and not the whole page.
+    formula = convert(latex[2:-2].strip(), display="block")
+    return f'<div style="overflow-x: auto; overflow-y: hidden">{formula}</div>'
