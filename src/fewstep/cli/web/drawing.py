@@ -228,10 +228,10 @@ def _interpolate(encoder: Opened, one: Opened, s: Settings) -> Drawn:
     if s.cond or s.prompts:
         wanted = _cond(one, s.cond, s.prompt, s.count, "--to")
     with meter.running(encoder, one):
-        ends = encode(encoder.model, read.x, shown, steps=encoder.steps(s.steps))
+        ends = encode(encoder.model, read.x, shown, w=s.w_from, steps=encoder.steps(s.steps))
         z = interpolate(ends[0], ends[1], s.count)
         x = decode(one.model, z, wanted, w=s.w, steps=one.steps(s.steps), batch_size=BATCH).cpu()
-    settings = settings_of("interpolate", [encoder, one], w=s.w, cond=s.shown)
+    settings = settings_of("interpolate", [encoder, one], w=s.w, w_from=s.w_from, cond=s.shown)
     settings |= {"to": s.cond or s.prompt, "files": [f.name for f in read.files]}
     return meter.of([_images(one, x)], s.count, settings, s.count)
 
