@@ -52,7 +52,7 @@ def asked(task: str, models: Models) -> Settings:
         mask = Image.new("L", Image.open(images[0]).size)
         mask.paste(255, (0, 0, mask.width // 2, mask.height))
         return replace(s, mask=Sources(Path("play")).picture(mask, "mask"))
-    return replace(s, w_from=0.5) if task == "transfer" else s
+    return replace(s, w_from=0.5) if task in ("transfer", "interpolate") else s
 
 
 def read(path: str) -> tuple[np.ndarray, dict]:

@@ -49,7 +49,7 @@ def _options(s: Settings, drawn: Drawn, text: bool) -> list[tuple[str, Any]]:
     if s.cond and not text:
         out.append((wanted, s.cond))
     out.append(("w", f"{s.w:g}"))
-    if s.task == "transfer" and s.w_from:
+    if s.task in ENCODED and s.w_from:
         out.append(("w-from", f"{s.w_from:g}"))
     if s.task in ("img2img", "inpaint"):
         out.append(("strength", f"{s.strength:g}"))
@@ -190,9 +190,10 @@ def _interpolate(s: Settings, one: Opened, encoder: Opened | None) -> list[str]:
         wanted = _conds(one, None, s.shown, s.count)
     else:
         wanted = f"{encoder.classes.ids(s.shown or '', '--cond')[:1]!r} * {s.count}"
-    steps = "" if encoder.card.steps or s.steps is None else f", steps={s.steps}"
+    given = f", w={s.w_from:g}" if s.w_from else ""
+    given += "" if encoder.card.steps or s.steps is None else f", steps={s.steps}"
     return [
-        f"a, b = fewstep.encode(encoder, x, {shown}{steps})",
+        f"a, b = fewstep.encode(encoder, x, {shown}{given})",
         f"z = fewstep.interpolate(a, b, {s.count})",
         f"cond = {wanted}",
         f"between = fewstep.decode({_arguments(s, one, 'model', 'z', 'cond')})",

@@ -9,7 +9,7 @@ import gradio as gr
 
 from fewstep.cli.classes import ANY
 from fewstep.cli.pictures import Opened
-from fewstep.cli.web.models import USUAL_STEPS, Models, w_range
+from fewstep.cli.web.models import ANY_W, USUAL_STEPS, Models, w_range
 from fewstep.errors import RangeError
 
 TASKS = {
@@ -186,10 +186,10 @@ class Controls:
                 label="Encoder",
                 elem_id="encoder",
             )
+            self.w_from = self._w_from(encoders)
         with self._group("transfer"):
             label = "Draw as prompts, one per line"
             self.targets = self._wanted("Draw as classes", label, first[-2:], "targets", 2)
-            self.w_from = gr.Slider(0, 4, 0, step=0.1, label="w of the encoder", elem_id="w-from")
         with self._group("interpolate"):
             self.end = self._wanted(
                 "Draw as class (none: the class of the first image)",
@@ -198,6 +198,22 @@ class Controls:
                 "end",
             )
             self.frames = gr.Slider(2, 16, 9, step=1, label="Images", elem_id="frames")
+
+    def _w_from(self, encoders: Sequence[str]) -> gr.Slider:
+        """Return the slider of the weight of encoding, over what every encoder accepts."""
+        ranges = [w_range(self.models.named[name]) for name in encoders] or [ANY_W]
+        low, high = max(r[0] for r in ranges), min(r[1] for r in ranges)
+        high = max(low, high)
+        label = "w of the encoder"
+        return gr.Slider(
+            low,
+            high,
+            min(max(0.0, low), high),
+            step=0.1,
+            label=label,
+            elem_id="w-from",
+            interactive=low < high,
+        )
 
     def _per(self) -> str:
         return "Images per prompt" if self.text else "Images per class"

@@ -199,9 +199,10 @@ class Page:
             )
         files = tuple(self.sources.upload(path) for path, _ in values[c.gallery] or ())
         s = replace(s, images=files, strength=values[c.strength], shown=values[c.shown] or None)
-        if task == "transfer":
-            return replace(s, w_from=round(float(values[c.w_from]), 4))
         if task == "img2img":
+            return s
+        s = replace(s, w_from=round(float(values[c.w_from]), 4))
+        if task == "transfer":
             return s
         if s.shown and not self.models.first.takes_text:
             s = replace(s, shown=c.classes.first(s.shown, 2))
