@@ -45,7 +45,12 @@ def test_figures_do_not_depend_on_the_batches(
 ) -> None:
     reference = Reference.build(normal(0, 50, 1, 4, 4), Quarters())
     x, labels = normal(1, 60, 1, 4, 4), torch.arange(60) % 4
-    shared = {"features": Quarters(), "reference": reference, "teacher_samples": x + 0.1}
+    shared = {
+        "features": Quarters(),
+        "reference": reference,
+        "teacher_samples": x + 0.1,
+        "teacher_moments": moments(Quarters()(normal(3, 50, 1, 4, 4)).features),
+    }
     whole = measure(x, labels, **shared)
     monkeypatch.setattr(cell, "AT_ONCE", at_once)
     assert measure(x, labels, **shared) == pytest.approx(whole, rel=1e-12)
