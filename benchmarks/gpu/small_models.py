@@ -216,7 +216,7 @@ class Plan:
         name = f"{recipe}-{seed}" if recipe == "digits" else recipe
         own = ["evaluate.teacher_steps=[]", "evaluate.stage_one_steps=[]", f"seed={seed}"]
         own += ["evaluate.solver_steps=[]", "evaluate.reference_steps=64"]
-        common = ("--out", str(self.work / "pixels" / name))
+        common: tuple[str, ...] = ("--out", str(self.work / "pixels" / name))
         if recipe == "digits":
             common += ("--device", "cpu")
         else:
