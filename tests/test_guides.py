@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import yaml
 from PIL import Image
 from tests.models.pipelines import dit_folder, sd_folder
 from tests.models.test_single_teacher import checkpoint
+from tests.studies.test_latents import write_images
 from torch import Tensor
 
 from fewstep.cli.main import main
@@ -111,6 +115,12 @@ SMALL = (
 )
 
 
+FEW = {
+    "evaluate": "--samples 12 --reference-steps 4 --no-fd-to-teacher",
+    "features": "--epochs 1",
+}
+
+
 def run_commands(block: str, *settings: str) -> list[str]:
     """Run the fewstep and Python lines of a block in this process, tiny; return the commands.
 
@@ -127,8 +137,10 @@ def run_commands(block: str, *settings: str) -> list[str]:
             exec(compile(words[2], "guide", "exec"), {})
         elif words[:1] == ["fewstep"]:
             command = words[1]
-            more = (*SMALL, *settings) if command in ("train", "distill", "report") else ()
-            assert main([*words[1:], *(p for s in more for p in ("--set", s))]) == 0, line
+            takes = command in ("train", "distill", "report", "cache")
+            more = [p for s in (*SMALL, *settings) if takes for p in ("--set", s)]
+            more += shlex.split(FEW.get(command, ""))
+            assert main([*words[1:], *more]) == 0, line
             ran.append(command)
     return ran
 
@@ -167,3 +179,60 @@ def test_the_commands_of_the_guide_to_images_run(
     assert main(plan) == 0
     assert run_commands(draw) == ["sample"]
     assert Image.open(tmp_path / "pets.png").size[0] > 16
+
+    write_images(tmp_path / "train.parquet")
+    (tmp_path / "runs" / "mine").symlink_to(tmp_path / "runs" / "pets")
+    measure = blocks("evaluation", "bash")[0]
+    assert run_commands(measure) == ["features", "evaluate", "evaluate"]
+
+
+def test_the_commands_of_the_guides_to_stable_diffusion_and_export_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
+    sd_folder(tmp_path / "sd")
+    checkpoint(tmp_path / "sd", tmp_path / "dream.safetensors")
+    draws = np.random.default_rng(0)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    with (pictures / "metadata.jsonl").open("w") as rows:
+        for k in range(40):
+            pixels = draws.integers(0, 256, (20, 20, 3), np.uint8)
+            Image.fromarray(pixels).save(pictures / f"{k}.png")
+            rows.write(json.dumps({"file_name": f"{k}.png", "text": f"a {k % 4} cat"}) + "\n")
+    recipe = blocks("stable-diffusion", "yaml")[0]
+    (tmp_path / "my-sd.yaml").write_text(recipe, encoding="utf-8")
+    tiny = ("data.size=16", "network.w_features=one", "evaluate.batch_size=6", "evaluate.w=[2,7]")
+    tiny += tuple(f"distill.stages.{k}.updates=1" for k in range(3))
+    single, whole = blocks("stable-diffusion", "bash")
+    assert run_commands(whole, *tiny) == ["cache", "distill", "report", "sample"]
+    assert run_commands(f"{single.strip()} --out runs/dream", *tiny) == ["distill"]
+
+    (tmp_path / "runs" / "mine").symlink_to(tmp_path / "runs" / "my-sd")
+    (tmp_path / "teacher").symlink_to(tmp_path / "sd")
+    for block in blocks("export", "bash")[:3]:
+        assert run_commands(block) == ["export"]
+    python = blocks("export", "python")
+    shutil.rmtree(tmp_path / "student-4-at-6.5")
+    for block in (b for b in python if "Flux" not in b):
+        exec(compile(block, "export.md", "exec"), {})
+    if importlib.util.find_spec("onnxruntime") is not None:
+        assert run_commands(blocks("export", "bash")[3]) == ["export"]
+
+    for name in ("student", "encoder"):
+        (tmp_path / f"sd-{name}-4").symlink_to(tmp_path / "runs" / "my-sd" / "student-4")
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\n", encoding="utf-8")
+    many, _transfer, edited = blocks("editing", "bash")[2].splitlines()
+    assert run_commands(f"{many}\n{edited}") == ["sample", "img2img"]
+
+
+def test_a_run_stops_and_goes_on_as_the_guide_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stopped, repeated, _packed, tracked = blocks("runs", "bash")
+    few = ("distill.stages=[{parent: teacher, steps: 2}]", "data.held_out=0.9")
+    assert run_commands(tracked.replace(",wandb", ""), *few, "track.images_every=1") == ["train"]
+    assert run_commands(stopped, *few) == ["report"]
+    assert f"until {stopped.strip()}; do" in repeated
