@@ -32,7 +32,7 @@ def test_export_of_one_w(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("{run}/student-4", "--to", "diffusers"), "--w 0"),
+        (("{run}/student-4", "--to", "diffusers"), "--w 2"),
         (("{run}/student-4", "--to", "diffusers", "--w", "9"), "[0, 4]"),
         (("{run}/student-4", "--to", "onyx"), "Did you mean 'onnx'"),
         (("{run}/teacher", "--to", "onnx"), "guided by two passes"),

@@ -510,7 +510,7 @@ def test_targets_and_ranks_are_checked(sd: Path) -> None:
 def test_without_peft_it_says_what_to_install(sd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = guided(sd)  # before: diffusers looks for peft once, and then imports it
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(MissingError, match=r"pip install fewstep\[lora\]"):
+    with pytest.raises(MissingError, match=r'pip install -e "\.\[lora\]"'):
         student_of(teacher, FOUR, W, lora=MERGED)
 
 
