@@ -16,7 +16,7 @@ from fewstep.core.angle import HALF_PI, rotate
 from fewstep.core.cond import Cond
 from fewstep.core.grid import cosine
 from fewstep.distill.any_steps import AnyStepDistillation, divided
-from fewstep.distill.plan import Plan, Stage
+from fewstep.distill.plan import KINDS, Plan, Stage
 from fewstep.distill.problem import AsksAverage, Regression
 from fewstep.distill.shortcuts import Shortcuts
 from fewstep.distill.steps import StepDistillation
@@ -267,3 +267,12 @@ def test_grids_that_are_not_nested_are_refused() -> None:
     teacher: Any = SimpleNamespace(passes=1, traits=replace(traits_of(PAIR), clock=clock))
     with pytest.raises(GridError, match="must be among those of 4"):
         AnyStepDistillation(teacher, (4, 2), w_range=W)
+
+
+def test_shortcuts_of_trajectories_need_examples_for_each_state() -> None:
+    kind = KINDS["any-step-distillation"]
+    stage = Stage(None, "teacher", any_steps=[8, 4, 2, 1], shortcut=0.25, states="trajectory")
+    with pytest.raises(RangeError, match=r"a batch .* of 64 gives them 2 examples"):
+        kind.check_part(stage, 64)
+    kind.check_part(stage, 256)
+    kind.check_part(stage.model_copy(update={"states": "noised"}), 64)

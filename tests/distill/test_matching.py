@@ -22,12 +22,12 @@ from fewstep.distill.matching import (
     StudentAndScore,
     students_in,
 )
-from fewstep.distill.plan import Plan, Stage
+from fewstep.distill.plan import KINDS, Plan, Stage
 from fewstep.distill.problem import loss
 from fewstep.distill.samples import STATES, STEPS, SampleDistillation
 from fewstep.errors import RangeError, RecipeError
 from fewstep.metrics import paired_rms
-from fewstep.testing import Counting, Gaussian, Mixture, check_stage
+from fewstep.testing import Counting, Gaussian, GaussianJump, Mixture, check_stage
 
 COND = torch.zeros(256, dtype=torch.long)
 X = torch.zeros(256, 4)
@@ -246,3 +246,13 @@ def test_angles_of_a_clock_that_ends_before_pure_noise() -> None:
     seen = x_from_v(r.z[n:], r.v_target[n:], r.phi[n:])
     torch.testing.assert_close(seen, made.repeat(FAKES, 1), rtol=0, atol=1e-5)
     assert math.isclose(float(r.phi[0]), 1.5, abs_tol=1e-6)
+
+
+def test_a_model_that_jumps_is_no_score() -> None:
+    with pytest.raises(RangeError, match="velocity of its trajectory"):
+        DistributionMatching(GaussianJump(mean=0.5, std=0.4))
+
+
+def test_a_part_of_one_cannot_be_divided_between_student_and_score() -> None:
+    with pytest.raises(RangeError, match="a batch of at least 2"):
+        KINDS["distribution-matching"].check_part(Stage("m", "teacher", steps=1), 1)

@@ -135,6 +135,9 @@ def test_two_lora_files_are_of_one_number_of_steps(sd: Path, tmp_path: Path) -> 
     student = told(student_of(load(sd), ANY, W, w_dim=32, w_band="one"))
     with pytest.raises(RangeError, match="steps is required"):
         export(student, tmp_path / "lora", to="lora", base=sd)
+    kohya = {"to": "lora", "steps": 2, "base": sd, "style": "kohya"}
+    with pytest.raises(RangeError, match="kohya files have none"):
+        export(student, tmp_path / "lora", **kohya)
     line, _ = export(student, tmp_path / "lora", to="lora", steps=2, base=sd)
     assert " 0 % of the difference" in line
     biases = load_file(tmp_path / "lora" / "student.safetensors")

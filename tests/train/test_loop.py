@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fewstep.core.cond import Cond
 from fewstep.core.seed import generator
+from fewstep.distill.matching import DistributionMatching
 from fewstep.distill.pretrain import Pretrain
 from fewstep.distill.problem import AsksAverage, Average, Regression
 from fewstep.errors import (
@@ -25,6 +26,7 @@ from fewstep.errors import (
     NonFiniteError,
     RangeError,
 )
+from fewstep.testing import Gaussian
 from fewstep.train import TrainConfig, TrainResult, read_metrics, train
 from fewstep.train.schedule import ema_at, lr_at
 from fewstep.train.trained import check_average
@@ -161,6 +163,9 @@ def test_a_run_that_asks_the_average_resumes_with_the_same_bits(tmp_path: Path) 
 def test_a_sharded_average_cannot_be_lent() -> None:
     with pytest.raises(RangeError, match="shard must be left out for FromAverage"):
         check_average(FromAverage(Net()), CONFIG.model_copy(update={"shard": True}))
+    matching = DistributionMatching(Gaussian(mean=0.0, std=1.0))
+    with pytest.raises(RangeError, match="shard must be left out for DistributionMatching"):
+        check_average(matching, CONFIG.model_copy(update={"shard": True}))
 
 
 def test_a_finished_run_returns_at_once_with_the_same_bits(tmp_path: Path) -> None:

@@ -238,6 +238,11 @@ def takes_trajectories(stage: Stage, states: States | None = None) -> bool:
     return mine and (stage.target == "end" or (stage.states or states) == "trajectory")
 
 
+def _check_part(stage: Stage, part: int) -> None:
+    if takes_trajectories(stage):
+        check_whole(part, stage.substeps)
+
+
 def _own_calls(stage: Stage, batch: int) -> int:
     if stage.target == "end":
         return 0
@@ -251,5 +256,6 @@ consistency_distillation = Kind(
     frozenset({"substeps", "order", "target"}),
     lambda _: "consistency",
     own_calls=_own_calls,
+    check_part=_check_part,
     teacher=_teacher,
 )

@@ -22,7 +22,7 @@ from fewstep.core.angle import add_noise, expand, rotate, v_from_x_eps, x_from_v
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Denoiser, coefficient_dtype, traits_of
 from fewstep.core.grid import Grid, check_grid
-from fewstep.distill.draw import check_interval, gaussian, uniform
+from fewstep.distill.draw import check_interval, check_velocity, gaussian, uniform
 from fewstep.distill.pretrain import TEACHER
 from fewstep.distill.problem import Kind, Regression
 from fewstep.errors import RangeError, RecipeError
@@ -121,6 +121,7 @@ class DistributionMatching:
         """Raise RangeError for a range that is none, or a real score of fixed steps."""
         check_interval("w_range", self.w_range)
         traits = traits_of(self.teacher)
+        check_velocity(traits)
         if traits.steps is not None:
             raise RangeError(
                 "the real score of distribution matching must take any number of steps, got a "
@@ -200,5 +201,6 @@ distribution_matching = Kind(
     # Of the real score, and of student and fake score, for each example of the student.
     calls=lambda _, batch: students_in(batch),
     own_calls=lambda _, batch: 2 * students_in(batch),
+    check_part=lambda _, part: students_in(part),
     teacher=lambda stage: stage.real or TEACHER,
 )

@@ -77,6 +77,8 @@ class Kind:
         settings: of a stage of this kind, beside those of every kind.
         calls, own_calls: (stage, examples of a batch) -> examples that the teacher, and the
             student or its average, are asked about for the targets of a batch.
+        check_part: (stage, examples of a part of a batch) -> raises RangeError where it cannot be
+            divided as the stage needs it.
         teacher: name of the model that answers; by default the parent, which the student starts
             from.
     """
@@ -89,6 +91,7 @@ class Kind:
     calls: Callable[[Stage, int], int] = lambda _, batch: batch
     own_calls: Callable[[Stage, int], int] = lambda *_: 0
     teacher: Callable[[Stage], str] = lambda stage: stage.parent
+    check_part: Callable[[Stage, int], object] = lambda *_: None
 
 
 Weighting: TypeAlias = Callable[[Tensor], Tensor]

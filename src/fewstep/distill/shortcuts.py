@@ -141,6 +141,20 @@ def _own_calls(stage: Stage, batch: int) -> int:
     return OWN_STEPS * sum(shortcuts(batch, check_counts(stage.any_steps), stage.shortcut))
 
 
+def _check_part(stage: Stage, part: int) -> None:
+    """Raise RangeError where shortcut targets have too few examples for a trajectory of theirs."""
+    counts = check_counts(stage.any_steps)
+    own = shortcuts(part, counts, stage.shortcut)
+    few = [(n, k) for n, k in zip(own, counts[1:], strict=True) if 0 < n < k]
+    if stage.states == "trajectory" and few:
+        examples, steps = few[0]
+        raise RangeError(
+            f"shortcut targets for {steps} steps need a trajectory of as many states, and a batch "
+            f"(a part of one, with several) of {part} gives them {examples} examples. Use a larger "
+            "batch_size or shortcut, or states: noised."
+        )
+
+
 any_step_distillation = Kind(
     "any-step-distillation",
     _problem,
@@ -149,4 +163,5 @@ any_step_distillation = Kind(
     lambda _: "deterministic",
     calls=_calls,
     own_calls=_own_calls,
+    check_part=_check_part,
 )

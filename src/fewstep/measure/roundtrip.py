@@ -219,9 +219,10 @@ class RoundTrip:
 def open_ways(folders: Sequence[Any], teacher: Any, device: str) -> list[Way]:
     """Return the ways of model folders. Raises FolderError as `load` and `ways` do."""
     guide = load(teacher, device)
-    if card_of(guide).stage.counts:
+    card = card_of(guide)
+    if card.stage.counts or card.sampler is not None:
         raise FolderError(
-            f"--teacher must be a model that accepts any number of steps, and {teacher} is a "
-            "student. Give a teacher."
+            f"--teacher must be a model that accepts any sampler and number of steps, and "
+            f"{teacher} is a student. Give a teacher."
         )
     return ways([load(folder, device) for folder in folders], guide)

@@ -130,7 +130,7 @@ def _check_extension(begun: Workspace, change: Change) -> None:
 
 def _made_from(begun: Workspace, name: str) -> str | None:
     """Return a model of the run that was, or is being, made from the model `name`, or None."""
-    children = [s.name for s in begun.plan if s.parent == name]
+    children = [s.name for s in begun.plan if name in (s.parent, s.teacher)]
     return next((c for c in children if begun.is_done(c) or begun.has_checkpoint(c)), None)
 
 

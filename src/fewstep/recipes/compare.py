@@ -115,6 +115,11 @@ class Comparison:
                 f"--teacher must be a model that accepts any number of steps, and {card.name} was "
                 f"made for {made_for}. Give a teacher."
             )
+        if card.sampler not in (None, DDIM):
+            raise RangeError(
+                f"--teacher must be a model for any deterministic sampler, and {card.name} was "
+                f"made for {card.sampler!r}. Give the teacher that it was made from."
+            )
         self.steps_of_teacher(lambda _: None)
 
     def _own(self, card: Card) -> tuple[tuple[int, str | None], ...]:

@@ -273,6 +273,9 @@ def check_trainings(recipe: Recipe, names: Collection[str], device: str | None) 
         try:
             check_trainable(recipe.train_config(stage), device)
             _check_average(recipe, stage)
+            if stage is not None:
+                parts = recipe.distill.accumulate * processes(device).num_processes
+                KINDS[stage.kind].check_part(stage, recipe.distill.batch_size // parts)
             images = bool(recipe.track.trackers) and recipe.track.images_every is not None
             check_tracking(recipe.track.trackers, images, recipe.train_config(stage))
         except FewstepError as error:

@@ -80,7 +80,7 @@ def check_training(
         if TEACHER in names:
             check_teacher(recipe, data.images)
         check_data(recipe, stages, data.images)
-        check_images(data, [TEACHER, *(s.parent for s in stages)])
+        check_images(data, [TEACHER, *(n for s in stages for n in (s.parent, s.teacher))])
         check_fit(recipe, found, data.images)
 
 

@@ -44,10 +44,11 @@ def what_is_trained(student: nn.Module, config: TrainConfig) -> str | None:
 
 def check_average(problem: Problem, config: TrainConfig) -> None:
     """Raise RangeError for a problem that asks the average of a student that is sharded."""
-    if config.shard and isinstance(problem, AsksAverage):
+    asks = isinstance(problem, AsksAverage) or hasattr(problem, "networks")
+    if config.shard and asks:
         raise RangeError(
-            f"shard must be left out for {type(problem).__name__}, which needs the student's whole "
-            "average on every device. Train without it."
+            f"shard must be left out for {type(problem).__name__}, which needs the whole student, "
+            "or its average, on every device. Train without it."
         )
 
 

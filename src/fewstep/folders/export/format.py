@@ -10,6 +10,7 @@ from typing import Any
 
 from fewstep.models.clocks.flow import FlowClock
 from fewstep.models.model import Model
+from fewstep.models.scheduler import is_lcm
 
 # Family -> what other programs call the architecture, where a family has one alone.
 ARCHITECTURES = {
@@ -81,7 +82,9 @@ def metadata(
 def _steps(model: Model) -> str:
     """Return which steps a model makes, and with which guidance."""
     steps = "DDIM steps, trailing"
-    if isinstance(model.clock, FlowClock):
+    if is_lcm(model.clock, model.card.sampler):
+        steps = "LCM steps"
+    elif isinstance(model.clock, FlowClock):
         steps = f"Euler steps of rectified flow, shift {model.clock.shift:.4g}"
     guidance = ", guidance 1 + w" if model.family.slot == "value" else ""
     return f"{steps}, CFG 1{guidance}"

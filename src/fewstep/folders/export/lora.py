@@ -35,6 +35,11 @@ def write(model: Model, out: Path, options: Options) -> tuple[str, ...]:
     """Write the files, the scheduler whose steps the student makes, and a README.md."""
     _check(model)
     card, network, style = model.card, merged(model.network), _style(model, options)
+    if options.steps is not None and style == "kohya":
+        raise RangeError(
+            "--style kohya must be left out for an any-step student: its number of steps is in "
+            "biases, and kohya files have none. Use --style diffusers."
+        )
     timesteps = _timesteps(model)
     student, made = _student(model, options, biases=style == "diffusers")
     files, facts = {STUDENT: student}, _facts(model, timesteps)

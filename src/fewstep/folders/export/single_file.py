@@ -19,7 +19,7 @@ from fewstep.folders.export.stock_folder import fixed_line, folded, is_for_one_w
 from fewstep.folders.vae import load_vae
 from fewstep.models.families.stable_diffusion import STABLE_DIFFUSION
 from fewstep.models.model import Model
-from fewstep.models.scheduler import stock_scheduler
+from fewstep.models.scheduler import is_lcm, stock_scheduler
 from fewstep.models.student import merge_adapter
 
 FILE = "model.safetensors"
@@ -33,6 +33,12 @@ def write(model: Model, out: Path, options: Options) -> tuple[str, ...]:
         raise RangeError(
             f"only students of {', '.join(TENSORS)} become single files, got one of {family}, of "
             "which diffusers reads none. Use --to diffusers."
+        )
+    sampler = card.sampler or "deterministic"
+    if sampler != "deterministic" and not is_lcm(model.clock, sampler):
+        raise RangeError(
+            f"{card.name} was made for the sampler {sampler!r}, whose steps no stock scheduler "
+            "makes on its clock, so it cannot become a single file. Draw with fewstep."
         )
     as_it_is = model.family.slot == "value" or is_for_one_w(model)
     made = merge_adapter(model) if options.w is None and as_it_is else folded(model, options)
