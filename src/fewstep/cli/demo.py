@@ -35,7 +35,7 @@ def _next(folder: Path, report: Path) -> str:
         ("open", f"{report}"),
         ("draw", f"{fewstep} sample {student} --cond 0-9 --w 2 --out digits.png"),
         ("play", f"make play, or {fewstep} play {student} --teacher {teacher}"),
-        ("study", f"{fewstep} report digits    (every student, more samples, 14 minutes)"),
+        ("study", f"{fewstep} report digits    (every student, more samples, longer)"),
         ("read", "docs/guide/images.md for your images, stable-diffusion.md there for your models"),
     )
     lines = (f"  {name:<6} {what}" for name, what in steps)
