@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.errors import FewstepError
+from fewstep.measure.evaluate import Evaluation
+from fewstep.recipes.config import Recipe
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -40,6 +42,21 @@ def read_json(path: Path) -> Any:
             f"a study reads a JSON file that an earlier command wrote; {path} is not JSON "
             f"({error}). Run that command again."
         ) from None
+
+
+def evaluation_of(recipe: Recipe, folder: Path, device: str = "cpu") -> Evaluation:
+    """Return how a recipe's cells are measured, with results kept in `folder`; it prints each."""
+    settings = recipe.evaluate
+    return Evaluation(
+        recipe.data,
+        folder,
+        settings.samples,
+        recipe.seed,
+        settings.batch_size,
+        None if settings.features is None else Path(settings.features),
+        device,
+        say=lambda line: print(line, flush=True),
+    )
 
 
 def markdown(

@@ -21,12 +21,11 @@ from fewstep.core.device import choose_device
 from fewstep.distill.plan import TEACHER
 from fewstep.folders import load, load_model
 from fewstep.measure.cell import CONSISTENCY
-from fewstep.measure.evaluate import Evaluation
 from fewstep.measure.redrawn import Redrawn
 from fewstep.metrics import FD_TO_TEACHER
 from fewstep.recipes.config import load_recipe
 from studies.cells import DDIM, RMS, Cells, Column, Line, cells_of
-from studies.common import argument_parser, joined, markdown, read_json
+from studies.common import argument_parser, evaluation_of, joined, markdown, read_json
 
 ROWS = "deterministic.json"
 STEPS = (4, 2)  # at one step the two samplers are the same
@@ -63,16 +62,7 @@ def measure(folder: Path, device: str) -> None:
     """Write the cells of a run's consistency students under DDIM: RUN/deterministic.json."""
     recipe = load_recipe(str(folder / "recipe.yaml"))
     settings = recipe.evaluate
-    evaluation = Evaluation(
-        recipe.data,
-        folder / "evaluation",
-        settings.samples,
-        recipe.seed,
-        settings.batch_size,
-        None if settings.features is None else Path(settings.features),
-        device,
-        say=lambda line: print(line, flush=True),
-    )
+    evaluation = evaluation_of(recipe, folder / "evaluation", device)
     teacher, rows = load(folder / TEACHER, device), list[dict[str, Any]]()
     for stage in recipe.distill.plan():
         if stage.sampler != CONSISTENCY:

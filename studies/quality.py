@@ -20,13 +20,12 @@ from typing import Any
 
 from fewstep.atomic import atomic_write
 from fewstep.folders import load
-from fewstep.measure.evaluate import Evaluation
 from fewstep.recipes.config import load_recipe
 from fewstep.show.figures import HEAD
 from fewstep.show.plots import against_evaluations
 from fewstep.show.tables import comma_separated
 from studies.cells import DDIM, RMS, Cell, Cells, cells_of, figure
-from studies.common import DOCS, argument_parser, markdown, read_json
+from studies.common import DOCS, argument_parser, evaluation_of, markdown, read_json
 
 # Numbers of steps, the most telling first, since a run may be stopped before it has measured all.
 # A guided step is two evaluations, and one of Heun's four except for the last: 4 to 50 evaluations.
@@ -87,15 +86,7 @@ def measure(
     if not (out / "evaluation").exists():
         shutil.copytree(known, out / "evaluation")
     settings = recipe.evaluate
-    evaluation = Evaluation(
-        recipe.data,
-        out / "evaluation",
-        settings.samples,
-        recipe.seed,
-        settings.batch_size,
-        None if settings.features is None else Path(settings.features),
-        say=lambda line: print(line, flush=True),
-    )
+    evaluation = evaluation_of(recipe, out / "evaluation")
     teacher = load(run / "teacher", "cpu")
     rows: list[dict[str, Any]] = []
     for w in ws:

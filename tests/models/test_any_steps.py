@@ -29,10 +29,10 @@ WS = torch.tensor([0.0, 1.5, 4.0])
 
 def any_step(parent: Path, lora: Lora | None = None) -> Model:
     """A student whose w and number of steps matter, though nothing has trained it."""
-    return told(live(parent, lora, ANY))
+    return with_steps(live(parent, lora, ANY))
 
 
-def told(student: Model) -> Model:
+def with_steps(student: Model) -> Model:
     layer = steps_projection(student.network)
     assert layer is not None
     draws = torch.Generator().manual_seed(3)
@@ -82,7 +82,7 @@ def test_a_family_has_an_input_for_the_number_of_steps(folder: Path, tmp_path: P
 
 
 def test_pixel_models_have_it_too(teacher: Model, tmp_path: Path) -> None:
-    student = told(student_of(teacher, ANY, W, w_dim=TINY.w_dim))
+    student = with_steps(student_of(teacher, ANY, W, w_dim=TINY.w_dim))
     save_model(student, tmp_path / "any")
     again, cond = load(tmp_path / "any"), torch.arange(4)
     for n in (8, 1):
@@ -132,7 +132,7 @@ def test_an_exported_folder_draws_the_same_where_fewstep_is_not(sd: Path, tmp_pa
 
 def test_two_lora_files_are_of_one_number_of_steps(sd: Path, tmp_path: Path) -> None:
     """The bias of the number of steps is in the student's file; the slider is as it was."""
-    student = told(student_of(load(sd), ANY, W, w_dim=32, w_band="one"))
+    student = with_steps(student_of(load(sd), ANY, W, w_dim=32, w_band="one"))
     with pytest.raises(RangeError, match="steps is required"):
         export(student, tmp_path / "lora", to="lora", base=sd)
     kohya = {"to": "lora", "steps": 2, "base": sd, "style": "kohya"}

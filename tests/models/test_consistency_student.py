@@ -87,9 +87,9 @@ def test_stock_pipelines_draw_its_images_without_fewstep(
         for n in (1, 2, 4):
             call = {"prompt": PROMPTS, "num_inference_steps": n, "latents": start, "seed": n}
             scale = 1.0 if name == "folded" else 5.0
-            told = {**call, "guidance_scale": scale}
+            asked = {**call, "guidance_scale": scale}
             pipeline = "StableDiffusionPipeline"
-            jobs[f"{name} {n}"] = {"folder": str(folder), "pipeline": pipeline, "call": told}
+            jobs[f"{name} {n}"] = {"folder": str(folder), "pipeline": pipeline, "call": asked}
     results = draw_apart(jobs, tmp_path)
     for name, folder in folders.items():
         model, cond = load_model(folder), encode_prompts(folder, PROMPTS)

@@ -24,9 +24,9 @@ from fewstep.core.angle import expand, rotate
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Denoiser, coefficient_dtype, traits_of
 from fewstep.core.grid import Grid
-from fewstep.distill.draw import gaussian, uniform
+from fewstep.distill.draw import check_free, gaussian, uniform
 from fewstep.distill.problem import Regression
-from fewstep.distill.steps import SAME_ANGLE, StepDistillation, extrapolation
+from fewstep.distill.steps import SAME_ANGLE, StepDistillation, extrapolated, extrapolation
 from fewstep.distill.trajectory import States
 from fewstep.errors import GridError, RangeError
 
@@ -80,13 +80,8 @@ class AnyStepDistillation:
         counts = check_counts(self.counts)
         object.__setattr__(self, "counts", counts)
         object.__setattr__(self, "mixture", check_mixture(self.mixture, counts))
-        traits = traits_of(self.teacher)
-        if traits.steps is not None:
-            raise RangeError(
-                "the teacher of any-step distillation must take any number of steps, got one made "
-                f"for {', '.join(map(str, traits.steps))}. Start from the guided teacher or from "
-                "stage one."
-            )
+        role = "the teacher of any-step distillation"
+        check_free(traits_of(self.teacher), role, "Start from the guided teacher or stage one.")
         for n in counts:
             few: Any = {"substeps": self.substeps * (counts[0] // n), "order": self.order}
             part = StepDistillation(
@@ -138,9 +133,7 @@ class AnyStepDistillation:
                 angle = torch.full((len(z),), phi, dtype=w.dtype, device=z.device)
                 u = v = self.teacher(z, angle, cond, w)
                 if self.order == 2 and k:
-                    # What v would be, had x and eps stayed the same since the velocity before.
-                    same = math.sin(h[k - 1]) * before[0] + math.cos(h[k - 1]) * before[1]
-                    u = v + r[k] * (v - same)
+                    u = extrapolated(v, before, math.cos(h[k - 1]), math.sin(h[k - 1]), r[k])
                 before, z = (z, v), rotate(z, u, h[k])
                 if (k + 1) % self.substeps == 0:
                     out.append(z)

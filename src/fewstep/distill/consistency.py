@@ -21,10 +21,11 @@ from fewstep.core.angle import add_noise, expand, rotate, v_from_x, x_from_v
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Denoiser, coefficient_dtype, traits_of
 from fewstep.core.grid import MAX_STEPS
-from fewstep.distill.draw import check_interval, check_velocity, gaussian, uniform
+from fewstep.distill.draw import check_free, check_range_of_teacher, gaussian, uniform
 from fewstep.distill.guidance import STAGE_ONE
 from fewstep.distill.pretrain import TEACHER
 from fewstep.distill.problem import Average, Kind, Regression
+from fewstep.distill.steps import extrapolated
 from fewstep.distill.trajectory import States, check_states
 from fewstep.errors import RangeError
 
@@ -72,19 +73,10 @@ class ConsistencyDistillation:
 
     def __post_init__(self) -> None:
         """Raise RangeError where the attributes do not make a stage."""
-        low, high = check_interval("w_range", self.w_range)
         traits = traits_of(self.teacher)
-        check_velocity(traits)
-        if traits.steps is not None:
-            raise RangeError(
-                "the teacher of consistency distillation must take any number of steps, got one "
-                f"made for {traits.steps[0]}. Start from the guided teacher or stage one."
-            )
-        if traits.w_range and not traits.w_range[0] <= low <= high <= traits.w_range[1]:
-            raise RangeError(
-                f"w_range = {self.w_range} is wider than the teacher's, {traits.w_range}. Narrow "
-                "it."
-            )
+        role = "the teacher of consistency distillation"
+        check_free(traits, role, "Start from the guided teacher or stage one.")
+        check_range_of_teacher(self.w_range, traits)
         if not 4 <= self.substeps <= MAX_STEPS:
             raise RangeError(
                 f"substeps of consistency distillation must lie in [4, {MAX_STEPS}], got "
@@ -123,11 +115,9 @@ class ConsistencyDistillation:
                 states.append(z)
                 v = u = self.teacher(z, phi[k], cond, w)
                 if self.order == 2 and k > 0:
-                    # Constant x and eps seen from here: v - turned is what has changed.
                     sin, cos = torch.sin(h[k - 1]), torch.cos(h[k - 1])
-                    turned = expand(sin, z) * before[0] + expand(cos, z) * before[1]
                     r = h[k] / (2 * h[k - 1]) + (h[0] / (2 * h[1]) if k == 1 else 0.0)
-                    u = v + expand(r, z) * (v - turned)
+                    u = extrapolated(v, before, expand(cos, z), expand(sin, z), expand(r, z))
                 before, z = (z, v), rotate(z, u, h[k])
         owner = torch.arange(count, device=x.device).repeat(points)
         angles = phi[:-1].flatten()

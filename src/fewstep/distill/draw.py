@@ -63,6 +63,29 @@ def drop(
     return conds.replace(cond, dropped, conds.once(null, x.device, copies))
 
 
+def check_range_of_teacher(w_range: tuple[float, float], traits: Traits) -> tuple[float, float]:
+    """Return (low, high). Raises RangeError for no range, or one wider than the teacher's."""
+    low, high = check_interval("w_range", w_range)
+    if traits.w_range and not traits.w_range[0] <= low <= high <= traits.w_range[1]:
+        raise RangeError(
+            f"w_range = {w_range} is wider than the teacher's, {traits.w_range}. Narrow it."
+        )
+    return low, high
+
+
+def check_free(traits: Traits, role: str, advice: str) -> None:
+    """Raise RangeError unless a teacher answers with a velocity, and takes any number of steps.
+
+    role: what it is, such as "the teacher of guidance distillation". advice: what to use instead.
+    """
+    check_velocity(traits)
+    if traits.steps is not None:
+        counts = ", ".join(map(str, traits.steps))
+        raise RangeError(
+            f"{role} must take any number of steps, got one made for {counts}. {advice}"
+        )
+
+
 def check_velocity(traits: Traits) -> None:
     """Raise RangeError for a teacher whose v is no velocity: a consistency model."""
     if traits.sampler is not None and get_sampler(traits.sampler).jumps:

@@ -11,7 +11,7 @@ from fewstep.core import cond as conds
 from fewstep.core.angle import HALF_PI, add_noise, rotate
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Denoiser, coefficient_dtype, traits_of
-from fewstep.distill.draw import check_interval, check_velocity, gaussian, uniform
+from fewstep.distill.draw import check_free, check_interval, gaussian, uniform
 from fewstep.distill.problem import Kind, Regression
 from fewstep.distill.trajectory import States, check_states, pack, visits
 from fewstep.errors import RangeError
@@ -44,12 +44,8 @@ class GuidanceDistillation:
         """Raise RangeError for a range that is none, or states that cannot be walked to."""
         check_interval("w_range", self.w_range)
         traits = traits_of(self.teacher)
-        check_velocity(traits)
-        if traits.steps is not None:
-            raise RangeError(
-                "the teacher of guidance distillation (stage one) must take any number of steps, "
-                f"got one made for {traits.steps[0]}. Start from the guided teacher."
-            )
+        role = "the teacher of guidance distillation (stage one)"
+        check_free(traits, role, "Start from the guided teacher.")
         phi = check_interval("phi", self.phi or traits.phi_range, 0.0, HALF_PI)
         object.__setattr__(self, "phi", phi)
         if check_states(self.states) == "noised":

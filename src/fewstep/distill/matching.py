@@ -22,7 +22,7 @@ from fewstep.core.angle import add_noise, expand, rotate, v_from_x_eps, x_from_v
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Denoiser, coefficient_dtype, traits_of
 from fewstep.core.grid import Grid, check_grid
-from fewstep.distill.draw import check_interval, check_velocity, gaussian, uniform
+from fewstep.distill.draw import check_free, check_interval, gaussian, uniform
 from fewstep.distill.pretrain import TEACHER
 from fewstep.distill.problem import Kind, Regression
 from fewstep.errors import RangeError, RecipeError
@@ -121,12 +121,8 @@ class DistributionMatching:
         """Raise RangeError for a range that is none, or a real score of fixed steps."""
         check_interval("w_range", self.w_range)
         traits = traits_of(self.teacher)
-        check_velocity(traits)
-        if traits.steps is not None:
-            raise RangeError(
-                "the real score of distribution matching must take any number of steps, got a "
-                f"student made for {traits.steps[0]}. Use the teacher, or a stage without steps."
-            )
+        role = "the real score of distribution matching"
+        check_free(traits, role, "Use the teacher, or a stage without steps.")
         object.__setattr__(self, "grid", check_grid(self.grid or traits.clock(1)))
 
     def __call__(self, x: Tensor, cond: Cond, generator: torch.Generator) -> Regression:

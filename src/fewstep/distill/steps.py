@@ -30,7 +30,7 @@ from fewstep.core.grid import Grid, Split, check_grid, check_steps
 from fewstep.core.samplers import Move, get_sampler
 from fewstep.distill.draw import (
     check_dropout,
-    check_interval,
+    check_range_of_teacher,
     check_velocity,
     drop,
     gaussian,
@@ -74,6 +74,23 @@ def extrapolation(h: Sequence[float]) -> list[float]:
     if len(h) > 1:
         out[1] += h[0] / (2.0 * h[1])
     return out
+
+
+def extrapolated(
+    v: Tensor,
+    before: tuple[Tensor, Tensor],
+    cos: float | Tensor,
+    sin: float | Tensor,
+    r: float | Tensor,
+) -> Tensor:
+    """Return u (B, *D), the velocity of a sub-step of second order.
+
+    v: the velocity at the state. before: state and velocity one sub-step earlier. cos, sin: of that
+    sub-step. r: see `extrapolation`. cos, sin and r are numbers, or tensors that broadcast with v.
+    """
+    # With constant x and eps the earlier velocity would now be this; what differs has changed.
+    turned = sin * before[0] + cos * before[1]
+    return v + r * (v - turned)
 
 
 def sampler_of(stride: int, direction: Direction) -> str:
@@ -177,11 +194,7 @@ class StepDistillation:
         w_range = self.w_range if self.w_range is not None else traits.w_range
         if w_range is None:
             raise RangeError("w_range must be given where the teacher has none. Pass (0, 4).")
-        low, high = check_interval("w_range", w_range)
-        if traits.w_range and not traits.w_range[0] <= low <= high <= traits.w_range[1]:
-            raise RangeError(
-                f"w_range = {w_range} is wider than the teacher's, {traits.w_range}. Narrow it."
-            )
+        low, high = check_range_of_teacher(w_range, traits)
         grid = check_grid(self.grid or traits.clock(self.steps))
         if len(grid) != self.steps + 1:
             raise GridError(f"a grid of {len(grid)} angles for {self.steps} steps; it needs N + 1.")
@@ -292,9 +305,8 @@ class StepDistillation:
                 before, y = (y, v), expand(c[k], z) * z - d
                 u = v = self.teacher(y, phi[k], cond, w)
                 if self.order == 2:
-                    # Constant x and eps seen from here: v - turned is what has changed.
-                    turned = expand(sin[k - 1], z) * before[0] + expand(cos[k - 1], z) * before[1]
-                    u = v + expand(r[k], z) * (v - turned)
+                    turn = expand(cos[k - 1], z), expand(sin[k - 1], z)
+                    u = extrapolated(v, before, *turn, expand(r[k], z))
                 d = expand(cos[k], z) * d + expand(sin[k], z) * u
         return expand(rows.of_z, z) * z + expand(rows.of_d, z) * d
 
