@@ -3,9 +3,8 @@
 The target at a state (z, phi) is the velocity along which one rotation by phi ends where the
 teacher's trajectory through z ends, x: `v = (cos phi z - x) / sin phi`. A trajectory of K steps of
 the teacher gives K states with their targets, and needs no images (consistency mid-training, Hu et
-al. 2025). Or x is what the student's own average says one step of the teacher further on, and
-the end comes down the trajectory by itself (consistency distillation, Song et al. 2023; Lu & Song
-2024).
+al. 2025). Alternatively the teacher makes one step from the state, and x is where the student's own
+averaged weights jump to from there (consistency distillation, Song et al. 2023; Lu & Song 2024).
 """
 
 from __future__ import annotations
@@ -62,8 +61,8 @@ class ConsistencyDistillation:
             on. A batch holds B / K trajectories.
         order: of these steps: 1 is DDIM, 2 extrapolates velocities, as in `StepDistillation`.
 
-    The first state is pure noise; the angles of the others lie K - 1 equal steps apart, from a
-    random place on.
+    The first state is pure noise. The angles of the others are equally spaced, with a random
+    offset per trajectory.
     """
 
     teacher: Denoiser
@@ -136,7 +135,7 @@ class ConsistencyDistillation:
 
 @dataclass(frozen=True)
 class SelfConsistency(ConsistencyDistillation):
-    """Regression on the jump that the student's own average makes one step further on.
+    """Regression on the jump that the student's average makes after one step of the teacher.
 
     The target is `v = F + g (f - f')` with the average's answer F at the state, and the ends f and
     f' of its jumps from there and from the state one step h of the teacher further on. With
@@ -175,7 +174,7 @@ class SelfConsistency(ConsistencyDistillation):
             z, phi, cond, w, h, end = self.walk(x, cond, generator)
             v = self._ask(z, phi, cond, w)
             here = x_from_v(z, v, phi)
-            # The next state of every trajectory is asked as well, and the last one ends at clean.
+            # A state's jump is also the target of the state before it; the last target is clean.
             there = torch.cat([here[len(end) :], end])
         else:
             phi, w = uniform(self._range, x, generator), uniform(self.w_range, x, generator)

@@ -1,8 +1,8 @@
 """Sample distillation: a denoiser of the samples that a guided teacher draws, with w as an input.
 
-A guided velocity (1 + w) v_cond - w v_uncond is no distribution's own: the samples that it leads to
-are distributed in another way than it says on its way. A network that is fitted to these samples
-knows their distribution at every noise level, which is what distribution matching needs.
+For w other than 0, the guided velocity (1 + w) v_cond - w v_uncond is not the score of the samples
+that it generates. A network that is trained on these samples learns their score at every noise
+level, which distribution matching needs.
 """
 
 from __future__ import annotations

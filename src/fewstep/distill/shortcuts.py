@@ -2,7 +2,7 @@
 
 In a part of a batch the target of a step of N is two steps of the student's own average at 2N in
 place of the teacher's sub-steps (shortcut models, Frans et al. 2024, arXiv 2410.12557). They cost
-two evaluations whatever N.
+two evaluations for every N.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ class Shortcuts(AnyStepDistillation):
 
     Attributes:
         shortcut: the part of a batch whose targets are two steps of the average at 2N, for every N
-            but the largest, in the ratio of 1 / N: the fewer steps, the fewer of them has a
-            trajectory. Their states are noised too, or of trajectories of the average.
+            but the largest. The number of examples is proportional to 1 / N, because a trajectory
+            of N steps gives only N examples. Their states are as `states` says, with trajectories
+            of the average.
     """
 
     shortcut: float = 0.25
