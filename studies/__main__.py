@@ -24,6 +24,7 @@ STUDIES: dict[str, str] = {
     "reference": "the pages of recipe keys and of the command line, from the code",
     "notebook": "a notebook of a Markdown page",
     "two_files": "what the two LoRA files of a student cost beside its folder, at several ranks",
+    "merged_padding": "a fewstep command that merges Stable Diffusion 3's zero prompt tokens",
     "architecture": "the picture of the packages and their imports, from the code",
     "any_steps": "an any-step student beside separate students, at each number of steps",
     "mixture_states": "noised states against trajectories on an exact Gaussian mixture",
