@@ -41,7 +41,8 @@ def merged_padding() -> Iterator[None]:
     def forward(
         network: Any, hidden_states: Tensor, encoder_hidden_states: Tensor, **given: Any
     ) -> Any:
-        count = zero_tokens(encoder_hidden_states)
+        # The estimate of memory runs networks on the meta device, whose tensors have no values.
+        count = 0 if encoder_hidden_states.is_meta else zero_tokens(encoder_hidden_states)
         if count < 2:
             return whole(network, hidden_states, encoder_hidden_states, **given)
         text = encoder_hidden_states[:, : encoder_hidden_states.shape[1] - count + 1]
