@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 from benchmarks.gpu import pack_data, page
-from benchmarks.gpu.common import Context, Record, pretraining, teacher_of
+from benchmarks.gpu.common import Context, Record, examples, pretraining, teacher_of
 from benchmarks.gpu.leg import Leg
+from benchmarks.gpu.memory import subject
 from benchmarks.gpu.packed import Packed
 from PIL import Image
 
@@ -23,6 +24,7 @@ from fewstep.data import DataConfig, open_dataset
 from fewstep.folders import load
 from fewstep.models import Model
 from fewstep.recipes.unpack import unpack_run
+from fewstep.train import TrainConfig, estimate
 
 ROOT = Path(__file__).parents[2]
 COUNT = 1000
@@ -260,3 +262,19 @@ def test_an_error_of_the_device_ends_the_step(tmp_path: Path, packed: Path) -> N
 
 def test_the_teachers_problem_drops_labels(tmp_path: Path, packed: Path) -> None:
     assert pretraining(teacher_of(context(tmp_path, packed))).dropout == 0.1
+
+
+@pytest.mark.parametrize("stage", ["teacher", "student-4"])
+@pytest.mark.parametrize(("size", "saving"), [(64, False), (256, True)])
+def test_the_estimate_of_memory_is_near_the_peak_of_an_h100(
+    tmp_path: Path, stage: str, size: int, saving: bool
+) -> None:
+    record = json.loads((ROOT / "docs" / "results" / "gpu" / "h100-2.json").read_text())
+    measured = record["steps"]["memory"]["results"]
+    what = f"{stage}, batch {size}" + (", activations checkpointed" if saving else "")
+    context = Context("cpu", False, tmp_path, tmp_path)
+    student, problem = subject(context, stage)
+    config = TrainConfig(batch_size=size, precision="bf16", checkpoint_activations=saving)
+    x, cond = examples(context, 1)
+    foreseen = estimate(student, problem, config, x, cond).total
+    assert 0.95 < foreseen / measured[what]["peak"] < 1  # kernels have scratch memory besides

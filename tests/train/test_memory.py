@@ -70,7 +70,8 @@ def test_activations_grow_with_the_batch_and_fall_with_parts_and_checkpoints() -
     assert 1.8 * one < foreseen(batch_size=128).activations < 2.2 * one
     assert foreseen(accumulate=4).activations < 0.4 * one
     assert foreseen(checkpoint_activations=True).activations < 0.8 * one
-    assert foreseen(precision="bf16").activations < 0.8 * one
+    # Normalisation stays in float32, and a U-Net has one for every convolution.
+    assert 0.75 * one < foreseen(precision="bf16").activations < 0.9 * one
 
 
 def test_moments_of_8_bits_take_a_quarter() -> None:

@@ -7,8 +7,8 @@ the bytes that would be in use at once. That takes no memory and hardly any time
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -26,10 +26,12 @@ from fewstep.core.seed import generator
 from fewstep.distill.problem import WEIGHTINGS, AsksAverage, Problem, loss
 from fewstep.errors import in_units
 from fewstep.resident import resident_now, resident_peak
+from fewstep.train.autocast import autocast
 from fewstep.train.config import TrainConfig
 from fewstep.train.optimizer import state_bytes
 from fewstep.train.shard import units
 
+SHORTER = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CLEAR = Path("/proc/self/clear_refs")
 
 
@@ -96,9 +98,7 @@ def estimate(
     size = max(1, config.batch_size // (config.accumulate * processes))
     batch = x.to("meta").expand(size, *x.shape[1:])
     few = conds.repeat_null(conds.to(cond, torch.device("meta")), size)
-    # Where autocast computes, weights may be held in fewer bytes than the states have.
-    dtype = None if config.precision == "fp32" else x.dtype
-    on = {n: _like(p, dtype) for n, p in (*update.named_parameters(), *update.named_buffers())}
+    on = {n: _like(p) for n, p in (*update.named_parameters(), *update.named_buffers())}
     if config.accumulate > 1:
         # The gradients of the parts before are there already when the last one begins.
         for t in on.values():
@@ -108,10 +108,6 @@ def estimate(
     trained = [p for p in student.parameters() if p.requires_grad]
     gradients = sum(map(_bytes, trained))
     activations = max(0, live.peak - (gradients if config.accumulate == 1 else 0))
-    if config.precision != "fp32":
-        activations = max(
-            activations // 2 + _short(student, config), _short_teacher(update, config)
-        )
     weights = sum(_bytes(t) for t in (*update.parameters(), *update.buffers()))
     parts = processes if config.shard else 1
     if config.shard:
@@ -122,32 +118,6 @@ def estimate(
     optimiser = sum(state_bytes(p.numel() // parts, config) for p in trained)
     gradients //= parts
     return Estimate(weights, gradients, optimiser, gradients, activations)
-
-
-def _short(student: nn.Module, config: TrainConfig) -> int:
-    """Return the bytes of the student's weights in 2 bytes per number, which autocast keeps.
-
-    The backward pass needs them, and with checkpoints makes them again, block by block. Then only
-    autocast's own cache holds them, at the end of the forward pass, where gradients of the parts
-    before are there already.
-    """
-    if not config.checkpoint_activations:
-        return _cast(student.parameters())
-    if config.accumulate == 1 or config.shard:
-        return 0
-    return sum(_bytes(p) for p in student.parameters() if p.requires_grad) // 2
-
-
-def _cast(weights: Iterable[Tensor]) -> int:
-    """Return the bytes of the copies that autocast makes of weights, in 2 bytes per number."""
-    return sum(2 * p.numel() for p in weights if p.element_size() > 2)
-
-
-def _short_teacher(update: _Update, config: TrainConfig) -> int:
-    """Return the bytes of the teacher's weights in autocast's cache, while the teacher is asked."""
-    if config.shard or update.teacher is None:
-        return 0
-    return _cast(p for p in update.teacher.parameters() if p.requires_grad)
 
 
 def _gathered(network: nn.Module) -> int:
@@ -178,9 +148,16 @@ class _Update(nn.Module):
             yield cast(Denoiser, self.student)
 
     def forward(self, x: Tensor, cond: Cond) -> None:
-        r = self.problem(x, cond, generator("cpu", 0))
-        v = self.student(*r.asked)
-        loss(v, r.v_target, r.phi, WEIGHTINGS[self.config.weighting]).backward()
+        with self._autocast(cache=not self.config.shard):
+            r = self.problem(x, cond, generator("cpu", 0))
+        with self._autocast(cache=not self.config.shard):
+            v = self.student(*r.asked).to(x.dtype)
+        of = loss(v, r.v_target, r.phi, WEIGHTINGS[self.config.weighting])
+        with self._autocast(cache=False):  # of blocks that are computed again
+            of.backward()
+
+    def _autocast(self, *, cache: bool) -> AbstractContextManager[None]:
+        return autocast(SHORTER[self.config.precision], cache=cache)
 
 
 @contextmanager
@@ -280,10 +257,9 @@ def _forget_peak() -> bool:
     return resident_peak() < resident_now() + 2**20
 
 
-def _like(t: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Return a tensor like another on the meta device; floats in dtype, where it is given."""
-    kind = dtype if t.is_floating_point() else None
-    return torch.empty_like(t, device="meta", dtype=kind).requires_grad_(t.requires_grad)
+def _like(t: Tensor) -> Tensor:
+    """Return a tensor like another on the meta device."""
+    return torch.empty_like(t, device="meta").requires_grad_(t.requires_grad)
 
 
 def _bytes(t: Tensor) -> int:
