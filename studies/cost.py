@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> None:
     recipe = load_recipe(given.recipe)
     parameters, operations = network(recipe, given.classes)
     print(
-        f"network: {parameters / 1e6:.0f} million parameters, {operations / 1e9:.1f} GFLOP an "
+        f"network: {parameters / 1e6:.0f} million parameters, {operations / 1e9:.1f} GFLOP per "
         "evaluation of one image"
     )
     print(stages(recipe, operations, given.teraflops))

@@ -46,7 +46,7 @@ def test_the_command_prints_network_stages_and_memory(
     save_recipe(sized, path)
     cost.main([str(path), "--classes", "10", "--gpus", "2"])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("network: 0 million parameters, 0.0 GFLOP an evaluation")
+    assert lines[0].startswith("network: 0 million parameters, 0.0 GFLOP per evaluation")
     assert lines[1].startswith("| stage |")
     assert "on each of 2 when shared" in lines[-1]
 
