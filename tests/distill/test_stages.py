@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -12,13 +14,19 @@ from torch import Tensor
 
 from fewstep.core.angle import x_from_v
 from fewstep.core.cond import Cond
+from fewstep.core.denoiser import Traits
+from fewstep.distill.any_steps import AnyStepDistillation
+from fewstep.distill.consistency import ConsistencyDistillation, SelfConsistency
 from fewstep.distill.guidance import GuidanceDistillation
+from fewstep.distill.matching import DistributionMatching
 from fewstep.distill.plan import KINDS, STAGE_ONE, TEACHER, Plan, Stage, chain, direct
 from fewstep.distill.pretrain import Pretrain
 from fewstep.distill.problem import Kind, loss
+from fewstep.distill.samples import SampleDistillation
+from fewstep.distill.shortcuts import Shortcuts
 from fewstep.distill.steps import StepDistillation
 from fewstep.errors import RangeError, RecipeError
-from fewstep.testing import Counting, Mixture, check_stage
+from fewstep.testing import Counting, Gaussian, Mixture, check_stage
 
 G = torch.Generator().manual_seed(0)
 MIXTURE = Mixture(torch.randn(3, 2, 2, generator=G), 0.3)
@@ -215,6 +223,29 @@ def test_parents_that_fit() -> None:
 def test_a_stage_that_makes_no_sense(told: dict[str, object], says: str) -> None:
     with pytest.raises(RecipeError, match=says):
         Stage(**{"name": "a", "parent": TEACHER, "updates": 1, **told})  # type: ignore[arg-type]
+
+
+class OfZeroToFour(Gaussian):
+    traits = Traits((3,), (0.0, 4.0))
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        GuidanceDistillation,
+        SampleDistillation,
+        DistributionMatching,
+        ConsistencyDistillation,
+        partial(SelfConsistency, order=1),
+        AnyStepDistillation,
+        Shortcuts,
+        partial(StepDistillation, steps=4),
+    ],
+)
+def test_a_stage_has_no_wider_range_of_w_than_its_teacher(problem: Callable[..., object]) -> None:
+    problem(OfZeroToFour(), w_range=(1.0, 4.0))
+    with pytest.raises(RangeError, match="w_range = .* is wider than the teacher's"):
+        problem(OfZeroToFour(), w_range=(0.0, 5.0))
 
 
 @pytest.mark.parametrize(("first", "last"), [(4, 0), (10**30, 1), (0, 0)])

@@ -14,13 +14,14 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
-from tests.models.pipelines import dit_folder, sd_folder
+from tests.models.pipelines import dit_folder, edit, sd_folder
 
 import fewstep
 from fewstep.cli.main import main
+from fewstep.cli.show import describe
 from fewstep.core.denoiser import Guided
 from fewstep.data import Prompts, open_dataset
-from fewstep.errors import FewstepError, RecipeError
+from fewstep.errors import FewstepError, FolderError, RecipeError
 from fewstep.folders import (
     encode_prompts,
     encoders_sha256,
@@ -317,6 +318,33 @@ def test_prompts_alone_make_students_at_the_teachers_own_states(
     assert z.shape == (1, 4, 8, 8)
     with pytest.raises(RecipeError, match="figures compare with images"):
         run_study(check_recipe(settings, "test"), tmp_path / "run", "cpu", lambda _: None)
+
+
+def test_stages_that_draw_their_own_samples_need_prompts_alone(parts: Path, tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    path.write_text("a cat\na dog\n")
+    settings = recipe(path, None).model_dump(mode="json")
+    settings["latents"]["flip"] = False
+    settings["distill"] |= {"updates": 1, "stages": [
+        {"parent": "teacher", "kind": "sample-distillation"},
+        {"parent": "teacher", "steps": 1, "states": "trajectory"},
+        {"parent": "student-1", "kind": "distribution-matching", "steps": 1, "real": "sampled"},
+    ]}  # fmt: skip
+    run = Run(check_recipe(settings, "test"), tmp_path / "run", "cpu", progress=False)
+    with run.writing(teachers=[parts]):
+        run.use_teacher(parts)
+        cards = {stage.name: run.distill(stage) for stage in run.plan}
+    matched, real = cards["matched-1"], cards["sampled"]
+    assert [p.name for p in matched.parents] == ["student-1", "teacher"]
+    assert matched.teacher is not None
+    assert (matched.teacher.name, matched.teacher.sha256) == ("sampled", real.weights_sha256)
+    assert cards["student-1"].teacher is None
+    assert f"teacher      sampled ({real.weights_sha256[:8]})" in describe(matched)
+    text = (run.folder("matched-1") / "README.md").read_text()
+    assert f"| teacher: sampled (sha256) | {real.weights_sha256} |" in text
+    edit(run.folder("sampled") / "fewstep.json", weights_sha256="0" * 64)
+    with pytest.raises(FolderError, match="it was made from another sampled"):
+        run.distill(run.plan.stages[-1])
 
 
 def test_prompts_alone_are_encoded_without_images(parts: Path, tmp_path: Path) -> None:

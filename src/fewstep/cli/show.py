@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from fewstep.models import Card
+    from fewstep.models.card import Parent
 
 KIND = {
     "pretraining": "guided teacher (two passes per step)",
@@ -54,7 +55,8 @@ def describe(card: Card) -> str:
         else f"{card.clock}, predicts {card.prediction or 'v_prediction'}",
         "weights": card.weights_sha256[:16],
         "LoRA": _lora(card),
-        "parents": _parents(card) or "none",
+        "parents": " <- ".join(map(_hashed, card.parents)) or "none",
+        "teacher": "" if card.teacher is None else _hashed(card.teacher),
         "made by": _training(card),
     }
     lines = [_row(key, value) for key, value in rows.items() if value]
@@ -108,10 +110,9 @@ def _targets(card: Card) -> str:
     return f"{card.stage.substeps} sub-steps of its parent a step, by {by}{whole}"
 
 
-def _parents(card: Card) -> str:
+def _hashed(parent: Parent) -> str:
     # A module of the user's that was never saved has no hash.
-    names = [f"{p.name} ({p.sha256[:8] or 'never saved'})" for p in card.parents]
-    return " <- ".join(names)
+    return f"{parent.name} ({parent.sha256[:8] or 'never saved'})"
 
 
 def _lora(card: Card) -> str:

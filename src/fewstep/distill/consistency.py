@@ -247,4 +247,5 @@ consistency_distillation = Kind(
     own_calls=_own_calls,
     check_part=_check_part,
     teacher=_teacher,
+    needs_images=lambda stage: not takes_trajectories(stage),
 )

@@ -11,7 +11,13 @@ from fewstep.core import cond as conds
 from fewstep.core.angle import HALF_PI, add_noise, rotate
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Denoiser, coefficient_dtype, traits_of
-from fewstep.distill.draw import check_free, check_interval, gaussian, uniform
+from fewstep.distill.draw import (
+    check_free,
+    check_interval,
+    check_range_of_teacher,
+    gaussian,
+    uniform,
+)
 from fewstep.distill.problem import Kind, Regression
 from fewstep.distill.trajectory import States, check_states, pack, visits
 from fewstep.errors import RangeError
@@ -41,9 +47,9 @@ class GuidanceDistillation:
     walk: int = WALK
 
     def __post_init__(self) -> None:
-        """Raise RangeError for a range that is none, or states that cannot be walked to."""
-        check_interval("w_range", self.w_range)
+        """Raise RangeError for a range that is none or too wide, or states that cannot be reached."""
         traits = traits_of(self.teacher)
+        check_range_of_teacher(self.w_range, traits)
         role = "the teacher of guidance distillation (stage one)"
         check_free(traits, role, "Start from the guided teacher.")
         phi = check_interval("phi", self.phi or traits.phi_range, 0.0, HALF_PI)

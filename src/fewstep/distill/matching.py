@@ -22,7 +22,7 @@ from fewstep.core.angle import add_noise, expand, rotate, v_from_x_eps, x_from_v
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Denoiser, coefficient_dtype, traits_of
 from fewstep.core.grid import Grid, check_grid
-from fewstep.distill.draw import check_free, check_interval, gaussian, uniform
+from fewstep.distill.draw import check_free, check_range_of_teacher, gaussian, uniform
 from fewstep.distill.pretrain import TEACHER
 from fewstep.distill.problem import Kind, Regression
 from fewstep.errors import RangeError, RecipeError
@@ -118,9 +118,9 @@ class DistributionMatching:
     grid: Grid | None = None
 
     def __post_init__(self) -> None:
-        """Raise RangeError for a range that is none, or a real score of fixed steps."""
-        check_interval("w_range", self.w_range)
+        """Raise RangeError for a range that is none or too wide, or a real score of fixed steps."""
         traits = traits_of(self.teacher)
+        check_range_of_teacher(self.w_range, traits)
         role = "the real score of distribution matching"
         check_free(traits, role, "Use the teacher, or a stage without steps.")
         object.__setattr__(self, "grid", check_grid(self.grid or traits.clock(1)))
@@ -199,4 +199,5 @@ distribution_matching = Kind(
     own_calls=lambda _, batch: 2 * students_in(batch),
     check_part=lambda _, part: students_in(part),
     teacher=lambda stage: stage.real or TEACHER,
+    needs_images=lambda _: False,
 )

@@ -79,6 +79,8 @@ class Kind:
             student or its average, are asked about for the targets of a batch.
         check_part: (stage, examples of a part of a batch) -> raises RangeError where it cannot be
             divided as the stage needs it.
+        needs_images: whether a stage puts noise on images of the data; else prompts or classes
+            are enough.
         teacher: name of the model that answers; by default the parent, which the student starts
             from.
     """
@@ -92,6 +94,7 @@ class Kind:
     own_calls: Callable[[Stage, int], int] = lambda *_: 0
     teacher: Callable[[Stage], str] = lambda stage: stage.parent
     check_part: Callable[[Stage, int], object] = lambda *_: None
+    needs_images: Callable[[Stage], bool] = lambda stage: stage.states != "trajectory"
 
 
 Weighting: TypeAlias = Callable[[Tensor], Tensor]

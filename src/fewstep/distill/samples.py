@@ -79,4 +79,5 @@ sample_distillation = Kind(
     lambda _, teacher, w_range, __: SampleDistillation(teacher, w_range),
     lambda _: SAMPLED,
     calls=lambda _, batch: STEPS * max(1, batch // STATES),
+    needs_images=lambda _: False,
 )

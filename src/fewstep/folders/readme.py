@@ -151,6 +151,8 @@ def _made(model: Model, card: Card) -> dict[str, Any]:
             f"{'merged' if card.lora.merged else 'kept apart'}"
         )
     rows.update({f"parent: {p.name} (sha256)": p.sha256 for p in card.parents})
+    if card.teacher is not None:
+        rows[f"teacher: {card.teacher.name} (sha256)"] = card.teacher.sha256
     rows.update({k: v for k, v in card.training.items() if not isinstance(v, dict)})
     return rows
 

@@ -29,7 +29,7 @@ Told: TypeAlias = bool | int | float | str | list[str] | None
 
 
 class Parent(BaseModel):
-    """A model that this one was made from: its name and the hash of its weights."""
+    """A model that another one was made from: its name and the hash of its weights."""
 
     model_config = ConfigDict(extra="forbid")
     name: str
@@ -73,6 +73,8 @@ class Card(BaseModel):
             for the pipeline's own.
         lora: of a student that was made by training an adapter; None elsewhere.
         parents: nearest first, back to the teacher.
+        teacher: the model whose answers made the targets, where it is not the nearest parent, such
+            as the real score of distribution matching; None elsewhere.
         training: how it was made: seed, updates, batch size, data hash, fingerprint of the run;
             "images" says how they were read.
         figures: measured ones, under names that say what was measured.
@@ -97,6 +99,7 @@ class Card(BaseModel):
     w_band: float | Literal["one"] | None = 1.0
     lora: Adapter | None = None
     parents: tuple[Parent, ...] = ()
+    teacher: Parent | None = None
     weights_sha256: str = ""
     training: dict[str, Told | dict[str, Told]] = {}
     figures: dict[str, float] = {}
@@ -133,9 +136,14 @@ class Card(BaseModel):
         return self.stage.pair
 
 
+def named(card: Card) -> Parent:
+    """Return a model as the cards of others name it."""
+    return Parent(name=card.name, sha256=card.weights_sha256)
+
+
 def lineage(card: Card) -> tuple[Parent, ...]:
     """Return the parents of a child of this model: the model itself, then its own parents."""
-    return (Parent(name=card.name, sha256=card.weights_sha256), *card.parents)
+    return (named(card), *card.parents)
 
 
 def read_card(folder: Path) -> Card:

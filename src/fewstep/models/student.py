@@ -100,6 +100,7 @@ def student_of(
             "w_band": w_band if inner.w_dim is None else card.w_band,
             "lora": None if lora is None else _adapter(inner, lora),
             "parents": lineage(card),
+            "teacher": None,
             "weights_sha256": "",
             "training": {},
             "figures": {},

@@ -12,7 +12,6 @@ import torch
 
 from fewstep.core.denoiser import Traits
 from fewstep.data import Buckets, Dataset, Prompts
-from fewstep.distill.consistency import takes_trajectories
 from fewstep.distill.plan import KINDS, STAGE_ONE, TEACHER, Stage
 from fewstep.errors import (
     DataError,
@@ -169,7 +168,7 @@ def check_data(recipe: Recipe, stages: Sequence[Stage], images: Dataset | Prompt
                 "data.buckets must be left out for prompts alone, which have no size."
             )
         for stage in stages:
-            if stage.states == "noised" and not takes_trajectories(stage):
+            if KINDS[stage.kind].needs_images(stage):
                 raise RecipeError(prompts_alone(recipe, stage))
 
 

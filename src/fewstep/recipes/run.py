@@ -27,7 +27,8 @@ from fewstep.errors import FolderError, in_units
 from fewstep.folders import card_in, load, save_model
 from fewstep.lock import writer_of
 from fewstep.measure.evaluate import quiet
-from fewstep.models import Card, Model, model_of, student_of
+from fewstep.models import Card, Model, card_of, model_of, student_of
+from fewstep.models.card import named
 from fewstep.recipes.begun import check_folder
 from fewstep.recipes.config import RECIPE, Recipe, load_recipe, save_recipe
 from fewstep.recipes.memory import Memory
@@ -318,6 +319,8 @@ def _begin(
     )
     inner = model_of(parent)
     student = start(inner, stage)
+    if stage.teacher != stage.parent:
+        student.card = student.card.model_copy(update={"teacher": named(card_of(teacher))})
     answers: Denoiser = inner if stage.pair else teacher
     problem = stage.problem(answers, recipe.distill.w, inner.null_cond)
     if isinstance(problem, DistributionMatching):

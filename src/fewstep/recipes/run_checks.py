@@ -107,13 +107,17 @@ def check_images(data: TrainingData, names: Collection[str]) -> None:
 
 
 def check_parent(workspace: Workspace, name: str, stage: Stage) -> None:
-    """Raise FolderError where a finished student was made from another parent than the run's."""
-    if not workspace.is_done(stage.parent):
-        return
-    card, parent = workspace.card(name), workspace.card(stage.parent)
-    if card.parents and card.parents[0].sha256 != parent.weights_sha256:
-        folder = workspace.folder(name)
-        raise FolderError(
-            f"{folder} must be made from {workspace.folder(stage.parent)}, and it was made from "
-            f"another {stage.parent}. Remove {folder} to make it again, or use --out OTHER."
-        )
+    """Raise FolderError where a finished student was made from other models than the run's."""
+    card = workspace.card(name)
+    made_from = {stage.parent: card.parents[0] if card.parents else None}
+    if stage.teacher != stage.parent:
+        made_from[stage.teacher] = card.teacher
+    for other, then in made_from.items():
+        if then is None or not workspace.is_done(other):
+            continue
+        if then.sha256 != workspace.card(other).weights_sha256:
+            folder = workspace.folder(name)
+            raise FolderError(
+                f"{folder} must be made from {workspace.folder(other)}, and it was made from "
+                f"another {other}. Remove {folder} to make it again, or use --out OTHER."
+            )

@@ -13,7 +13,7 @@ from fewstep.distill.consistency import (
     takes_trajectories,
 )
 from fewstep.distill.guidance import WALK
-from fewstep.distill.plan import STAGE_ONE, TEACHER, Plan, Stage
+from fewstep.distill.plan import DEFAULT_KINDS, STAGE_ONE, TEACHER, Plan, Stage
 from fewstep.distill.trajectory import States
 from fewstep.models import Lora, UNetConfig
 from fewstep.train import Optimisation, TrainConfig
@@ -110,6 +110,8 @@ class DistillConfig(Optimisation):
                         f"a batch of {part} must be a multiple of substeps, the {s.substeps} "
                         "states of a trajectory; change one of them"
                     )
+            elif s.kind not in DEFAULT_KINDS:  # the others draw their own samples
+                continue
             elif (s.states or self.states) == "trajectory" and (s.steps or WALK) > part:
                 raise ValueError(
                     f"a batch of {part} cannot hold a trajectory of {s.steps or WALK} states; "
