@@ -183,6 +183,7 @@ def test_what_a_student_is_not_for_is_refused_in_one_line(teacher: Model, tmp_pa
         "pass one of them, for example steps=8": lambda: fewstep.sample(student, cond),
         "was made for 8, 4, 2, 1 steps": lambda: fewstep.sample(student, cond, steps=3),
         "and none was given": lambda: student(z, phi, cond, w),
+        "must be 8, 4, 2, 1, .*got 3": lambda: student(z, phi, cond, w, torch.tensor([3])),
         "must be one of": lambda: student.at_steps(3),
         "must be fixed before w": lambda: fold_w(student, 1.0),
         "only an any-step student": lambda: fold_steps(fold_steps(student, 2), 2),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,17 @@ from tests.models.test_families import FOLDERS, conditions, question
 from tests.recipes.test_lora import LORA, RECIPE
 
 from fewstep.core.denoiser import Guided
+from fewstep.distill.plan import Stage
 from fewstep.errors import RecipeError
 from fewstep.folders import load
-from fewstep.models import Model, model_of, read_card
-from fewstep.recipes import preflight
+from fewstep.models import Lora, Model, model_of, read_card, student_of
+from fewstep.recipes import preflight, samples
 from fewstep.recipes.config import Recipe, check_recipe
 from fewstep.recipes.run import Run
+from fewstep.recipes.samples import track_of
+from fewstep.recipes.schema import TrackConfig
 from fewstep.recipes.teachers import hold_matrices
-from fewstep.train import loop
+from fewstep.train import TrainConfig, loop
 from fewstep.train.log import read_metrics
 
 
@@ -124,6 +127,30 @@ def test_a_lora_shares_what_is_held_and_is_merged_in_float32(tmp_path: Path) -> 
     saved = said[0]["memory_estimate_bytes"] - said[1]["memory_estimate_bytes"]  # type: ignore[operator]
     # The base is there once, and autocast need not copy it.
     assert saved > 0.45 * sum(4 * p.numel() for p in teacher.values())
+
+
+def test_samples_for_trackers_are_drawn_in_the_students_own_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = FOLDERS["stable-diffusion"](tmp_path / "stock")
+    seen: list[torch.dtype] = []
+
+    def decoder(_model: Model, _device: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda x: (seen.append(x.dtype), x)[1]
+
+    monkeypatch.setattr(samples, "image_decoder", decoder)
+    parent = load(folder)
+    student = student_of(parent, Stage("stage-one", "teacher"), (0.0, 4.0), lora=Lora(**LORA))  # type: ignore[arg-type]
+    hold_matrices(model_of(parent), torch.bfloat16)
+    assert torch.bfloat16 in {p.dtype for p in student.parameters()}
+    track = {"trackers": ["tensorboard"], "images_every": 1}
+    asked = recipe(lora=LORA, **HELD).model_copy(update={"track": TrackConfig(**track)})  # type: ignore[arg-type]
+    tracked = track_of(asked, student, lambda *_: (None, conditions(folder)), TrainConfig())  # type: ignore[arg-type,return-value]
+    assert tracked is not None
+    assert tracked.images is not None
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert len(tracked.images()) == 3
+    assert seen == [torch.float32] * 3
 
 
 def test_it_needs_a_network_that_computes_in_bf16(tmp_path: Path) -> None:

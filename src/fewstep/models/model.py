@@ -62,7 +62,7 @@ class Model(nn.Module):
     def traits(self) -> Traits:
         """What clock and card say, as the core understands it."""
         card, known = self.card, self.clock.traits(self.network)
-        first = _first_float(self.network)
+        first = _state_like(self.network)
         return Traits(
             shape=card.shape or known.shape,
             w_range=card.w_range or known.w_range,
@@ -215,6 +215,16 @@ def card_of(denoiser: Denoiser) -> Card:
     return model_of(denoiser).card
 
 
-def _first_float(network: nn.Module) -> Tensor | None:
+def _state_like(network: nn.Module) -> Tensor | None:
+    """Return a weight of the dtype and device that states have; None where there is no weight.
+
+    It is a trained one if there is any: frozen weights under an adapter may be held in bf16.
+    """
     tensors = itertools.chain(network.parameters(), network.buffers())
-    return next((t for t in tensors if t.is_floating_point()), None)
+    first = None
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            if tensor.requires_grad:
+                return tensor
+            first = tensor if first is None else first
+    return first

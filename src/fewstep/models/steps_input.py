@@ -8,13 +8,14 @@ layer, so it folds into the bias of that layer, and what is left is a student of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from fewstep.errors import FolderError
+from fewstep.errors import FolderError, RangeError
 from fewstep.models.w_input import (
     ADDED,
     STEPS,
@@ -33,12 +34,24 @@ _kept: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
 
 
 def steps_features(steps: Tensor, counts: Sequence[int]) -> Tensor:
-    """Return the features (B, len(counts)), float32, of numbers of steps (B,): one-hot vectors."""
+    """Return the features (B, len(counts)), float32, of numbers of steps (B,): one-hot vectors.
+
+    A number of steps that is none of the counts raises RangeError on the CPU. On another device
+    its features are NaN, because an error would make every call wait for the device.
+    """
     key = (tuple(counts), steps.device)
     if key not in _kept:  # a copy from the host would make every call wait for the device
         with torch.inference_mode(False):
             _kept[key] = torch.tensor(key[0]).to(steps.device)
-    return (steps[:, None] == _kept[key]).float()
+    same = steps[:, None] == _kept[key]
+    known = same.any(1, keepdim=True)
+    if steps.device.type == "cpu" and not known.all():
+        wrong = int(steps[~known[:, 0]][0])
+        raise RangeError(
+            f"steps must be {', '.join(map(str, counts))}, the numbers that this student was made "
+            f"for, got {wrong}. Use one of them."
+        )
+    return same.float().masked_fill(~known, math.nan)
 
 
 def add_steps_input(network: Any, family: Family, count: int) -> None:
