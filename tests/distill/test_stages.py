@@ -244,7 +244,7 @@ class OfZeroToFour(Gaussian):
 )
 def test_a_stage_has_no_wider_range_of_w_than_its_teacher(problem: Callable[..., object]) -> None:
     problem(OfZeroToFour(), w_range=(1.0, 4.0))
-    with pytest.raises(RangeError, match="w_range = .* is wider than the teacher's"):
+    with pytest.raises(RangeError, match="is wider than the teacher's"):
         problem(OfZeroToFour(), w_range=(0.0, 5.0))
 
 

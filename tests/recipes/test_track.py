@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -257,6 +258,32 @@ def test_an_update_is_saved_before_its_samples_are_drawn(tmp_path: Path) -> None
     assert [path and int(path.name) for path in seen] == [None, 10, 20, 30, 40]
 
 
+def test_a_resumed_training_sends_no_update_twice(
+    tmp_path: Path, failing: type[Failing], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[tuple[str, int]] = []
+    monkeypatch.setattr(Failing, "log", lambda _, _values, step: sent.append(("rows", step)))
+    monkeypatch.setattr(
+        Failing, "log_images", lambda _, _values, step: sent.append(("images", step))
+    )
+    drawn = Track(["failing"], images=lambda: {"x": torch.zeros(1, 1, 2, 2)}, images_every=5)
+    whole = small_training(tmp_path, CONFIG, track=drawn)
+    before = list(sent)
+    assert before[:2] == [("images", 0), ("rows", CONFIG.log_every)]
+    folder = tmp_path / "checkpoints"
+    for path in sorted(folder.glob("0*"))[1:]:  # as if killed after more updates than were saved
+        shutil.rmtree(path)
+    (folder / "latest.json").unlink()
+    newest = newest_checkpoint(folder)
+    assert newest is not None
+    assert int(newest.name) < CONFIG.updates
+    again = small_training(tmp_path, CONFIG, track=drawn)
+    assert (again.losses, sent) == (whole.losses, before)
+    shutil.rmtree(folder)
+    small_training(tmp_path, CONFIG, seed=4, track=drawn)  # another run in this folder
+    assert sent == before * 2
+
+
 def test_what_cannot_be_tracked_is_one_line_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -270,6 +297,10 @@ def test_what_cannot_be_tracked_is_one_line_before_training(
         assert says in done.stderr
         assert len([line for line in done.stderr.splitlines() if "fewstep: " in line]) == 1
         assert list((tmp_path / "run").iterdir()) == []
+    done = fewstep("train", "digits", "--set", "track.images_every=5", "--out", "r", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "track.images_every sends samples to trackers, and there are none" in done.stderr
+    assert not list(tmp_path.glob("r/*"))
     with pytest.raises(MissingError):
         check_tracking(["wandb"], False, TrainConfig())
     with pytest.raises(RangeError, match="shard divides it"):

@@ -47,7 +47,7 @@ class GuidanceDistillation:
     walk: int = WALK
 
     def __post_init__(self) -> None:
-        """Raise RangeError for a range that is none or too wide, or states that cannot be reached."""
+        """Raise RangeError for a wrong range, or states that cannot be reached."""
         traits = traits_of(self.teacher)
         check_range_of_teacher(self.w_range, traits)
         role = "the teacher of guidance distillation (stage one)"

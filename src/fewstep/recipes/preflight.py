@@ -266,7 +266,16 @@ def _check_classes(folder: Path, card: Card, images: Dataset) -> None:
 
 
 def check_trainings(recipe: Recipe, names: Collection[str], device: str | None) -> None:
-    """Raise RangeError where batch, precision or processes do not fit, naming the key."""
+    """Raise RangeError where batch, precision or processes do not fit, naming the key.
+
+    Raises RecipeError for samples that no tracker gets.
+    """
+    if names and recipe.track.images_every is not None and not recipe.track.trackers:
+        raise RecipeError(
+            f"track.images_every sends samples to trackers, and there are none, got "
+            f"{recipe.track.images_every}. Add trackers, for example --track tensorboard, or leave "
+            "it out."
+        )
     for name in names:
         stage = next((s for s in recipe.distill.plan() if s.name == name), None)
         try:
@@ -275,7 +284,7 @@ def check_trainings(recipe: Recipe, names: Collection[str], device: str | None) 
             if stage is not None:
                 parts = recipe.distill.accumulate * processes(device).num_processes
                 KINDS[stage.kind].check_part(stage, recipe.distill.batch_size // parts)
-            images = bool(recipe.track.trackers) and recipe.track.images_every is not None
+            images = recipe.track.images_every is not None
             check_tracking(recipe.track.trackers, images, recipe.train_config(stage))
         except FewstepError as error:
             part = "teacher" if stage is None else "distill"

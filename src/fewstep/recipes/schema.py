@@ -206,7 +206,7 @@ class TrackConfig(Part):
     Attributes:
         trackers: names of accelerate's trackers, for example [tensorboard, wandb]; none by default.
         images_every: also send samples of the student every so many updates: 8 images at each of
-            the first three of evaluate.w; null sends none.
+            the first three of evaluate.w; null sends none. It needs trackers.
     """
 
     trackers: tuple[str, ...] = Field((), max_length=100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,9 +13,11 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from torch import Tensor
 
+from fewstep.atomic import json_sha256, write_json
 from fewstep.errors import FewstepError, FewstepWarning, MissingError, RangeError, did_you_mean
 from fewstep.pixels import to_bytes
 
+SENT = "tracked.json"
 BUILT_IN = frozenset(LOGGER_TYPE_TO_CLASS)  # others are registered by users, and are at hand
 Images = Callable[[], Mapping[str, Tensor]]
 
@@ -58,20 +61,31 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 class Tracking:
-    """The trackers of one training run, on its main process; without names it does nothing."""
+    """The trackers of one training run, on its main process; without names it does nothing.
+
+    Each update is sent once: after a resume, updates that were sent before are trained again and
+    not sent again. The file `tracked.json` holds the last update that each tracker got.
+    """
 
     def __init__(
-        self, track: Track | None, accelerator: Accelerator, folder: Path, settings: dict[str, Any]
+        self,
+        track: Track | None,
+        accelerator: Accelerator,
+        folder: Path,
+        settings: dict[str, Any],
+        run: dict[str, Any],
     ) -> None:
-        """Start the trackers. folder: of those that keep files.
+        """Start the trackers. folder: of those that keep files. run: what identifies the run.
 
         Raises FewstepError where one cannot be started. One that fails later is left out of the
         rest of the training, with a FewstepWarning.
         """
         self._track = track
         self._trackers: list[Any] = []
+        self._path, self._run = folder / SENT, json_sha256(run)
         if track is None or not accelerator.is_main_process:
             return
+        self._sent = _read_sent(self._path, self._run)
         plain = {k: _plain(v) for k, v in {**settings, **track.settings}.items()}
         for name in dict.fromkeys(track.trackers):
             kind = LOGGER_TYPE_TO_CLASS[name]
@@ -88,23 +102,35 @@ class Tracking:
                 ) from error
             self._trackers.append(tracker)
 
-    def _each(self, call: Callable[[Any], None]) -> None:
-        """Call a function with every tracker; those that fail are not used again."""
-        for tracker in list(self._trackers):
+    def _each(self, trackers: Sequence[Any], call: Callable[[Any], None]) -> None:
+        """Call a function with these trackers; those that fail are not used again."""
+        for tracker in list(trackers):
             try:
                 call(tracker)
             except Exception as error:  # noqa: BLE001 - trackers are others' code
                 self._trackers.remove(tracker)
                 _warn(f"the tracker {tracker.name}", error)
 
+    def _due(self, what: str, update: int) -> list[Any]:
+        """Return the trackers that have not got the "rows" or "images" of this update."""
+        return [t for t in self._trackers if self._sent.get(t.name, {}).get(what, -1) < update]
+
+    def _send(self, what: str, update: int, call: Callable[[Any], None]) -> None:
+        due = self._due(what, update)
+        self._each(due, call)
+        for tracker in due:
+            self._sent.setdefault(tracker.name, {})[what] = update
+        if due:
+            write_json(self._path, {"run": self._run, "sent": self._sent})
+
     def log(self, update: int, values: dict[str, float]) -> None:
         """Send numbers."""
-        self._each(lambda tracker: tracker.log(values, step=update))
+        self._send("rows", update, lambda tracker: tracker.log(values, step=update))
 
     def wants_images(self, update: int, last: int) -> bool:
         """Whether samples are due after this update."""
         track = self._track
-        if not self._trackers or track is None or track.images is None:
+        if track is None or track.images is None or not self._due("images", update):
             return False
         return update == last or update % track.images_every == 0
 
@@ -130,11 +156,20 @@ class Tracking:
                 shape = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
                 tracker.log_images(drawn, step=update, **shape)
 
-        self._each(send)
+        self._send("images", update, send)
 
     def close(self) -> None:
         """Finish: what was sent is kept."""
-        self._each(lambda tracker: tracker.finish())
+        self._each(self._trackers, lambda tracker: tracker.finish())
+
+
+def _read_sent(path: Path, run: str) -> dict[str, dict[str, int]]:
+    """Return the last updates that the trackers of this run got; {} for another run's."""
+    try:
+        found = json.loads(path.read_bytes())
+        return dict(found["sent"]) if found["run"] == run else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def _warn(what: str, error: Exception) -> None:
