@@ -18,9 +18,13 @@ from fewstep.cli.play import free_port
 from fewstep.cli.web.code import command_line, picture_name, python
 from fewstep.cli.web.controls import ClassNames
 from fewstep.cli.web.drawing import Settings, columns_of, draw, save
-from fewstep.cli.web.models import Models, open_models, w_range
+from fewstep.cli.web.models import Models, chosen_steps, open_models, own_steps, w_range
+from fewstep.cli.web.page import Page
 from fewstep.cli.web.sources import Sources
+from fewstep.distill.plan import Stage
 from fewstep.errors import FolderError, RangeError
+from fewstep.folders import load, save_model
+from fewstep.models import student_of
 
 WORDS = {"shown": "a cat", "prompts": ("a dog", "it's a fox")}
 CLASSES = {"shown": "3,8", "cond": "5,any"}
@@ -118,6 +122,26 @@ def test_a_teacher_may_be_named_among_the_models(digits: Path) -> None:
 
 def test_numbers_of_steps_are_those_that_a_noise_schedule_allows(words: Path) -> None:
     assert open_models([words / "teacher"], None, None).steps[:6] == [1, 2, 4, 5, 8, 10]
+
+
+def test_an_any_step_student_has_steps_of_its_own(digits: Path, tmp_path: Path) -> None:
+    stage = Stage("student-any", "teacher", updates=1, any_steps=[8, 2, 1])
+    student = student_of(load(digits / "teacher"), stage, (0.0, 4.0), w_dim=32)
+    save_model(student, tmp_path / "student-any")
+    models = open_models([tmp_path / "student-any", digits / "student-4"], digits / "teacher", None)
+    assert {1, 3, 8, 64} <= set(models.steps)
+    named = models.named
+    own = own_steps(named["student-any"])
+    assert (own, own_steps(named["student-4"]), own_steps(named["teacher"])) == ([1, 2, 8], [], [])
+    assert [chosen_steps(own, n) for n in (2, 64, None)] == [2, 8, 8]
+    page = Page(models, Sources(tmp_path / "play"), tmp_path)
+    c = page.controls
+    values = {x: x.value for x in c.all} | {c.own_steps: 2, c.steps: 64}
+    for name, steps in (("student-any", 2), ("student-4", 64), ("teacher", 64)):
+        assert page._settings(values, named[name]).steps == steps
+    _, hidden = page._fitted("student-4", 1.0, 2)
+    _, shown = page._fitted("student-any", 1.0, None)
+    assert (hidden["visible"], shown["visible"], shown["value"]) == (False, True, 8)
 
 
 def test_classes_are_written_as_the_command_line_reads_them(tmp_path: Path) -> None:

@@ -111,6 +111,12 @@ class Browser:
         sync_api.expect(box).to_contain_text(part, timeout=WAIT)
         return str(box.inner_text())
 
+    def draws_at(self, w: str) -> None:
+        """Wait until captions and files of both pictures are of a guidance weight."""
+        for name in ("student", "teacher"):
+            self.caption(name, f"w = {float(w):g},")
+            assert f"-w-{float(w):g}-" in self.source(name)
+
     def caption(self, name: str, part: str) -> None:
         box = self.page.locator(f"#{name}-caption")
         sync_api.expect(box).to_contain_text(part, timeout=WAIT)
@@ -128,7 +134,12 @@ def test_the_page(
         with sync_api.sync_playwright() as playwright:
             chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
             browser = Browser(chromium, url)
-            for check in (the_slider_redraws, a_picture_is_saved_with_its_settings, tabs_draw):
+            for check in (
+                the_slider_redraws,
+                a_picture_is_saved_with_its_settings,
+                the_last_position_is_drawn,
+                tabs_draw,
+            ):
                 check(browser)
             a_narrow_screen_shows_all(browser)
             assert browser.errors == []
@@ -179,6 +190,17 @@ def a_picture_is_saved_with_its_settings(browser: Browser) -> None:
     Path(name).unlink()
     exec(compile(program, "page", "exec"), {})
     assert np.array_equal(saved, np.asarray(Image.open(name)))
+
+
+def the_last_position_is_drawn(browser: Browser) -> None:
+    slider = browser.page.locator("#w input[type=range]")
+    box = slider.bounding_box()
+    browser.drag(box, 0.9, 0.3)
+    browser.drag(box, 0.3, 0.6)
+    browser.draws_at(slider.input_value())
+    slider.press("ArrowLeft")
+    slider.press("ArrowLeft")
+    browser.draws_at(slider.input_value())
 
 
 def tabs_draw(browser: Browser) -> None:

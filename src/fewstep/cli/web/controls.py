@@ -9,7 +9,15 @@ import gradio as gr
 
 from fewstep.cli.classes import ANY
 from fewstep.cli.pictures import Opened
-from fewstep.cli.web.models import ANY_W, USUAL_STEPS, Models, w_range
+from fewstep.cli.web.models import (
+    ANY_W,
+    USUAL_STEPS,
+    Models,
+    chosen_steps,
+    is_free,
+    own_steps,
+    w_range,
+)
 from fewstep.errors import RangeError
 
 TASKS = {
@@ -123,10 +131,19 @@ class Controls:
             self.steps = gr.Dropdown(
                 steps,
                 value=max((n for n in steps if n <= USUAL_STEPS), default=None),
-                label="Steps" if models.first.card.steps is None else "Teacher's steps",
+                label="Steps" if is_free(models.first) else "Teacher's steps",
                 visible=bool(steps),
                 min_width=120,
                 elem_id="steps",
+            )
+            own = own_steps(models.first)
+            self.own_steps = gr.Dropdown(
+                own,
+                value=chosen_steps(own),
+                label="Student's steps",
+                visible=bool(own),
+                min_width=120,
+                elem_id="own-steps",
             )
             self.seed = gr.Number(0, label="Seed", precision=0, min_width=100, elem_id="seed")
         self.new_seed = gr.Button("New seed", size="sm", elem_id="new-seed")
@@ -242,7 +259,8 @@ class Controls:
     def watched(self) -> list[Any]:
         """The components, but the slider of w, whose change redraws the pictures."""
         return [
-            *(self.task, self.painted, self.model, self.steps, self.seed, self.cond, self.count),
+            *(self.task, self.painted, self.model, self.steps, self.own_steps, self.seed),
+            *(self.cond, self.count),
             *(self.gallery, self.become, self.strength, self.inpaint_strength, self.shown),
             *(self.encoder, self.targets, self.w_from, self.end, self.frames),
         ]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -74,18 +75,30 @@ class Drawn:
     milliseconds: float
 
 
-class Meter:
-    """Evaluations of networks, and seconds, while `running`."""
+def no_pause() -> float:
+    """Go on at once."""
+    return 0.0
 
-    def __init__(self) -> None:
+
+class Meter:
+    """Evaluations of networks, and seconds, while `running`.
+
+    pause: called before each evaluation; returns seconds that do not count.
+    """
+
+    def __init__(self, pause: Callable[[], float]) -> None:
         self.evaluations, self.seconds = 0, 0.0
+        self._pause = pause
 
     @contextmanager
     def running(self, *opened: Opened) -> Iterator[None]:
-        """Count what these models do inside."""
+        """Count what these models do inside, in this thread."""
+        thread = get_ident()
 
         def count(model: Any, arguments: tuple[Any, ...]) -> None:
-            self.evaluations += len(arguments[0]) * model.passes
+            if get_ident() == thread:
+                self.seconds -= self._pause()
+                self.evaluations += len(arguments[0]) * model.passes
 
         networks = {id(m): m for m in (model_of(o.model) for o in opened)}.values()
         hooks = [network.register_forward_pre_hook(count) for network in networks]
@@ -107,20 +120,26 @@ def columns_of(kinds: int, total: int) -> int:
     return min(total, WIDE // kinds * kinds or WIDE)
 
 
-def draw(one: Opened, encoder: Opened | None, s: Settings) -> Drawn:
-    """Return what the command of the same name draws. Raises FewstepError as it does."""
+def draw(
+    one: Opened, encoder: Opened | None, s: Settings, pause: Callable[[], float] = no_pause
+) -> Drawn:
+    """Return what the command of the same name draws. Raises FewstepError as it does.
+
+    pause: of the `Meter`.
+    """
+    meter = Meter(pause)
     if s.task == "sample":
-        return _sample(one, s)
+        return _sample(one, s, meter)
     if not s.images:
         raise RangeError("there is no image to edit, got none. Upload one, or take drawn ones.")
     if s.task in _EDITS:
-        return _EDITS[s.task](one, s)
+        return _EDITS[s.task](one, s, meter)
     if encoder is None:
         raise RangeError(
             "encoding needs a model that can encode, got none. Start the page with an encoder or "
             "with --teacher."
         )
-    return _TWO[s.task](encoder, one, s)
+    return _TWO[s.task](encoder, one, s, meter)
 
 
 def save(drawn: Drawn, one: Opened, path: Path) -> None:
@@ -136,7 +155,7 @@ def save(drawn: Drawn, one: Opened, path: Path) -> None:
     sheet.save(drawn.rows, [], drawn.settings)
 
 
-def _sample(one: Opened, s: Settings) -> Drawn:
+def _sample(one: Opened, s: Settings, meter: Meter) -> Drawn:
     if one.takes_text:
         if not s.prompts:
             raise RangeError("there must be a prompt, got none. Write one per line.")
@@ -147,7 +166,7 @@ def _sample(one: Opened, s: Settings) -> Drawn:
     total = len(names) * s.count
     columns = columns_of(len(names), total)
     Sheet.planned(Path("a.png"), one.image_shape, total, scale=None, columns=columns)
-    index, steps, meter = torch.arange(len(names)).repeat(s.count), one.steps(s.steps), Meter()
+    index, steps = torch.arange(len(names)).repeat(s.count), one.steps(s.steps)
     with meter.running(one):
         x = sample(
             one.model, take(cond, index), w=s.w, steps=steps, seed=s.seed, batch_size=BATCH
@@ -156,12 +175,13 @@ def _sample(one: Opened, s: Settings) -> Drawn:
     return meter.of([_images(one, x)], columns, settings | {key: names}, total)
 
 
-def _edited(one: Opened, s: Settings, edit: Callable[..., Tensor], **more: Any) -> Drawn:
+def _edited(one: Opened, s: Settings, meter: Meter, edit: Callable[..., Tensor]) -> Drawn:
     """Return images edited by img2img or inpaint."""
-    read, steps, meter = open_pictures(s.images, one), one.steps(s.steps), Meter()
+    read, steps = open_pictures(s.images, one), one.steps(s.steps)
     count, rows = len(read.x), [read.images]
     settings: dict[str, Any] = {"steps": steps or one.card.steps}
     shared: dict[str, Any] = {"strength": s.strength, "w": s.w, "seed": s.seed}
+    more: dict[str, Any] = {}
     if s.mask is not None:
         shape = one.image_shape
         masks = mask_files([s.mask], read.files, (shape[2], shape[1]))
@@ -177,14 +197,14 @@ def _edited(one: Opened, s: Settings, edit: Callable[..., Tensor], **more: Any) 
     return meter.of([*rows, _images(one, x)], 10, settings, count)
 
 
-def _inpaint(one: Opened, s: Settings) -> Drawn:
+def _inpaint(one: Opened, s: Settings, meter: Meter) -> Drawn:
     if s.mask is None:
         raise RangeError("there must be a mask, got none. Paint over the part to redraw.")
-    return _edited(one, s, inpaint)
+    return _edited(one, s, meter, inpaint)
 
 
-def _transfer(encoder: Opened, one: Opened, s: Settings) -> Drawn:
-    read, meter = open_pictures(s.images, encoder), Meter()
+def _transfer(encoder: Opened, one: Opened, s: Settings, meter: Meter) -> Drawn:
+    read = open_pictures(s.images, encoder)
     count = len(read.x)
     prompts = one.takes_text
     shown = _shown(encoder, s, count, "--from")
@@ -217,8 +237,8 @@ def _transfer(encoder: Opened, one: Opened, s: Settings) -> Drawn:
     return meter.of(rows, 10, settings, count * len(targets))
 
 
-def _interpolate(encoder: Opened, one: Opened, s: Settings) -> Drawn:
-    read, meter = open_pictures(s.images[:2], encoder), Meter()
+def _interpolate(encoder: Opened, one: Opened, s: Settings, meter: Meter) -> Drawn:
+    read = open_pictures(s.images[:2], encoder)
     if len(read.x) != 2:
         raise RangeError(
             f"an interpolation is between 2 images, got {len(read.x)}. Give two images."
@@ -236,11 +256,11 @@ def _interpolate(encoder: Opened, one: Opened, s: Settings) -> Drawn:
     return meter.of([_images(one, x)], s.count, settings, s.count)
 
 
-_EDITS: dict[str, Callable[[Opened, Settings], Drawn]] = {
-    "img2img": lambda one, s: _edited(one, s, img2img),
+_EDITS: dict[str, Callable[[Opened, Settings, Meter], Drawn]] = {
+    "img2img": lambda one, s, meter: _edited(one, s, meter, img2img),
     "inpaint": _inpaint,
 }
-_TWO: dict[str, Callable[[Opened, Opened, Settings], Drawn]] = {
+_TWO: dict[str, Callable[[Opened, Opened, Settings, Meter], Drawn]] = {
     "transfer": _transfer,
     "interpolate": _interpolate,
 }

@@ -13,7 +13,7 @@ from fewstep.errors import GridError, RangeError
 
 ANY_W = (0.0, 10.0)  # of the slider, for a model that accepts any w
 STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 32, 40, 50, 64, 100, 125, 128, 200, 250, 256)
-USUAL_STEPS = 32
+USUAL_STEPS, USUAL_OWN_STEPS = 32, 4
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,9 @@ class Models:
 
     @property
     def steps(self) -> list[int]:
-        """Numbers of steps that every model without a fixed number accepts; [] for no model."""
-        free = [o for o in self.named.values() if o.card.steps is None]
-        known = {*STEPS, *(n for o in free for n in o.card.stage.counts)}
-        return [n for n in sorted(known) if free and all(_accepts(o, n) for o in free)]
+        """Numbers of steps that the teacher, and each model like it, accept; [] for no model."""
+        free = [o for o in self.named.values() if is_free(o)]
+        return [n for n in STEPS if free and all(_accepts(o, n) for o in free)]
 
 
 def open_models(folders: Sequence[Path], teacher: Path | None, device: str | None) -> Models:
@@ -105,12 +104,33 @@ def _told(opened: Opened) -> str:
     return f"{what} at {'x'.join(map(str, opened.image_shape))}"
 
 
-def _accepts(opened: Opened, steps: int) -> bool:
+def is_free(opened: Opened) -> bool:
+    """Whether a model is drawn as a teacher is: with any number of steps, by any sampler."""
     traits = traits_of(opened.model)
-    if traits.steps is not None and steps not in traits.steps:
-        return False
+    return traits.steps is None and traits.sampler is None
+
+
+def own_steps(opened: Opened) -> list[int]:
+    """Numbers of steps of a student that is drawn with a choice of few; [] for other models.
+
+    It is an any-step or a consistency student, whose steps say nothing about the teacher's.
+    """
+    if opened.card.steps is not None or is_free(opened):
+        return []
+    counts = opened.card.stage.counts
+    return sorted(counts) or [n for n in STEPS if _accepts(opened, n)]
+
+
+def chosen_steps(own: Sequence[int], wanted: object = None) -> int | None:
+    """Return the number of own steps that is wanted, or the usual one where there is none such."""
+    if wanted in own:
+        return int(str(wanted))
+    return USUAL_OWN_STEPS if USUAL_OWN_STEPS in own else max(own, default=None)
+
+
+def _accepts(opened: Opened, steps: int) -> bool:
     try:
-        traits.clock(steps)
+        traits_of(opened.model).clock(steps)
     except GridError:
         return False
     return True

@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 from html import escape
 from pathlib import Path
-from threading import Lock
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -17,10 +16,11 @@ import gradio as gr
 from fewstep.cli.pictures import Opened
 from fewstep.cli.web.code import command_line, picture_name, python
 from fewstep.cli.web.controls import Controls
-from fewstep.cli.web.drawing import WIDE, Drawn, Settings, draw, save
-from fewstep.cli.web.models import Models, w_range
+from fewstep.cli.web.drawing import WIDE, Drawn, Settings, draw, no_pause, save
+from fewstep.cli.web.models import Models, chosen_steps, own_steps, w_range
 from fewstep.cli.web.sources import Sources
-from fewstep.cli.web.style import CSS, SCALE, STROKES, THEME
+from fewstep.cli.web.style import CSS, KEYS, SCALE, STROKES, THEME
+from fewstep.cli.web.turns import Turns
 from fewstep.errors import FewstepError, FewstepWarning
 
 Values = dict[Any, Any]  # component -> what it holds
@@ -28,6 +28,8 @@ WIDTH, LEAST, MOST = 390, 120, 520  # pixels of a picture on the page; its least
 HINT = "Upload an image, or take images from Draw."
 HINTS = {"inpaint": "Paint over the part of the image that is to be drawn anew."}
 ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "draw", "concurrency_limit": 1}
+# A queue of its own, so that the student's drawing need not wait for the teacher's to end.
+ONE_TEACHER: dict[str, Any] = {"concurrency_id": "teacher", "concurrency_limit": 1}
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 
 
@@ -47,7 +49,7 @@ class Page:
     def __init__(self, models: Models, sources: Sources, folder: Path) -> None:
         """Lay out the page of these models."""
         self.models, self.sources, self.folder = models, sources, folder
-        self.drawing = Lock()
+        self.turns = Turns()
         with gr.Blocks(title="fewstep play", analytics_enabled=False) as self.blocks:
             gr.HTML(
                 "<h1>fewstep play</h1><span>Few-step students with a live guidance weight.</span>",
@@ -93,7 +95,7 @@ class Page:
     def _connect(self) -> None:
         c = self.controls
         c.w.change(None, c.w, c.scale, js=SCALE, **PRIVATE)
-        c.model.change(self._range, [c.model, c.w], [c.w], **PRIVATE)
+        c.model.change(self._fitted, [c.model, c.w, c.own_steps], [c.w, c.own_steps], **PRIVATE)
         c.new_seed.click(None, None, c.seed, js="() => Math.floor(1e6 * Math.random())", **PRIVATE)
         for task, tab in c.tabs.items():
             tab.select(
@@ -108,7 +110,8 @@ class Page:
         )
         for painted in (c.paint.click, c.editor.upload, c.editor.clear):
             painted(self._painted, c.editor, c.painted, show_progress="hidden", **PRIVATE)
-        self.blocks.load(None, None, None, js=STROKES, **PRIVATE)
+        for js in (STROKES, KEYS):
+            self.blocks.load(None, None, None, js=js, **PRIVATE)
         # A prompt counts when it is finished, not letter by letter.
         changed = [x.blur if isinstance(x, gr.Textbox) else x.change for x in c.watched]
         for name, panel in self.panels.items():
@@ -121,13 +124,18 @@ class Page:
                 list(panel),
                 trigger_mode="always_last",
                 show_progress="hidden" if name == "student" else "minimal",
-                **ONE_AT_A_TIME,
+                **(ONE_AT_A_TIME if name == "student" else ONE_TEACHER),
                 **PRIVATE,
             )
 
-    def _range(self, model: str, w: float) -> Any:
-        low, high = w_range(self.models.named[model])
-        return gr.update(minimum=low, maximum=high, value=min(max(w, low), high))
+    def _fitted(self, model: str, w: float, steps: int | None) -> list[Any]:
+        """Return the slider of w and the steps of the student that fit the chosen model."""
+        one = self.models.named[model]
+        (low, high), own = w_range(one), own_steps(one)
+        return [
+            gr.update(minimum=low, maximum=high, value=min(max(w, low), high)),
+            gr.update(choices=own, value=chosen_steps(own, steps), visible=bool(own)),
+        ]
 
     def _turn_to(self, task: str, values: Values) -> list[Any]:
         c = self.controls
@@ -140,8 +148,9 @@ class Page:
     def _take(self, values: Values) -> list[Any]:
         """Return images of the tab Draw for the open tab: for its gallery, or its editor."""
         c = self.controls
-        with self.drawing, errors_shown():
-            one, s = self.models.named[values[c.model]], self._sampled(values)
+        with self.turns.turn(urgent=True), errors_shown():
+            one = self.models.named[values[c.model]]
+            s = self._sampled(values, one)
             if one.takes_text:
                 s, shown = replace(s, prompts=s.prompts[:1], count=2), s.prompt
             else:
@@ -160,12 +169,14 @@ class Page:
         return [given, paths, gr.skip(), shown]
 
     def _painted(self, editor: dict[str, Any] | None) -> Any:
-        with errors_shown():
+        with self.turns.turn(urgent=True), errors_shown():
             return self.sources.edited(editor)
 
-    def _sampled(self, values: Values) -> Settings:
+    def _sampled(self, values: Values, one: Opened) -> Settings:
         c = self.controls
-        steps, seed = values[c.steps], values[c.seed]
+        steps, seed, own = values[c.steps], values[c.seed], own_steps(one)
+        if own:
+            steps = chosen_steps(own, values[c.own_steps])
         text = self.models.first.takes_text
         return Settings(
             w=round(float(values[c.w]), 4),
@@ -176,10 +187,10 @@ class Page:
             count=int(values[c.count]),
         )
 
-    def _settings(self, values: Values) -> Settings:
-        """Return what is to be drawn by what stands on the page."""
+    def _settings(self, values: Values, one: Opened) -> Settings:
+        """Return what a model is to draw by what stands on the page."""
         c, task = self.controls, values[self.controls.task]
-        s = replace(self._sampled(values), task=task)
+        s = replace(self._sampled(values, one), task=task)
         if task == "sample":
             return s
         wanted = values[c.become if task in ("img2img", "inpaint") else c.targets]
@@ -211,19 +222,20 @@ class Page:
     def _redraw(self, panel: str, values: Values) -> list[Any]:
         """Return what a panel shows: picture, caption, file to save, and code."""
         c, named = self.controls, self.models.named
-        one = named[values[c.model] if panel == "student" else str(self.models.teacher)]
+        first = panel == "student"
+        one = named[values[c.model] if first else str(self.models.teacher)]
         encoder = named.get(values[c.encoder])
         try:
-            with self.drawing, warnings_shown():
-                s = self._settings(values)
+            with self.turns.turn(urgent=first), warnings_shown():
+                s = self._settings(values, one)
                 if s.task != "sample" and not s.images:
                     return nothing(HINTS.get(s.task, HINT))
-                drawn = draw(one, encoder, s)
+                drawn = draw(one, encoder, s, no_pause if first else self.turns.pause)
                 name = picture_name(s, one)
                 path = self._saved(drawn, one, self.folder / panel / name)
         except FewstepError as error:
             # Both panels have most errors in common; one message is enough.
-            if panel == "student":
+            if first:
                 gr.Warning(escape(str(error)), title="Not drawn")
             return nothing(escape(str(error)))
         at = {"out": name, "device": self.models.device}
@@ -321,4 +333,4 @@ def serving(page: Page, host: str, port: int, browser: bool = False) -> Iterator
     finally:
         page.blocks.close(verbose=False)
         # An interpreter that ends while torch computes in a thread is aborted.
-        page.drawing.acquire(timeout=60)
+        page.turns.close(timeout=60)

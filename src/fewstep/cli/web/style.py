@@ -63,3 +63,17 @@ STROKES = """() => {
     if (inside) setTimeout(() => document.querySelector("#paint")?.click(), 300)
   })
 }"""
+
+# The slider announces that the pointer let it go, and not that a key did.
+KEYS = """() => {
+  let before = null
+  const isSlider = e => e.target.closest?.("#w") && e.target.tagName === "INPUT"
+  document.addEventListener("keydown", e => {
+    if (isSlider(e) && before === null) before = e.target.value
+  })
+  document.addEventListener("keyup", e => {
+    if (isSlider(e) && before !== null && e.target.value !== before)
+      e.target.dispatchEvent(new PointerEvent("pointerup", { bubbles: true }))
+    before = null
+  })
+}"""
