@@ -153,9 +153,7 @@ class _Loop:
         if self.update == config.updates:
             return
         with ExitStack() as stack:  # closed in the reverse order, and none is left open
-            tracking = Tracking(
-                self.track, self.accelerator, self.folder, config.identity(), self.run_key
-            )
+            tracking = Tracking(self.track, self.accelerator, self.folder, self.run_key)
             stack.callback(tracking.close)
             log = stack.enter_context(closing(Log(self.folder, self.update))) if main else None
             progress = None

@@ -30,7 +30,7 @@ class Track:
         trackers: names of accelerate's trackers, for example ("tensorboard", "wandb").
         project: name under which a tracker keeps the run.
         settings: kept once as the run's configuration, with dotted keys; the settings of training
-            are added.
+            and what else identifies the run are added.
         images: draws samples, as name -> (B, C, H, W) in [-1, 1]. It is called with the averaged
             weights in the student, and must draw from generators of its own.
         images_every: updates between two calls of `images`; it is also called before the first
@@ -68,14 +68,9 @@ class Tracking:
     """
 
     def __init__(
-        self,
-        track: Track | None,
-        accelerator: Accelerator,
-        folder: Path,
-        settings: dict[str, Any],
-        run: dict[str, Any],
+        self, track: Track | None, accelerator: Accelerator, folder: Path, run: dict[str, Any]
     ) -> None:
-        """Start the trackers. folder: of those that keep files. run: what identifies the run.
+        """Start the trackers. folder: of those that keep files. run: settings that identify it.
 
         Raises FewstepError where one cannot be started. One that fails later is left out of the
         rest of the training, with a FewstepWarning.
@@ -86,7 +81,7 @@ class Tracking:
         if track is None or not accelerator.is_main_process:
             return
         self._sent = _read_sent(self._path, self._run)
-        plain = {k: _plain(v) for k, v in {**settings, **track.settings}.items()}
+        plain = {k: _plain(v) for k, v in {**run, **track.settings}.items()}
         for name in dict.fromkeys(track.trackers):
             kind = LOGGER_TYPE_TO_CLASS[name]
             where = (str(folder / "track"),) if kind.requires_logging_directory else ()
