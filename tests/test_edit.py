@@ -159,7 +159,7 @@ def test_image_to_image_at_strength_one_is_sampling(sampler: str) -> None:
     model = Made(PAIR.guided(), Traits(sampler=sampler, steps=(4,)), passes=2)
     edited = fewstep.img2img(model, some(), of(1), strength=1.0, w=1.5, seed=3)
     again = fewstep.sample(model, of(1), w=1.5, seed=3, z=None, shape=(3,))
-    # sample draws in float32 unless it is told a state; the edit follows its images.
+    # sample draws in float32 unless a state is given; the edit follows its images.
     assert torch.allclose(edited, again.double(), atol=1e-5)
 
 

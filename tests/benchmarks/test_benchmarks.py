@@ -100,9 +100,9 @@ def test_a_result_is_written_with_where_it_comes_from(tmp_path: Path) -> None:
     times = Times({"a": [2.0, 2.0], "b": [1.0, 1.0]}, {"a": [2.0, 2.0], "b": [1.0, 1.0]})
     result = Result("About.", [Table("Ratios", [times.ratio("this", "a", "b", 1.5)])])
     result.write("name", tmp_path, measure.environment(SETTING))
-    told = json.loads((tmp_path / "name.json").read_text())
-    assert told["tables"][0]["rows"][0]["ratio"] == 2.0
-    assert {"device", "threads", "torch", "commit", "precision"} <= told["environment"].keys()
+    report = json.loads((tmp_path / "name.json").read_text())
+    assert report["tables"][0]["rows"][0]["ratio"] == 2.0
+    assert {"device", "threads", "torch", "commit", "precision"} <= report["environment"].keys()
     text = (tmp_path / "name.md").read_text()
     assert "| this | 2.000 (2.000 to 2.000) | 2 |" in text
     assert "**no**" in text

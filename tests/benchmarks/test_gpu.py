@@ -73,35 +73,35 @@ def out(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told(out: Path) -> dict[str, Any]:
+def report(out: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((out / "results.json").read_text())
     return found
 
 
-def test_every_step_of_the_script_ends(told: dict[str, Any]) -> None:
-    states = {name: state["state"] for name, state in told["states"].items()}
+def test_every_step_of_the_script_ends(report: dict[str, Any]) -> None:
+    states = {name: state["state"] for name, state in report["states"].items()}
     assert states == dict.fromkeys(
         ["sanity", "train", "leg", "sampling", "memory", "sweep"], "done"
     )
-    assert told["commit"] == "abc"
+    assert report["commit"] == "abc"
     assert all(
-        s["environment"]["commit"] == "abc" for n, s in told["steps"].items() if n != "sanity"
+        s["environment"]["commit"] == "abc" for n, s in report["steps"].items() if n != "sanity"
     )
 
 
-def test_only_what_needs_a_gpu_fails_on_a_cpu(told: dict[str, Any]) -> None:
+def test_only_what_needs_a_gpu_fails_on_a_cpu(report: dict[str, Any]) -> None:
     failed = {
-        part: why for s in told["steps"].values() for part, why in s.get("errors", {}).items()
+        part: why for s in report["steps"].values() for part, why in s.get("errors", {}).items()
     }
     assert len(failed) == 4
     assert all("CUDA graph" in part and "need a GPU" in why for part, why in failed.items())
-    sanity = told["steps"]["sanity"]["results"]
+    sanity = report["steps"]["sanity"]["results"]
     assert sanity["returned"] == 0
     assert sanity["skipped"] >= 4
 
 
-def test_the_leg_trains_and_measures_three_models(told: dict[str, Any]) -> None:
-    found = told["steps"]["leg"]["results"]
+def test_the_leg_trains_and_measures_three_models(report: dict[str, Any]) -> None:
+    found = report["steps"]["leg"]["results"]
     for name in ("teacher", "student-4", "student-1"):
         assert found[name]["updates"] >= 1
         assert found[name]["losses"]
@@ -128,15 +128,15 @@ def test_what_comes_back_is_few_and_small(out: Path) -> None:
 
 
 def test_the_packed_run_becomes_model_folders(out: Path, tmp_path: Path) -> None:
-    told = unpack_run(out / "packed", tmp_path / "run")
-    assert list(told["models"]) == ["teacher", "student-4", "student-1"]
+    unpacked = unpack_run(out / "packed", tmp_path / "run")
+    assert list(unpacked["models"]) == ["teacher", "student-4", "student-1"]
     loaded = load(tmp_path / "run" / "student-4", "cpu")
     assert isinstance(loaded, Model)
     assert loaded.card.steps == 4
     assert loaded.card.training["images_seen"] > 0
 
 
-def test_the_pages_have_the_figures(told: dict[str, Any], out: Path) -> None:
+def test_the_pages_have_the_figures(report: dict[str, Any], out: Path) -> None:
     runs = page.load([out / "results.json"])
     text = page.gpu_page(runs)
     assert "Unmeasured" not in text
@@ -144,7 +144,7 @@ def test_the_pages_have_the_figures(told: dict[str, Any], out: Path) -> None:
     assert "CUDA graphs need a GPU" in text
     section = page.legs_section(runs)
     assert "fd_cifar10" in section
-    assert f"| student-4 | {told['steps']['leg']['results']['student-4']['updates']} |" in section
+    assert f"| student-4 | {report['steps']['leg']['results']['student-4']['updates']} |" in section
     filled = page.fill(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n", section)
     assert page.fill(filled, section) == filled
     assert "old" not in filled
@@ -244,8 +244,8 @@ def test_a_part_that_fails_is_recorded_and_the_next_one_runs(tmp_path: Path, pac
 
 
 def test_a_part_for_which_there_is_no_time_is_skipped(tmp_path: Path, packed: Path) -> None:
-    told = context(tmp_path, packed)
-    record = Record("x", Context("cpu", False, told.work, told.out, deadline=0.0))
+    made = context(tmp_path, packed)
+    record = Record("x", Context("cpu", False, made.work, made.out, deadline=0.0))
     assert record.part("a", lambda: 1, need=5) is None
     assert "a" in record.skipped
 

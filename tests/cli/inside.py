@@ -26,12 +26,12 @@ def _inside(folder: Path) -> Iterator[None]:
 def fewstep(*arguments: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command as `tests.cli.conftest.fewstep` does, but in this process."""
     out, err = io.StringIO(), io.StringIO()
-    told = [str(a) for a in arguments]
+    given = [str(a) for a in arguments]
     with (
         _inside(cwd),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         mock.patch.dict("os.environ", environment),
     ):
-        code = main(told)
-    return subprocess.CompletedProcess(told, code, out.getvalue(), err.getvalue())
+        code = main(given)
+    return subprocess.CompletedProcess(given, code, out.getvalue(), err.getvalue())

@@ -374,9 +374,9 @@ def broken(teacher: Path, here: Path) -> Path:
     found = load_file(folder / WEIGHTS)
     found["conv_out.weight"] = torch.full_like(found["conv_out.weight"], 3e38)
     save_file(found, folder / WEIGHTS, metadata={"format": "pt"})
-    told = json.loads((folder / "fewstep.json").read_text())
-    told["weights_sha256"] = sha256(folder / WEIGHTS)
-    (folder / "fewstep.json").write_text(json.dumps(told))
+    card = json.loads((folder / "fewstep.json").read_text())
+    card["weights_sha256"] = sha256(folder / WEIGHTS)
+    (folder / "fewstep.json").write_text(json.dumps(card))
     return folder
 
 
@@ -388,14 +388,14 @@ def test_no_picture_or_noise_of_nan(
         arguments = source if command != "sample" else source[2:]
         assert "must be finite" in refused(capsys, command, broken, *arguments)
     noise = torch.full((1, 1, 8, 8), float("nan"))
-    told = {"fewstep": json.dumps({"command": "encode", "cond": "3"})}
-    save_file({"z": noise}, here / "z.safetensors", metadata=told)
+    metadata = {"fewstep": json.dumps({"command": "encode", "cond": "3"})}
+    save_file({"z": noise}, here / "z.safetensors", metadata=metadata)
     assert "must be finite" in refused(capsys, "decode", teacher, "z.safetensors", "--steps", 2)
     assert {p.name for p in here.iterdir()} == {"broken", "a.png", "z.safetensors"}
 
 
 @pytest.mark.parametrize(
-    ("z", "told"),
+    ("z", "note"),
     [
         (torch.zeros(1, 1, 8, 8, dtype=torch.int64), {"cond": "3"}),
         (torch.zeros(0, 1, 8, 8), {"cond": "3"}),
@@ -406,16 +406,16 @@ def test_no_picture_or_noise_of_nan(
     ],
 )
 def test_noise_files_that_are_none(
-    teacher: Path, here: Path, capsys: pytest.CaptureFixture[str], z: torch.Tensor, told: object
+    teacher: Path, here: Path, capsys: pytest.CaptureFixture[str], z: torch.Tensor, note: object
 ) -> None:
-    save_file({"z": z}, here / "z.safetensors", metadata={"fewstep": json.dumps(told)})
+    save_file({"z": z}, here / "z.safetensors", metadata={"fewstep": json.dumps(note)})
     refused(capsys, "decode", teacher, "z.safetensors", "--steps", 2)
     assert not (here / "decoded.png").exists()
 
 
 def test_noise_of_another_precision_is_decoded(teacher: Path, here: Path) -> None:
-    told = {"fewstep": json.dumps({"cond": "3", "files": ["../a.png"]})}
-    save_file({"z": torch.zeros(1, 1, 8, 8).double()}, here / "z.safetensors", metadata=told)
+    metadata = {"fewstep": json.dumps({"cond": "3", "files": ["../a.png"]})}
+    save_file({"z": torch.zeros(1, 1, 8, 8).double()}, here / "z.safetensors", metadata=metadata)
     done("decode", teacher, "z.safetensors", "--steps", 2, "--out", "drawn")
     assert (here / "drawn" / "0000-a.png").is_file()
 
@@ -536,9 +536,9 @@ def test_show_prints_no_control_characters(
     teacher: Path, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(teacher, here / "m")
-    told = json.loads((here / "m/fewstep.json").read_text())
-    told |= {"name": "red\x1b[31m\nline", "training": {"seed": 3, "data_sha256": "0" * 64}}
-    (here / "m/fewstep.json").write_text(json.dumps(told))
+    card = json.loads((here / "m/fewstep.json").read_text())
+    card |= {"name": "red\x1b[31m\nline", "training": {"seed": 3, "data_sha256": "0" * 64}}
+    (here / "m/fewstep.json").write_text(json.dumps(card))
     capsys.readouterr()
     assert main(["show", "m"]) == 1
     said = capsys.readouterr()

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 from tests.cli.inside import fewstep
 from tests.cli.test_cli import one_line_error
-from tests.models.pipelines import sd_folder, told_student
+from tests.models.pipelines import sd_folder, w_student
 
 import fewstep as library
 from fewstep.data import open_dataset, read_images
@@ -34,7 +34,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def told(path: Path) -> dict[str, object]:
+def settings_in(path: Path) -> dict[str, object]:
     found: dict[str, object] = json.loads(Image.open(path).info["fewstep"])
     return found
 
@@ -59,7 +59,7 @@ def test_encode_then_decode(run: Path, images: Path, tmp_path: Path) -> None:
     back = library.decode(library.load(run / "student-4"), z, classes)
     pixels = ((back + 1) * 127.5).round().clamp(0, 255)[:, 0].numpy()
     assert np.abs(sheet[:, :8] - pixels[0]).max() <= 1
-    assert told(tmp_path / "decoded.png")["cond"] == "3,5,7"
+    assert settings_in(tmp_path / "decoded.png")["cond"] == "3,5,7"
 
 
 def test_transfer_leaves_a_sheet_or_a_folder(run: Path, images: Path, tmp_path: Path) -> None:
@@ -69,7 +69,7 @@ def test_transfer_leaves_a_sheet_or_a_folder(run: Path, images: Path, tmp_path: 
     sheet = Image.open(tmp_path / "transfer.png")
     assert sheet.size == (3 * 10 - 2, 3 * 10 - 2)  # three images; the sources and two classes
     assert np.array_equal(np.asarray(sheet)[:8, :8], np.asarray(Image.open(images / "digit0.png")))
-    assert told(tmp_path / "transfer.png")["from"] == "any"
+    assert settings_in(tmp_path / "transfer.png")["from"] == "any"
     done = fewstep("transfer", *pair, "--to", "3,5", "--out", "moved", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(t) for t in (tmp_path / "moved/metadata.jsonl").read_text().splitlines()]
@@ -85,7 +85,7 @@ def test_one_model_that_takes_any_steps_is_both(run: Path, images: Path, tmp_pat
     both = (run / "teacher", run / "stage-one", "--image", images / "digit1.png")
     done = fewstep("transfer", *both, "--from", 1, "--to", 2, "--steps", 3, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert told(tmp_path / "transfer.png")["steps"] == [3, 3]
+    assert settings_in(tmp_path / "transfer.png")["steps"] == [3, 3]
 
 
 @pytest.mark.parametrize("name", ["strip.png", "strip.gif"])
@@ -117,15 +117,15 @@ def test_img2img_and_inpaint(run: Path, images: Path, tmp_path: Path) -> None:
     assert np.array_equal(filled[:, :4], kept[:, :4])
     assert not np.array_equal(filled[:, 4:], kept[:, 4:])
     assert Image.open(tmp_path / "b/sheet.png").size == ((3 * (64 + 2) - 2), 3 * (64 + 2) - 2)
-    assert told(tmp_path / "b/0000-digit0.png")["masks"] == ["mask.png"]
+    assert settings_in(tmp_path / "b/0000-digit0.png")["masks"] == ["mask.png"]
 
 
 def test_roundtrip_measures_and_keeps(run: Path, tmp_path: Path) -> None:
-    told = (
+    command = (
         "roundtrip", run / "encoder-4", run / "student-4", "--teacher", run / "teacher",
         "--w", "0,1", "--samples", 40, "--out", "trip",
     )  # fmt: skip
-    done = fewstep(*told, cwd=tmp_path)
+    done = fewstep(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "trip/roundtrip.json").read_text())
     ways = [("distilled", 4), ("teacher", 16), ("teacher", 4)]
@@ -136,7 +136,7 @@ def test_roundtrip_measures_and_keeps(run: Path, tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "trip/results.sqlite")) as db:
         kept = db.execute("SELECT key, created FROM cells WHERE sampler = 'roundtrip'").fetchall()
     assert len(kept) == 6
-    again = fewstep(*told, cwd=tmp_path)
+    again = fewstep(*command, cwd=tmp_path)
     assert "dB" not in again.stderr
     assert json.loads((tmp_path / "trip/roundtrip.json").read_text()) == rows
     # There and back by the teacher in more steps is nearer.
@@ -213,7 +213,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     folder = tmp_path_factory.mktemp("text")
     teacher = sd_folder(folder / "sd")
     for name, direction in (("encoder", "encode"), ("decoder", "decode")):
-        save_model(told_student(teacher, 4, direction), folder / name)
+        save_model(w_student(teacher, 4, direction), folder / name)
     (folder / "pictures").mkdir()
     draws = np.random.default_rng(0)
     for k in range(2):
@@ -258,7 +258,7 @@ def test_transfer_by_prompts(text: tuple[Path, Path, Path], tmp_path: Path) -> N
     pixels = ((images + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
     found = np.asarray(Image.open(tmp_path / "moved/0003-1-1.png")).astype(int)
     assert np.abs(found - pixels[1]).max() <= 1
-    assert told(tmp_path / "moved/0003-1-1.png")["to"] == ["a dog", "a fox"]
+    assert settings_in(tmp_path / "moved/0003-1-1.png")["to"] == ["a dog", "a fox"]
 
 
 def test_the_other_commands_take_prompts(text: tuple[Path, Path, Path], tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_the_other_commands_take_prompts(text: tuple[Path, Path, Path], tmp_path
         assert done.returncode == 0, done.stderr
     # Four samples side by side, eight pixels each of 16 and two between.
     assert Image.open(tmp_path / "sample.png").size == (4 * (8 * 16 + 2) - 2, 8 * 16)
-    assert told(tmp_path / "decoded.png")["prompt"] == "a cat"
+    assert settings_in(tmp_path / "decoded.png")["prompt"] == "a cat"
     one_line_error(
         fewstep("transfer", encoder, decoder, *image, "--from", 1, "--to", 2, cwd=tmp_path),
         "--from-prompt",
@@ -293,8 +293,8 @@ def test_prompts_are_not_for_classes(run: Path, images: Path, tmp_path: Path) ->
 
 def test_a_file_of_prompts_gives_a_folder(text: tuple[Path, Path, Path], tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("A cat, sleeping\n\na dog\n")
-    told = ("sample", text[1], "--prompts", "prompts.txt", "--count", 2, "--out", "drawn")
-    done = fewstep(*told, cwd=tmp_path)
+    command = ("sample", text[1], "--prompts", "prompts.txt", "--count", 2, "--out", "drawn")
+    done = fewstep(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = [json.loads(t) for t in (tmp_path / "drawn/metadata.jsonl").read_text().splitlines()]
     assert [(r["file_name"], r["prompt"]) for r in lines] == [
@@ -305,4 +305,4 @@ def test_a_file_of_prompts_gives_a_folder(text: tuple[Path, Path, Path], tmp_pat
     ]
     assert Image.open(tmp_path / "drawn/0003-a-dog.png").size == (16, 16)
     (tmp_path / "prompts.txt").write_text("\n")
-    one_line_error(fewstep(*told, cwd=tmp_path), "is empty")
+    one_line_error(fewstep(*command, cwd=tmp_path), "is empty")

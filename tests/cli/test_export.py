@@ -18,14 +18,14 @@ from fewstep.models.w_input import one_feature
 
 
 def test_export_of_one_w(run: Path, tmp_path: Path) -> None:
-    told = ("export", run / "student-4", "--to", "diffusers", "--w", 2, "--out", "at-2")
-    done = fewstep(*told, cwd=tmp_path)
+    command = ("export", run / "student-4", "--to", "diffusers", "--w", 2, "--out", "at-2")
+    done = fewstep(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "w = 2 is fixed in the weights" in done.stderr
     assert card_in(tmp_path / "at-2").w_range == (2.0, 2.0)
     library.load(tmp_path / "at-2")
-    one_line_error(fewstep(*told, cwd=tmp_path), "pass --overwrite")
-    done = fewstep(*told, "--overwrite", cwd=tmp_path)
+    one_line_error(fewstep(*command, cwd=tmp_path), "pass --overwrite")
+    done = fewstep(*command, "--overwrite", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -52,11 +52,11 @@ def test_what_is_refused(run: Path, tmp_path: Path, options: tuple[str, ...], sa
 def test_other_folders_are_not_replaced(run: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    told = ("export", run / "student-4", "--to", "diffusers", "--w", 2, "--out", "mine")
-    one_line_error(fewstep(*told, cwd=tmp_path), "notes.txt")
-    one_line_error(fewstep(*told, "--overwrite", cwd=tmp_path), "notes.txt")
-    told = (*told[:-1], run / "student-4", "--overwrite")
-    one_line_error(fewstep(*told, cwd=tmp_path), "must not replace what the command reads")
+    command = ("export", run / "student-4", "--to", "diffusers", "--w", 2, "--out", "mine")
+    one_line_error(fewstep(*command, cwd=tmp_path), "notes.txt")
+    one_line_error(fewstep(*command, "--overwrite", cwd=tmp_path), "notes.txt")
+    command = (*command[:-1], run / "student-4", "--overwrite")
+    one_line_error(fewstep(*command, cwd=tmp_path), "must not replace what the command reads")
 
 
 def test_help_names_every_format(tmp_path: Path) -> None:
@@ -84,17 +84,17 @@ def test_export_as_lora_files(tmp_path: Path) -> None:
     student = student_of(library.load(teacher), stage, (0.0, 12.0), w_band="one")
     student.network.conv_in.weight.data[0] += 1.0
     save_model(student, tmp_path / "student-4")
-    told = ("export", "student-4", "--to", "lora", "--base", "sd", "--rank", 2, "--out", "lora")
-    done = fewstep(*told, cwd=tmp_path)
+    command = ("export", "student-4", "--to", "lora", "--base", "sd", "--rank", 2, "--out", "lora")
+    done = fewstep(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stderr.splitlines()
     assert lines[-3].startswith("student.safetensors: rank 2, ")
     assert lines[-3].endswith("% of the difference to the teacher left out; layers changed: 1")
     assert lines[-2].startswith("guidance.safetensors: its strength is sin(0.1 w)")
     assert lines[-1] == "lora: lora"
-    one_line_error(fewstep(*told, cwd=tmp_path), "pass --overwrite")
-    assert fewstep(*told, "--overwrite", cwd=tmp_path).returncode == 0
-    wrong = fewstep(*told[:4], "--out", "other", cwd=tmp_path)
+    one_line_error(fewstep(*command, cwd=tmp_path), "pass --overwrite")
+    assert fewstep(*command, "--overwrite", cwd=tmp_path).returncode == 0
+    wrong = fewstep(*command[:4], "--out", "other", cwd=tmp_path)
     one_line_error(wrong, "base is required, the teacher that student-4 was made from, sd")
     wrong = fewstep("export", "student-4", "--to", "lora", "--w", 1, "--out", "x", cwd=tmp_path)
     one_line_error(wrong, "w must be left out for the format lora")

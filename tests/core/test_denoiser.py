@@ -98,7 +98,7 @@ def test_a_threshold_that_does_nothing_changes_no_bit() -> None:
 
 def test_guidance_costs_two_passes_and_forgets_the_range_of_w() -> None:
     @dataclasses.dataclass
-    class Told:
+    class WithTraits:
         passes: int = 3
         traits: Traits = dataclasses.field(default_factory=lambda: Traits((2,), (0.0, 1.0), (4,)))
 
@@ -106,7 +106,7 @@ def test_guidance_costs_two_passes_and_forgets_the_range_of_w() -> None:
             assert bool((w == 0).all())
             return z
 
-    guided = Guided(Told(), torch.tensor([0]))
+    guided = Guided(WithTraits(), torch.tensor([0]))
     assert guided.passes == 6
     assert traits_of(guided) == Traits((2,), None, (4,))
     ask(guided, 5.0)

@@ -147,11 +147,11 @@ def test_another_seed_is_another_sample_and_the_same_seed_the_same() -> None:
 
 
 def test_callbacks_are_told_of_every_move() -> None:
-    told: list[Progress] = []
-    x = sample(TEACHER, torch.zeros(2), steps=4, shape=(2,), callback=told.append)
-    assert [p.index for p in told] == [0, 1, 2, 3]
-    assert [p.phi for p in told] == list(cosine(4)[1:])
-    assert torch.equal(told[-1].z, x)
+    progress: list[Progress] = []
+    x = sample(TEACHER, torch.zeros(2), steps=4, shape=(2,), callback=progress.append)
+    assert [p.index for p in progress] == [0, 1, 2, 3]
+    assert [p.phi for p in progress] == list(cosine(4)[1:])
+    assert torch.equal(progress[-1].z, x)
 
 
 def test_encoding_starts_from_images() -> None:

@@ -61,5 +61,5 @@ def opened(path: Path, split: str = "train", **more: Any) -> Dataset:
     """Open all images of a path, of size 4, as a new process would."""
     images._cached.cache_clear()
     shards._footers.cache_clear()
-    told = {"name": str(path), "size": 4, "held_out": 0.0, **more}
-    return open_dataset(DataConfig.model_validate(told), split)
+    settings = {"name": str(path), "size": 4, "held_out": 0.0, **more}
+    return open_dataset(DataConfig.model_validate(settings), split)

@@ -145,8 +145,8 @@ def test_a_damaged_cache_is_named(pictures: Path, tmp_path: Path) -> None:
 
     opened(pictures)
     (meta,) = (tmp_path / "cache" / "images").glob("*/meta.json")
-    told = json.loads(meta.read_text())
-    assert told["shapes"] == [[12, 3, 8, 8], [6, 3, 8, 16], [3, 3, 16, 8]]
+    kept = json.loads(meta.read_text())
+    assert kept["shapes"] == [[12, 3, 8, 8], [6, 3, 8, 16], [3, 3, 16, 8]]
     np.zeros(21, np.int64).tofile(meta.parent / "buckets.i64")
     images._cached.cache_clear()
     with pytest.raises(DataError, match="is damaged"):

@@ -137,12 +137,12 @@ def test_a_dark_16_bit_image_stays_dark() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "told"), [(np.nan, "NaN"), (np.inf, "infinite"), (-3.0, "from -3"), (1e9, "to 1e")]
+    ("value", "message"), [(np.nan, "NaN"), (np.inf, "infinite"), (-3.0, "from -3"), (1e9, "to 1e")]
 )
-def test_floats_without_a_range_are_refused(value: float, told: str) -> None:
+def test_floats_without_a_range_are_refused(value: float, message: str) -> None:
     values = RAMP.astype(np.float32).copy()
     values[0, 0] = value
-    with pytest.raises(DataError, match=told):
+    with pytest.raises(DataError, match=message):
         pixels(encoded(Image.fromarray(values), "TIFF"))
 
 
@@ -217,9 +217,9 @@ def test_random_bytes_after_any_header_are_decoded_or_refused() -> None:
 def test_what_is_no_file_is_told_apart(tmp_path: Path) -> None:
     (tmp_path / "x.png").mkdir()
     (tmp_path / "empty.png").touch()
-    for name, told in [("x.png", "not a file"), ("none.png", "does not exist"),
+    for name, message in [("x.png", "not a file"), ("none.png", "does not exist"),
                        ("empty.png", "is empty")]:  # fmt: skip
-        with pytest.raises(DataError, match=told):
+        with pytest.raises(DataError, match=message):
             open_image(tmp_path / name)
 
 
@@ -269,7 +269,7 @@ def test_prompts_in_every_unicode_encoding(tmp_path: Path, encoding: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (b"caf\xe9\n", r"UTF-8, or UTF-16 with a byte order mark, and byte 3 \(0xe9\)"),
         ("no mark".encode("utf-16-le"), "zero bytes"),
@@ -278,9 +278,9 @@ def test_prompts_in_every_unicode_encoding(tmp_path: Path, encoding: str) -> Non
     ],
 )  # fmt: skip
 def test_other_files_are_refused_with_the_encodings_that_work(
-    tmp_path: Path, data: bytes, told: str
+    tmp_path: Path, data: bytes, message: str
 ) -> None:
     (tmp_path / "p.txt").write_bytes(data)
-    with pytest.raises(DataError, match=told) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         read_prompts(tmp_path / "p.txt")
     assert "\n" not in str(caught.value)

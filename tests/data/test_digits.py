@@ -1,4 +1,4 @@
-"""The digits: what is in them, that nothing is in both splits, and what a person is told."""
+"""The digits: what is in them, that nothing is in both splits, and what its errors say."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ TRAIN_HASH = "4038018bdcfdf3bf"
 
 
 @pytest.mark.parametrize(
-    ("index", "told"),
+    ("index", "message"),
     [
         (torch.tensor([0, 300]), "examples 0 to 299"),
         (torch.tensor([-1]), "examples 0 to 299"),
@@ -88,8 +88,8 @@ TRAIN_HASH = "4038018bdcfdf3bf"
         (torch.ones(300, dtype=torch.bool), "whole numbers"),
     ],
 )
-def test_a_wrong_index_is_refused(index: torch.Tensor, told: str) -> None:
-    with pytest.raises(DataError, match=told):
+def test_a_wrong_index_is_refused(index: torch.Tensor, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         Digits("held-out").batch(index)
 
 
@@ -107,7 +107,7 @@ def test_every_listed_data_set_keeps_the_protocol(name: str, split: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "split", "told"),
+    ("name", "split", "message"),
     [
         ("digit", "train", "Did you mean 'digits'"),
         ("cats", "train", "there is digits"),
@@ -115,7 +115,7 @@ def test_every_listed_data_set_keeps_the_protocol(name: str, split: str) -> None
         ("digits", "test", "train and held-out"),
     ],
 )
-def test_unknown_names_are_explained(name: str, split: str, told: str) -> None:
-    with pytest.raises(DataError, match=told) as caught:
+def test_unknown_names_are_explained(name: str, split: str, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
         open_dataset(name, split)
     assert "\n" not in str(caught.value)

@@ -63,14 +63,14 @@ def test_numeric_names_are_in_numeric_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "says"),
     [
         (["test/a/1.png", "val/a/1.png"], "splits test, val, and none of them are called train"),
         (["train/a/1.png", "test/a/1.png", "more/a/1.png"], "beside other folders .more."),
     ],
 )
-def test_splits_that_are_not_clear_are_refused(files: list[str], told: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=told):
+def test_splits_that_are_not_clear_are_refused(files: list[str], says: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=says):
         opened(tree(tmp_path / "set", *files))
 
 
@@ -238,7 +238,7 @@ def test_images_without_metadata_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "says"),
     [
         ([], "holds no rows"),
         ([{"text": "a"}], "line 1 has no file_name"),
@@ -253,10 +253,10 @@ def test_images_without_metadata_are_counted(tmp_path: Path) -> None:
     ],
 )
 def test_metadata_that_is_wrong_is_named_by_its_line(
-    rows: list[Any], told: str, tmp_path: Path
+    rows: list[Any], says: str, tmp_path: Path
 ) -> None:
     root = metadata(tree(tmp_path / "set", "0.png", "1.png"), rows)
-    with pytest.raises(DataError, match=told) as caught:
+    with pytest.raises(DataError, match=says) as caught:
         opened(root)
     assert "\n" not in str(caught.value)
 
@@ -321,7 +321,7 @@ def test_the_image_column_can_be_named_and_hold_paths(tmp_path: Path) -> None:
         put(tmp_path / "at" / "x" / "0.png", 99)
         assert opened(path).content_hash() != before, "a referenced file is part of the data"
         put(tmp_path / "at" / "x" / "0.png", 0)
-    for value, told in [
+    for value, says in [
         ("none.png", "only|the path 'none.png', and there is no such file"),
         ("../at/x/0.png", "leaves"),
         ("https://x/0.png", "nothing is fetched"),
@@ -329,7 +329,7 @@ def test_the_image_column_can_be_named_and_hold_paths(tmp_path: Path) -> None:
     ]:
         path = parquet(tmp_path / "at" / "wrong.parquet", [value, "x/1.png"], label=[0, 1])
         for stream in (False, True):
-            with pytest.raises(DataError, match=told) as caught:
+            with pytest.raises(DataError, match=says) as caught:
                 numbers(opened(path, stream=stream))
             assert "whole image" not in str(caught.value)
     two = parquet(tmp_path / "two.parquet", label=[0, 1], other=[c["bytes"] for c in cells(4)[2:]])
@@ -342,14 +342,14 @@ def test_the_image_column_can_be_named_and_hold_paths(tmp_path: Path) -> None:
 
 
 def test_archives_and_other_files_say_what_to_do(tmp_path: Path) -> None:
-    for name, told in [
+    for name, says in [
         ("a/0001.tar", r"tar -xf 0001\.tar.*WebDataset"),
         ("b/data.zip", r"unzip data\.zip"),
     ]:
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_bytes(b"x")
         for path in ((tmp_path / name).parent, tmp_path / name):
-            with pytest.raises(DataError, match=told):
+            with pytest.raises(DataError, match=says):
                 opened(path)
     (tmp_path / "t.csv").write_text("a,b")
     with pytest.raises(DataError, match=r"must be parquet, not \.csv"):
@@ -391,7 +391,7 @@ def test_captions_are_used_as_written_and_names_as_words() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "says"),
     [
         ({"size": 0}, "data.size"),
         ({"size": 10**6}, "data.size"),
@@ -409,8 +409,8 @@ def test_captions_are_used_as_written_and_names_as_words() -> None:
         ({"cond": "text"}, "data.cond"),
     ],
 )
-def test_every_setting_has_bounds(given: dict[str, Any], told: str) -> None:
-    with pytest.raises(DataError, match=told) as caught:
+def test_every_setting_has_bounds(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(DataError, match=says) as caught:
         check_data(given)
     assert "\n" not in str(caught.value)
 

@@ -186,14 +186,14 @@ def test_what_cannot_be_read_is_said_in_one_line(tmp_path: Path) -> None:
     flat = tmp_path / "flat" / "0.png"
     flat.parent.mkdir()
     flat.write_bytes(png(PIXELS[0]))
-    for path, told in {
+    for path, message in {
         tmp_path / "missing": "neither a data set",
         tmp_path / "empty": "nothing that can be read",
         tmp_path / "notes.txt": "must be parquet",
         one.parents[1]: "two or more",
         flat.parent: "no column of labels",
     }.items():
-        with pytest.raises(DataError, match=told) as caught:
+        with pytest.raises(DataError, match=message) as caught:
             open_dataset(config(path))
         assert "\n" not in str(caught.value)
 

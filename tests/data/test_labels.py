@@ -74,12 +74,12 @@ BAD = [
 
 
 @BOTH
-@pytest.mark.parametrize(("labels", "told"), BAD)
+@pytest.mark.parametrize(("labels", "message"), BAD)
 def test_a_bad_label_is_named_by_its_row_or_left_out_with_a_count(
-    labels: Any, told: str, stream: bool, tmp_path: Path
+    labels: Any, message: str, stream: bool, tmp_path: Path
 ) -> None:
     path = parquet(tmp_path / "t.parquet", label=labels)
-    with pytest.raises(DataError, match=told) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         opened(path, stream=stream)
     assert "\n" not in str(caught.value)
     data = opened(path, stream=stream, skip_bad=True)
@@ -91,7 +91,7 @@ def test_a_bad_label_is_named_by_its_row_or_left_out_with_a_count(
 
 @BOTH
 @pytest.mark.parametrize(
-    ("labels", "told"),
+    ("labels", "message"),
     [
         ([[1], [2]], "label of type list"),
         ([{"a": 1}, {"a": 2}], "label of type dict"),
@@ -100,10 +100,10 @@ def test_a_bad_label_is_named_by_its_row_or_left_out_with_a_count(
         (pa.nulls(2), "row 0 has no label"),
     ],
 )
-def test_labels_that_cannot_be(labels: Any, told: str, stream: bool, tmp_path: Path) -> None:
+def test_labels_that_cannot_be(labels: Any, message: str, stream: bool, tmp_path: Path) -> None:
     image = None if len(labels) else pa.array([], pa.struct([("bytes", pa.binary())]))
     path = parquet(tmp_path / "t.parquet", image, label=labels)
-    with pytest.raises(DataError, match=told) as caught:
+    with pytest.raises(DataError, match=message) as caught:
         opened(path, stream=stream)
     assert "\n" not in str(caught.value)
 

@@ -43,8 +43,8 @@ class Encoder:
 
 
 def cached(root: Path, encode: Any = None, **more: Any) -> Latents:
-    told = {"identity": WHO, "count": COUNT, "shard_size": EACH, **more}
-    return cache_latents(root, encode=encode or Encoder(), progress=False, **told)
+    message = {"identity": WHO, "count": COUNT, "shard_size": EACH, **more}
+    return cache_latents(root, encode=encode or Encoder(), progress=False, **message)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -187,20 +187,20 @@ def test_an_encoder_that_loses_examples_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "dtype", "told"),
+    ("value", "dtype", "message"),
     [
         (float("nan"), torch.float32, "example 6 has values of x that are NaN or infinite"),
         (1e6, torch.float16, "as float16.*latents.dtype=float32"),
     ],
 )
 def test_what_is_not_finite_is_never_stored(
-    tmp_path: Path, value: float, dtype: torch.dtype, told: str
+    tmp_path: Path, value: float, dtype: torch.dtype, message: str
 ) -> None:
     def overflows(part: range) -> tuple[Tensor, Cond]:
         x, cond = values(torch.tensor(list(part)))
         return torch.where((torch.tensor(part) == 6)[:, None, None, None], value, x), cond
 
-    with pytest.raises(NonFiniteError, match=told):
+    with pytest.raises(NonFiniteError, match=message):
         cached(tmp_path, overflows, dtype=dtype)
     (folder,) = tmp_path.iterdir()
     assert {NAMES[0], MANIFEST} == set(contents(folder)), "the good shard alone"

@@ -86,7 +86,7 @@ def test_the_draw_is_fair() -> None:
 
 
 @pytest.mark.parametrize(
-    ("update", "batch", "length", "rank", "world", "told"),
+    ("update", "batch", "length", "rank", "world", "message"),
     [
         (-1, 4, 10, 0, 1, "numbered from 0"),
         (0, 0, 10, 0, 1, "at least 1"),
@@ -97,7 +97,7 @@ def test_the_draw_is_fair() -> None:
     ],
 )
 def test_wrong_numbers_are_explained(
-    update: int, batch: int, length: int, rank: int, world: int, told: str
+    update: int, batch: int, length: int, rank: int, world: int, message: str
 ) -> None:
-    with pytest.raises(RangeError, match=told):
+    with pytest.raises(RangeError, match=message):
         indices(0, update, batch, length, rank=rank, world=world)

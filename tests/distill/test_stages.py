@@ -165,7 +165,7 @@ PAIR = Stage("pair-4", TEACHER, updates=1, steps=4, pair=True)
 
 
 @pytest.mark.parametrize(
-    ("parent", "told", "says"),
+    ("parent", "settings", "says"),
     [
         (ENCODER, {"steps": 2}, "4 of the sampler 'encode', got .* direction = 'decode'"),
         (FOUR, {"steps": 2, "direction": "encode"}, "4 of the sampler 'deterministic'"),
@@ -180,14 +180,14 @@ PAIR = Stage("pair-4", TEACHER, updates=1, steps=4, pair=True)
     ],
 )
 def test_a_parent_is_not_asked_for_what_it_was_not_trained_for(
-    parent: Stage, told: dict[str, object], says: str
+    parent: Stage, settings: dict[str, object], says: str
 ) -> None:
     with pytest.raises(RecipeError, match=says):
-        Plan((parent, Stage("child", parent.name, updates=1, **told)))  # type: ignore[arg-type]
+        Plan((parent, Stage("child", parent.name, updates=1, **settings)))  # type: ignore[arg-type]
 
 
 def test_parents_that_fit() -> None:
-    for parent, told in (
+    for parent, settings in (
         (FOUR, {"steps": 2}),
         (FOUR, {"steps": 1, "substeps": 4}),
         (FOUR, {"steps": 2, "stride": 2}),
@@ -195,11 +195,11 @@ def test_parents_that_fit() -> None:
         (PAIR, {"steps": 2, "pair": True}),
         (Stage(STAGE_ONE, TEACHER, updates=1), {"steps": 3, "substeps": 5, "order": 2}),
     ):
-        Plan((parent, Stage("child", parent.name, updates=1, **told)))  # type: ignore[arg-type]
+        Plan((parent, Stage("child", parent.name, updates=1, **settings)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("told", "says"),
+    ("settings", "says"),
     [
         ({"substeps": 9}, "substeps must be left out of guidance-distillation, the stage without"),
         ({"order": 2, "stride": 2, "direction": "encode"}, "direction, order, stride must be left"),
@@ -220,9 +220,9 @@ def test_parents_that_fit() -> None:
         ({"updates": 10**30}, "updates must be less than or equal to 1000000000"),
     ],
 )
-def test_a_stage_that_makes_no_sense(told: dict[str, object], says: str) -> None:
+def test_a_stage_that_makes_no_sense(settings: dict[str, object], says: str) -> None:
     with pytest.raises(RecipeError, match=says):
-        Stage(**{"name": "a", "parent": TEACHER, "updates": 1, **told})  # type: ignore[arg-type]
+        Stage(**{"name": "a", "parent": TEACHER, "updates": 1, **settings})  # type: ignore[arg-type]
 
 
 class OfZeroToFour(Gaussian):

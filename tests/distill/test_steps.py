@@ -121,10 +121,10 @@ SECOND: list[dict[str, object]] = [
 ]
 
 
-@pytest.mark.parametrize("told", STAGES + SECOND, ids=lambda t: "-".join(map(str, t.values())))
+@pytest.mark.parametrize("how", STAGES + SECOND, ids=lambda t: "-".join(map(str, t.values())))
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_every_stage_passes_the_public_check(told: dict[str, object], dtype: torch.dtype) -> None:
-    stage = StepDistillation(MIXTURE.guided(), w_range=(0.0, 4.0), **told)  # type: ignore[arg-type]
+def test_every_stage_passes_the_public_check(how: dict[str, object], dtype: torch.dtype) -> None:
+    stage = StepDistillation(MIXTURE.guided(), w_range=(0.0, 4.0), **how)  # type: ignore[arg-type]
     check_stage(stage, X.to(dtype), COND)
 
 
@@ -205,10 +205,10 @@ class ExactStudent:
         return slope[:, None] * z + shift[:, None]
 
 
-@pytest.mark.parametrize("told", STAGES, ids=lambda t: "-".join(map(str, t.values())))
-def test_the_loss_is_zero_when_the_student_is_the_exact_map(told: dict[str, object]) -> None:
+@pytest.mark.parametrize("how", STAGES, ids=lambda t: "-".join(map(str, t.values())))
+def test_the_loss_is_zero_when_the_student_is_the_exact_map(how: dict[str, object]) -> None:
     teacher = Gaussian(0.3, 0.4)
-    stage = StepDistillation(teacher, w_range=(0.0, 4.0), **told)  # type: ignore[arg-type]
+    stage = StepDistillation(teacher, w_range=(0.0, 4.0), **how)  # type: ignore[arg-type]
     student = ExactStudent(stage, teacher)
     r = stage(X, COND, torch.Generator().manual_seed(2))
     assert float(loss(student(r.z, r.phi, r.cond, r.w), r.v_target, r.phi)) < 1e-26
@@ -291,12 +291,12 @@ def test_sub_steps_may_lie_where_one_says() -> None:
     )
 
 
-class Told(Gaussian):
+class WithTraits(Gaussian):
     traits = Traits((3,), (0.0, 4.0))
 
 
 @pytest.mark.parametrize(
-    ("told", "error", "says"),
+    ("how", "error", "says"),
     [
         ({"steps": 0}, GridError, "at least 1 step"),
         ({"steps": 4, "substeps": 0}, RangeError, "substeps = 0"),
@@ -316,27 +316,27 @@ class Told(Gaussian):
         ({"steps": 1, "grid": (0.0, 1.0)}, GridError, "fall"),
     ],
 )
-def test_a_stage_that_cannot_be(told: dict[str, object], error: type[Exception], says: str) -> None:
+def test_a_stage_that_cannot_be(how: dict[str, object], error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
-        StepDistillation(Told(), **told)  # type: ignore[arg-type]
+        StepDistillation(WithTraits(), **how)  # type: ignore[arg-type]
 
 
 def test_a_student_as_a_teacher_steps_by_itself() -> None:
-    student = Told()
+    student = WithTraits()
     student.traits = Traits((3,), (0.0, 4.0), steps=(8,))  # type: ignore[misc]
     with pytest.raises(RangeError, match="with a teacher that was made for"):
         StepDistillation(student, 4, order=2)
 
 
-def few_steps(steps: int, sampler: str | None = None) -> Told:
-    class Few(Told):
+def few_steps(steps: int, sampler: str | None = None) -> WithTraits:
+    class Few(WithTraits):
         traits = Traits((3,), (0.0, 4.0), steps=(steps,), sampler=sampler)
 
     return Few()
 
 
 @pytest.mark.parametrize(
-    ("sampler", "told", "fits"),
+    ("sampler", "how", "fits"),
     [
         (None, {"steps": 2}, True),
         (None, {"steps": 4, "substeps": 1}, True),
@@ -357,14 +357,14 @@ def few_steps(steps: int, sampler: str | None = None) -> Told:
     ],
 )
 def test_a_few_step_teacher_is_asked_for_its_own_steps_alone(
-    sampler: str | None, told: dict[str, object], fits: bool
+    sampler: str | None, how: dict[str, object], fits: bool
 ) -> None:
     teacher = few_steps(4, sampler)
     if fits:
-        StepDistillation(teacher, **told)  # type: ignore[arg-type]
+        StepDistillation(teacher, **how)  # type: ignore[arg-type]
         return
     with pytest.raises(GridError, match=r"steps that its teacher was trained for, 4 of"):
-        StepDistillation(teacher, **told)  # type: ignore[arg-type]
+        StepDistillation(teacher, **how)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("steps", [2, 4, 8, 16, 512])
@@ -373,7 +373,7 @@ def test_a_chain_on_a_table_asks_for_trained_steps(steps: int) -> None:
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1024, dtype=torch.float64) ** 2
     phis = phi_from_alphas_cumprod(torch.cumprod(1 - betas, 0))
 
-    class OnTable(Told):
+    class OnTable(WithTraits):
         traits = Traits((3,), (0.0, 4.0), steps=(2 * steps,), clock=lambda n: discrete(phis, n))
 
     def split(phi: float, to: float, parts: int) -> Grid:
@@ -386,13 +386,13 @@ def test_a_chain_on_a_table_asks_for_trained_steps(steps: int) -> None:
 
 
 def test_huge_numbers_are_refused_at_once() -> None:
-    for told in ({"steps": 10**12}, {"steps": 4, "substeps": 10**12}, {"steps": True}):
+    for how in ({"steps": 10**12}, {"steps": 4, "substeps": 10**12}, {"steps": True}):
         with pytest.raises((GridError, RangeError), match=r"at most|whole number"):
-            StepDistillation(Told(), **told)
+            StepDistillation(WithTraits(), **how)
 
 
 def test_w_is_the_teachers_own_unless_said() -> None:
-    assert StepDistillation(Told(), 4).w_range == (0.0, 4.0)
+    assert StepDistillation(WithTraits(), 4).w_range == (0.0, 4.0)
     with pytest.raises(RangeError, match="must be given where the teacher has none"):
         StepDistillation(Gaussian(), 4)
 

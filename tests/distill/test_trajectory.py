@@ -117,12 +117,12 @@ STAGES = [(n, k, s, "decode") for n in (1, 3, 8) for k in (1, 2) for s in (1, 2)
 ]
 
 
-@pytest.mark.parametrize("told", STAGES, ids=lambda t: "-".join(map(str, t)))
+@pytest.mark.parametrize("settings", STAGES, ids=lambda t: "-".join(map(str, t)))
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_every_stage_passes_the_public_check(
-    told: tuple[int, int, int, str], dtype: torch.dtype
+    settings: tuple[int, int, int, str], dtype: torch.dtype
 ) -> None:
-    n, k, stride, direction = told
+    n, k, stride, direction = settings
     stage = StepDistillation(
         TEACHER_PAIR, n, k, stride, direction, w_range=(0.0, 4.0), states="trajectory"
     )  # type: ignore[arg-type]
@@ -165,7 +165,7 @@ def test_the_angles_of_stage_one_cover_the_range(phi: tuple[float, float] | None
 
 
 @pytest.mark.parametrize(
-    "told",
+    "settings",
     [
         {"steps": None, "parent": TEACHER},
         {"steps": 4, "substeps": 3, "parent": TEACHER},
@@ -174,7 +174,7 @@ def test_the_angles_of_stage_one_cover_the_range(phi: tuple[float, float] | None
         {"steps": 5, "substeps": 1, "direction": "encode", "parent": "stage-one"},
     ],
 )
-def test_trajectories_cost_what_noised_data_cost(told: dict[str, object]) -> None:
+def test_trajectories_cost_what_noised_data_cost(settings: dict[str, object]) -> None:
     class OnePass:
         passes = 1
 
@@ -183,7 +183,7 @@ def test_trajectories_cost_what_noised_data_cost(told: dict[str, object]) -> Non
 
     spent = []
     for states in ("noised", "trajectory"):
-        stage = Stage(name="a", updates=2, states=states, **told)  # type: ignore[arg-type]
+        stage = Stage(name="a", updates=2, states=states, **settings)  # type: ignore[arg-type]
         teacher = Counting(TEACHER_PAIR if stage.parent == TEACHER else OnePass())
         problem = stage.problem(teacher, (0.0, 4.0))
         rows = sum(len(problem(X[:23], COND[:23], seeded(u)).z) for u in range(2))

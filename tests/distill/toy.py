@@ -32,8 +32,8 @@ class Net(nn.Module):
     def forward(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
         assert isinstance(cond, Tensor)
         angles = torch.stack([phi.sin(), phi.cos(), (2 * phi).sin(), (4 * phi).cos()], dim=1)
-        told = torch.stack([w / 4, (w / 4).square()], dim=1)
-        h = self.into(torch.cat([z, angles, self.classes(cond), told], dim=1))
+        features = torch.stack([w / 4, (w / 4).square()], dim=1)
+        h = self.into(torch.cat([z, angles, self.classes(cond), features], dim=1))
         for layer in self.hidden:
             h = h + nn.functional.silu(layer(nn.functional.silu(h)))
         out: Tensor = self.out(h)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from PIL import Image
-from tests.models.pipelines import dit_folder, sd_folder, told_student
+from tests.models.pipelines import dit_folder, sd_folder, w_student
 
 from fewstep.cli.main import main
 from fewstep.folders import save_model
@@ -66,7 +66,7 @@ def models(home: Path) -> dict[str, Path]:
     """Return folders of every family, by name."""
     run = runs(home)
     sd = sd_folder(home / "sd")
-    save_model(told_student(sd, 2), home / "sd-student")
+    save_model(w_student(sd, 2), home / "sd-student")
     names = ("teacher", "stage-one", "student-2")
     return {
         **{name: run / name for name in names},

@@ -244,7 +244,7 @@ def test_a_finished_cell_needs_no_free_disk(
         evaluation.cell("t", pets_guided(), w=1.0, steps=2)
     with pytest.raises(RangeError, match="--samples must fit on the disk"):
         room.check_samples(*asked[:3], tmp_path / "new", 6)
-    # Distances between bytes are told from those between floats.
+    # Distances between bytes are distinguished from those between floats.
     assert "paired" not in evaluation.results.records()[0].asked
     monkeypatch.setattr(evaluate, "KEPT", 5)
     monkeypatch.setattr(room, "free_disk", lambda _: per_cell)

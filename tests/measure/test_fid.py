@@ -56,15 +56,15 @@ def test_fid_is_that_of_a_direct_computation(
     command = ["evaluate", model, "--reference", pets, "--fid", inception, "--w", 1]
     command += ["--samples", 12, "--out", out, "--device", "cpu"]
     assert main([str(part) for part in command]) == 0
-    told = json.loads((out / "fid.json").read_text())
-    (row,) = told["fid"]
+    report = json.loads((out / "fid.json").read_text())
+    (row,) = report["fid"]
 
     drawn = fewstep.sample(load(model), [0, 1] * 6, w=1.0)
     splits = [open_dataset(DataConfig(name=str(pets)), split) for split in ("train", "held-out")]
     images = torch.cat([split.batch(torch.arange(len(split)))[0] for split in splits])
     assert len(images) == 24 > len(splits[0])  # held-out images too
     assert row["fid"] == pytest.approx(fid_of(features_of(drawn), features_of(images)), rel=1e-4)
-    protocol = told["protocol"]
+    protocol = report["protocol"]
     assert (protocol["samples"], protocol["reference"]["images"]) == (12, 24)
     assert protocol["features"] == {"file": "inception.pt", "sha256": sha256(inception)}
     assert protocol["departs_from_published"] == [

@@ -101,7 +101,7 @@ def test_features_that_are_not_finite_give_no_figures() -> None:
 
 
 class Ramps:
-    """Images that are brighter at the bottom, so that it can be told how far one was turned."""
+    """Images that are brighter at the bottom, so that it can be seen how far one was turned."""
 
     num_classes = 0
 

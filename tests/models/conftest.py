@@ -46,8 +46,8 @@ def student(teacher: Model) -> Model:
     slow = (frequencies(TINY.w_dim) <= BAND).repeat(2)
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
     weight.data.copy_(noise * slow)
-    told = card(stage=fewstep.Stage("tiny", "teacher", steps=4), w_range=(0.0, 4.0))
-    return Model(unet, told).eval()
+    made_for = card(stage=fewstep.Stage("tiny", "teacher", steps=4), w_range=(0.0, 4.0))
+    return Model(unet, made_for).eval()
 
 
 @pytest.fixture(scope="session")

@@ -363,7 +363,7 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def told_student(parent: Path, steps: int | None = None, direction: Direction = "decode") -> Model:
+def w_student(parent: Path, steps: int | None = None, direction: Direction = "decode") -> Model:
     """A student whose w matters, though nothing has trained it; without steps, a stage one."""
     stage = Stage("student", "teacher", updates=1, steps=steps, direction=direction)
     student = student_of(load(parent), stage, (-1.0, 14.0), w_dim=32)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models.pipelines import draw_apart, sd_folder, told_student
+from tests.models.pipelines import draw_apart, sd_folder, w_student
 from torch import Tensor
 
 import fewstep
@@ -72,7 +72,7 @@ def folders(sd: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     parents = {"sd": sd, "v": sd_folder(path / "teacher", **zero_snr)}
     folders = {name: path / name for name in (*parents, "folded")}
     for name, parent in parents.items():
-        save_model(jumping(told_student(parent)), folders[name])
+        save_model(jumping(w_student(parent)), folders[name])
     save_model(fold_w(load_model(folders["sd"]), 4.0), folders["folded"])
     return folders
 

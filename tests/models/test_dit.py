@@ -118,7 +118,7 @@ def test_a_student_is_for_one_w(folder: Path) -> None:
     zeros = torch.zeros(3)
     with torch.no_grad():
         assert torch.equal(student(z, phi, COND, zeros), teacher.denoiser(z, phi, COND, zeros))
-        # While it is trained it must draw the class it is told, every time.
+        # While it is trained it must draw the class that it is asked for, every time.
         assert torch.equal(student.train()(z, phi, COND, zeros), student(z, phi, COND, zeros))
     with pytest.raises(RangeError, match=r"\[3, 3\]"):
         fewstep.sample(student, COND, w=2.0)
@@ -143,7 +143,7 @@ def test_a_range_of_w_gives_an_input_that_is_silent_at_first(folder: Path) -> No
     assert float(student.network.w_projection.weight.grad.abs().max()) > 0
     live = live_student(folder)
     assert len(check_denoiser(live, COND, w_range=(0, 4))) >= 9
-    # The parent, and other copies, are told nothing.
+    # The parent and other copies are unchanged.
     assert torch.equal(student(z, phi, COND, w), teacher.denoiser(z, phi, COND, zeros))
 
 

@@ -12,7 +12,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tests.models.pipelines import draw_apart, sd_folder, told_student, xl_folder
+from tests.models.pipelines import draw_apart, sd_folder, w_student, xl_folder
 from torch import Tensor
 
 import fewstep
@@ -196,11 +196,11 @@ def test_the_files_and_their_metadata(sd: Path, tmp_path: Path) -> None:
     }  # fmt: skip
     for name in (STUDENT, SLIDER):
         with safe_open(tmp_path / "lora" / name, "pt") as file:
-            told = json.loads(file.metadata()["fewstep"])
-        assert (told["steps"], told["timesteps"]) == (4, [999, 749, 499, 249])
-        assert told["base_sha256"] == card.parents[-1].sha256
-        assert told["weights_sha256"] == card.weights_sha256
-        assert told["guidance_strength"]["7"] == round(math.sin(0.7), 6)
+            metadata = json.loads(file.metadata()["fewstep"])
+        assert (metadata["steps"], metadata["timesteps"]) == (4, [999, 749, 499, 249])
+        assert metadata["base_sha256"] == card.parents[-1].sha256
+        assert metadata["weights_sha256"] == card.weights_sha256
+        assert metadata["guidance_strength"]["7"] == round(math.sin(0.7), 6)
     text = (tmp_path / "lora" / "README.md").read_text()
     assert "| 7 | 0.644218 |" in text
     assert card.parents[-1].sha256 in text
@@ -224,8 +224,8 @@ def test_what_cannot_become_lora_files(sd: Path, xl: Path, tmp_path: Path) -> No
     cases: list[tuple[Any, dict[str, Any], str]] = [
         (made(sd, 8), {"base": sd}, "condition number of at most 100"),
         (made(sd, None), {"base": sd}, "any number of steps"),
-        (told_student(sd, 4), {"base": sd}, "network.w_features=one"),
-        (told_student(sd, 4, "encode"), {"base": sd}, "the sampler 'encode'"),
+        (w_student(sd, 4), {"base": sd}, "network.w_features=one"),
+        (w_student(sd, 4, "encode"), {"base": sd}, "the sampler 'encode'"),
         (sd, {}, "got a teacher"),
         (made(sd, 4), {}, "base is required, the teacher that student was made from, sd"),
         (made(sd, 4), {"base": xl}, "base must be the teacher that student was made from, sd"),

@@ -37,9 +37,9 @@ ALONE = (
 
 
 def draw(folder: Path, **options: object) -> subprocess.CompletedProcess[str]:
-    told = [f"--{key}={value}" for key, value in options.items()]
+    settings = [f"--{key}={value}" for key, value in options.items()]
     return subprocess.run(
-        [sys.executable, "-c", ALONE, EXAMPLE, folder, *told],
+        [sys.executable, "-c", ALONE, EXAMPLE, folder, *settings],
         capture_output=True, text=True, check=False, cwd=folder, timeout=120,
     )  # fmt: skip
 
@@ -69,7 +69,7 @@ def small_xl(path: Path) -> Path:
     return path
 
 
-def told_in(folder: Path) -> dict[str, Any]:
+def settings_in(folder: Path) -> dict[str, Any]:
     model = onnx.load(folder / "model.onnx")
     assert [(o.domain, o.version) for o in model.opset_import] == [("", 18)]
     return {p.key: json.loads(p.value) for p in model.metadata_props}
@@ -81,9 +81,9 @@ def test_a_class_model_draws_without_torch(tmp_path: Path) -> None:
     (line,) = fewstep.export(student, folder, to="onnx")
     assert "inputs sample, timestep, w, class_labels;" in line
     assert [p.name for p in folder.iterdir()] == ["model.onnx"]
-    told = told_in(folder)
-    assert told["w_range"] == [0, 4]
-    assert told["grids"]["4"]["timesteps"] == [1023, 767, 511, 255]
+    settings = settings_in(folder)
+    assert settings["w_range"] == [0, 4]
+    assert settings["grids"]["4"]["timesteps"] == [1023, 767, 511, 255]
     np.save(tmp_path / "z.npy", z.numpy())
     given = {"classes": "3,0,7", "noise": tmp_path / "z.npy", "out": tmp_path / "x.npy"}
     done = draw(folder, w=2.5, **given)
@@ -106,8 +106,8 @@ def test_a_model_of_latents_with_one_w_draws_without_torch(tmp_path: Path) -> No
     lines = fewstep.export(student, folder, to="onnx", w=2.5)
     assert "sample, timestep, text_embeds, encoder_hidden_states, time_ids;" in lines[0]
     assert lines[1].startswith("decoder.onnx: images within")
-    told = told_in(folder)
-    assert (told["w_range"], told["w"], told["latents"]["scale"]) == (None, 2.5, [2.0])
+    settings = settings_in(folder)
+    assert (settings["w_range"], settings["w"], settings["latents"]["scale"]) == (None, 2.5, [2.0])
     cond = encode_prompts(xl, ["a cat", "two dogs", ""])
     assert isinstance(cond, dict)
     names = {"text": "encoder_hidden_states", "pooled": "text_embeds", "time_ids": "time_ids"}

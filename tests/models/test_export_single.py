@@ -77,9 +77,9 @@ def test_a_single_file_draws_as_the_live_student(
     assert line == "w = 2.5 is fixed in the weights of model.safetensors; use guidance scale 1"
     file = tmp_path / "one" / "model.safetensors"
     with safe_open(file, "pt") as opened:
-        told = opened.metadata()
-    assert told["modelspec.architecture"] == ARCHITECTURES[make.__name__]
-    assert json.loads(told["fewstep"])["w"] == W
+        metadata = opened.metadata()
+    assert metadata["modelspec.architecture"] == ARCHITECTURES[make.__name__]
+    assert json.loads(metadata["fewstep"])["w"] == W
 
     # What diffusers makes of the names is where we came from.
     state, network = load_file(file), fold_w(student, W).network

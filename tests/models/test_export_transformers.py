@@ -171,9 +171,9 @@ def test_lora_files_and_single_files_draw_as_the_live_student(name: str, tmp_pat
     whole, out = made(teacher, 4, None), tmp_path / "svd"
     fewstep.export(whole, out, to="lora", base=stock, rank=10_000)
     with safe_open(out / STUDENT, "pt") as file:
-        told = file.metadata()
-    assert json.loads(told["fewstep"])["left_out"] < 1e-6
-    assert told["modelspec.architecture"] == f"{ARCHITECTURES[name]}/lora"
+        metadata = file.metadata()
+    assert json.loads(metadata["fewstep"])["left_out"] < 1e-6
+    assert metadata["modelspec.architecture"] == f"{ARCHITECTURES[name]}/lora"
     job = {"loras": files_of(out, W), "scheduler": str(out), **guided(name, W)}
     pipelines.ask("whole", whole, W, **job)
 
@@ -234,10 +234,10 @@ def test_the_names_of_tensors_are_those_of_published_files(
     assert {"double_blocks.0.img_attn.qkv.weight", "single_blocks.0.linear1.bias"} < one.keys()
     assert {key.split(".")[0] for key in live.keys() - one.keys()} == {"guidance_in"}
     with safe_open(tmp_path / "live" / FILE, "pt") as file:
-        told = file.metadata()
-    assert told["modelspec.architecture"] == "flux-1-dev"
-    assert "any number of Euler steps of rectified flow" in told["modelspec.usage_hint"]
-    assert told["modelspec.usage_hint"].endswith("CFG 1, guidance 1 + w")
+        metadata = file.metadata()
+    assert metadata["modelspec.architecture"] == "flux-1-dev"
+    assert "any number of Euler steps of rectified flow" in metadata["modelspec.usage_hint"]
+    assert metadata["modelspec.usage_hint"].endswith("CFG 1, guidance 1 + w")
 
 
 def test_a_student_for_one_w_has_files_without_w(guided_flux: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.models.pipelines import edit, told_student
+from tests.models.pipelines import edit, w_student
 
 from fewstep.errors import FewstepError, FolderError, ShapeError
 from fewstep.folders import card_in, check_size, load, save_model
@@ -105,14 +105,14 @@ def test_figures_are_finite(folder: Path) -> None:
 
 
 def test_steps_must_be_a_grid_of_the_table(sd: Path, tmp_path: Path) -> None:
-    save_model(told_student(sd, 4), tmp_path / "m")
+    save_model(w_student(sd, 4), tmp_path / "m")
     edit(tmp_path / "m" / "fewstep.json", stage=FEW | {"steps": 3})
     with pytest.raises(FolderError, match=r"fewstep.json: steps = 3 does not divide"):
         load(tmp_path / "m")
 
 
 def test_a_card_of_another_size_than_its_network_is_refused(sd: Path, tmp_path: Path) -> None:
-    save_model(told_student(sd, 4), tmp_path / "m")
+    save_model(w_student(sd, 4), tmp_path / "m")
     edit(tmp_path / "m" / "fewstep.json", shape=[4, 16, 16])
     with pytest.raises(FolderError, match=r"shape must be that of the network"):
         load(tmp_path / "m")

@@ -177,9 +177,9 @@ def test_what_is_not_understood_is_named(config: dict[str, Any], match: str) -> 
     ],
 )
 def test_a_shift_that_cannot_be_computed_is_named(config: dict[str, Any], match: str) -> None:
-    told = {**settings(), "use_dynamic_shifting": True, **config}
+    config_of_scheduler = {**settings(), "use_dynamic_shifting": True, **config}
     with pytest.raises(FolderError, match=match):
-        flow_clock(told, 1024, spaced=True, path=Path("here.json"))
+        flow_clock(config_of_scheduler, 1024, spaced=True, path=Path("here.json"))
 
 
 def test_no_shift_at_all_is_no_clock() -> None:

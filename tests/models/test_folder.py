@@ -29,12 +29,12 @@ def stock_loop(folder: Path, z: torch.Tensor, cond: torch.Tensor, w: float, n: i
     unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet").eval()
     scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
     scheduler.set_timesteps(n)
-    told = STOCK.get_guidance_scale_embedding(
+    features = STOCK.get_guidance_scale_embedding(
         None, torch.full((len(z),), w), unet.config.time_cond_proj_dim
     )
     with torch.no_grad():
         for t in scheduler.timesteps:
-            v = unet(z, t, None, class_labels=cond, timestep_cond=told).sample
+            v = unet(z, t, None, class_labels=cond, timestep_cond=features).sample
             z = scheduler.step(v, t, z).prev_sample
     return z
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import save_file
-from tests.models.pipelines import dit_folder, edit, told_student
+from tests.models.pipelines import dit_folder, edit, w_student
 
 import fewstep
 from fewstep.errors import FolderError
@@ -135,7 +135,7 @@ def test_parts_that_are_never_run_are_not_needed(sd: Path, tmp_path: Path, how: 
         (folder / "safety_checker").mkdir()
         (folder / "safety_checker" / "config.json").write_text("{}")
         pickled(folder / "safety_checker" / "pytorch_model.bin")
-    save_model(told_student(folder, 4), tmp_path / "m")
+    save_model(w_student(folder, 4), tmp_path / "m")
     pipe = StableDiffusionPipeline.from_pretrained(tmp_path / "m")
     assert pipe.safety_checker is None
     assert not list((tmp_path / "m").rglob("*.bin"))
@@ -148,7 +148,7 @@ def test_a_safe_part_that_is_never_run_is_copied(sd: Path, tmp_path: Path) -> No
     (folder / "feature_extractor").mkdir()
     (folder / "feature_extractor" / "preprocessor_config.json").write_text('{"size": 224}')
     edit(folder / "model_index.json", feature_extractor=["transformers", "CLIPImageProcessor"])
-    save_model(told_student(folder, 4), tmp_path / "m")
+    save_model(w_student(folder, 4), tmp_path / "m")
     assert (tmp_path / "m" / "feature_extractor" / "preprocessor_config.json").is_file()
 
 
@@ -172,7 +172,7 @@ def test_no_path_of_this_machine_is_saved(sd: Path, student: Model, tmp_path: Pa
         ("vae/config.json", "_name_or_path"),
     ):
         edit(folder / part, **{key: str(folder)})
-    save_model(told_student(folder, 4), tmp_path / "m")
+    save_model(w_student(folder, 4), tmp_path / "m")
     save_model(load(tmp_path / "m"), tmp_path / "again")
     save_model(student, tmp_path / "class")
     save_model(load(tmp_path / "class"), tmp_path / "class-again")

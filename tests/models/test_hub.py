@@ -32,8 +32,8 @@ def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     real = huggingface_hub.snapshot_download
 
-    def there(name: str, **told: object) -> str:
-        return real(name, cache_dir=cache, local_files_only=True, **told)
+    def there(name: str, **options: object) -> str:
+        return real(name, cache_dir=cache, local_files_only=True, **options)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", there)
     return tmp_path / "made"

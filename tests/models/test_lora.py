@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.models.pipelines import dit_folder, draw_apart, edit, told_student
+from tests.models.pipelines import dit_folder, draw_apart, edit, w_student
 from torch import Tensor
 
 import fewstep
@@ -255,13 +255,13 @@ def test_the_folder_says_that_it_is_a_lora(sd: Path, tmp_path: Path) -> None:
     for lora, name in ((MERGED, "merged"), (APART, "apart")):
         save_model(shaken(student_of(guided(sd), FOUR, W, lora=lora)), tmp_path / name)
     row = "| LoRA | rank 4, alpha 8, on to_q, to_k, to_v, to_out.0, "
-    told = (tmp_path / "merged" / "README.md").read_text()
-    assert f"{row}merged |" in told
-    assert "LoRA of rank 4, merged into the weights" in told
-    told = (tmp_path / "apart" / "README.md").read_text()
-    assert f"{row}kept apart |" in told
-    assert sha256(sd / UNET) in told
-    assert "from diffusers import" not in told
+    text = (tmp_path / "merged" / "README.md").read_text()
+    assert f"{row}merged |" in text
+    assert "LoRA of rank 4, merged into the weights" in text
+    text = (tmp_path / "apart" / "README.md").read_text()
+    assert f"{row}kept apart |" in text
+    assert sha256(sd / UNET) in text
+    assert "from diffusers import" not in text
     lora = json.loads((tmp_path / "merged" / "fewstep.json").read_text())["lora"]
     assert (lora["rank"], lora["alpha"], lora["merged"]) == (4, 8, True)
 
@@ -443,7 +443,7 @@ def test_a_full_student_of_an_adapter_apart_has_it_in_its_weights(
 
 
 def test_an_adapter_over_weights_that_no_folder_has_is_not_kept_apart(sd: Path) -> None:
-    unsaved = told_student(sd)
+    unsaved = w_student(sd)
     with pytest.raises(RangeError, match="Save the parent, and load it again"):
         student_of(unsaved, FOUR, W, lora=APART)
     assert student_of(unsaved, FOUR, W, lora=MERGED).card.lora is not None

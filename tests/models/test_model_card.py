@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models.pipelines import sd_folder, told_student
+from tests.models.pipelines import sd_folder, w_student
 
 from fewstep.distill.plan import Stage
 from fewstep.folders import load, save_model
@@ -20,7 +20,7 @@ ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
 
 
 def saved(parent: Path, folder: Path, steps: int | None = 4, **card: Any) -> str:
-    student = told_student(parent, steps)
+    student = w_student(parent, steps)
     student.card = student.card.model_copy(update=card)
     save_model(student, folder)
     return (folder / "README.md").read_text()
@@ -36,18 +36,18 @@ def test_its_snippets_run(request: pytest.FixtureRequest, kind: str, tmp_path: P
     text = saved(request.getfixturevalue(kind), tmp_path / "m")
     stock, ours = snippets(text, tmp_path / "m")
     assert "num_inference_steps=4, guidance_scale=7.5" in stock
-    told: dict[str, Any] = {}
+    names: dict[str, Any] = {}
     # The tiny encoders read 12 tokens.
-    exec(stock.replace("a photograph of a cat", "a cat"), told)
-    assert told["image"].size == (16, 16)
-    exec(ours.replace("a photograph of a cat", "a cat"), told)
-    assert told["images"].shape == (1, 3, 16, 16)
-    assert isinstance(told["images"], torch.Tensor)
+    exec(stock.replace("a photograph of a cat", "a cat"), names)
+    assert names["image"].size == (16, 16)
+    exec(ours.replace("a photograph of a cat", "a cat"), names)
+    assert names["images"].shape == (1, 3, 16, 16)
+    assert isinstance(names["images"], torch.Tensor)
 
 
 def test_it_says_what_is_and_what_is_not(sd: Path, tmp_path: Path) -> None:
     text = saved(sd, tmp_path / "m", figures={"fid": 12.345}, training={"updates": 60})
-    for told in (
+    for names in (
         "`num_inference_steps` must be 4",
         "`guidance_scale` is 1 + w",
         "w from -1 to 14: give a `guidance_scale` from 0 to 15",
@@ -59,7 +59,7 @@ def test_it_says_what_is_and_what_is_not(sd: Path, tmp_path: Path) -> None:
         "| the network predicts | epsilon |",
         "names no licence",
     ):
-        assert told in text
+        assert names in text
     assert load(tmp_path / "m").card.weights_sha256 in text  # type: ignore[union-attr]
     assert str(tmp_path) not in text
 

@@ -26,7 +26,7 @@ NULL = torch.tensor([3])
 
 
 class Net(nn.Module):
-    """A network of two numbers and a class, told w."""
+    """A network of two numbers and a class, with w as an input."""
 
     passes = 1
 
@@ -40,8 +40,8 @@ class Net(nn.Module):
         self.register_buffer("scale", torch.tensor([2]))
 
     def forward(self, z: Tensor, phi: Tensor, cond: Tensor, w: Tensor) -> Tensor:
-        told = torch.stack([phi, w, cond.float()], dim=1).to(z.dtype)
-        out: Tensor = self.out(torch.tanh(self.into(torch.cat([z, told], dim=1))))
+        inputs = torch.stack([phi, w, cond.float()], dim=1).to(z.dtype)
+        out: Tensor = self.out(torch.tanh(self.into(torch.cat([z, inputs], dim=1))))
         return out
 
 
@@ -167,7 +167,7 @@ BETAS = torch.linspace(1e-4, 0.02, 1000)
 
 
 class Eps(nn.Module):
-    """The exact eps of data that is 0.5 everywhere, of a network that is told timesteps."""
+    """The exact eps of data that is 0.5 everywhere, of a network whose input is timesteps."""
 
     def __init__(self, prediction: str) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.cli.inside import fewstep as command
-from tests.models.pipelines import edit, told_student
+from tests.models.pipelines import edit, w_student
 from tests.models.test_export_single import v1, v2, xl
 from torch import Tensor
 
@@ -61,7 +61,7 @@ def test_a_checkpoint_is_the_folder_that_it_was_made_of(
         for place, cond in zip((file, stock), conds, strict=True)
     ]
     assert torch.equal(*drawn)
-    save_model(told_student(local(file), 4), tmp_path / "student")
+    save_model(w_student(local(file), 4), tmp_path / "student")
     student = card_of(load(tmp_path / "student"))
     assert [(p.name, p.sha256) for p in student.parents] == [("dream", card.weights_sha256)]
 
@@ -79,9 +79,9 @@ def test_commands_take_a_checkpoint_as_a_teacher(sd: Path, tmp_path: Path) -> No
     file = checkpoint(sd, tmp_path / "dream.safetensors")
     (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
     (tmp_path / "dream.yaml").write_text(RECIPE)
-    told = ("distill", "dream.yaml", "--teacher", "dream.safetensors", "--out", "run")
+    arguments = ("distill", "dream.yaml", "--teacher", "dream.safetensors", "--out", "run")
     for more in (("--plan",), ()):
-        done = command(*told, *more, cwd=tmp_path)
+        done = command(*arguments, *more, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     teacher, student = (card_in(tmp_path / "run" / name) for name in ("teacher", "student-4"))
     assert teacher.weights_sha256 == card_in(file).weights_sha256 == student.parents[-1].sha256

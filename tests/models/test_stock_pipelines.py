@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from tests.models.pipelines import draw_apart, sd_folder, told_student
+from tests.models.pipelines import draw_apart, sd_folder, w_student
 from torch import Tensor
 
 import fewstep
@@ -73,7 +73,7 @@ def trip(sd: Path, xl: Path, tmp_path_factory: pytest.TempPathFactory) -> Trip:
     parents = {"sd": sd, "v": sd_folder(path / "v-teacher", **ZERO_SNR), "xl": xl}
     folders = {name: path / f"{name}-student" for name in parents}
     for name, parent in parents.items():
-        save_model(told_student(parent), folders[name])
+        save_model(w_student(parent), folders[name])
     jobs: dict[str, dict[str, Any]] = {}
 
     def job(name: str, folder: str, pipeline: str, **call: Any) -> None:
@@ -84,11 +84,11 @@ def trip(sd: Path, xl: Path, tmp_path_factory: pytest.TempPathFactory) -> Trip:
         }
 
     for n in MANY_STEPS:
-        told = {"num_inference_steps": n, "latents": noise()}
-        job(f"sd {n}", "sd", "StableDiffusionPipeline", guidance_scale=8.0, **told)
-        job(f"v {n}", "v", "StableDiffusionPipeline", guidance_scale=3.0, **told)
-        job(f"xl {n}", "xl", "StableDiffusionXLPipeline", guidance_scale=8.0, **told)
-    told = {"num_inference_steps": 4, "guidance_scale": 5.0}
+        args = {"num_inference_steps": n, "latents": noise()}
+        job(f"sd {n}", "sd", "StableDiffusionPipeline", guidance_scale=8.0, **args)
+        job(f"v {n}", "v", "StableDiffusionPipeline", guidance_scale=3.0, **args)
+        job(f"xl {n}", "xl", "StableDiffusionXLPipeline", guidance_scale=8.0, **args)
+    args = {"num_inference_steps": 4, "guidance_scale": 5.0}
     for name in parents:
         kind = "StableDiffusionXL" if name == "xl" else "StableDiffusion"
         for strength in (1.0, 0.5):
@@ -99,7 +99,7 @@ def trip(sd: Path, xl: Path, tmp_path_factory: pytest.TempPathFactory) -> Trip:
                 image=picture(),
                 strength=strength,
                 seed=SEED,
-                **told,
+                **args,
             )
         for what, mask in (("half", half()), ("all", torch.ones_like(half()))):
             job(
@@ -113,12 +113,18 @@ def trip(sd: Path, xl: Path, tmp_path_factory: pytest.TempPathFactory) -> Trip:
                 height=16,
                 width=16,
                 seed=SEED,
-                **told,
+                **args,
             )
-    job("plain", "sd", "StableDiffusionPipeline", latents=noise(), **told)
-    job("low", "sd", "StableDiffusionPipeline", latents=noise(), **{**told, "guidance_scale": 0.5})
+    job("plain", "sd", "StableDiffusionPipeline", latents=noise(), **args)
+    job(
+        "low",
+        "sd",
+        "StableDiffusionPipeline",
+        latents=noise(),
+        **{**args, "guidance_scale": 0.5},
+    )
     more = {"negative_prompt": ["blurry"] * B}
-    job("negative", "sd", "StableDiffusionPipeline", latents=noise(), **told, **more)
+    job("negative", "sd", "StableDiffusionPipeline", latents=noise(), **args, **more)
     return Trip(folders, draw_apart(jobs, path))
 
 

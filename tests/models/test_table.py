@@ -173,10 +173,10 @@ def test_a_damaged_file_is_named(tmp_path: Path, text: str | None) -> None:
 def test_every_scheduler_that_is_understood_gives_its_own_table(tmp_path: Path, name: str) -> None:
     import diffusers
 
-    told = {"prediction_type": "v_prediction"}
+    settings = {"prediction_type": "v_prediction"}
     (tmp_path / "scheduler").mkdir()
     path = tmp_path / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps({"_class_name": name, **told}))
-    theirs = getattr(diffusers, name)(**told).alphas_cumprod.double()
+    path.write_text(json.dumps({"_class_name": name, **settings}))
+    theirs = getattr(diffusers, name)(**settings).alphas_cumprod.double()
     ours = torch.cos(read_clock(tmp_path).phis).square()
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.models.pipelines import edit, told_student
+from tests.models.pipelines import edit, w_student
 from torch import Tensor
 
 import fewstep
@@ -85,7 +85,7 @@ def test_a_student_is_told_where_it_comes_from(sd: Path) -> None:
 def test_a_student_of_a_student_is_a_plain_copy_with_a_longer_line(
     sd: Path, tmp_path: Path
 ) -> None:
-    save_model(told_student(sd), tmp_path / "one")
+    save_model(w_student(sd), tmp_path / "one")
     one = load_model(tmp_path / "one")
     two = student_of(one, FOUR, (2, 14)).eval()
     assert two.w_dim == 32
@@ -172,7 +172,7 @@ def test_a_saved_folder_is_a_stock_one_and_a_card(
     request: pytest.FixtureRequest, kind: str, tmp_path: Path
 ) -> None:
     parent = request.getfixturevalue(kind)
-    student = told_student(parent, steps=4)
+    student = w_student(parent, steps=4)
     save_model(student, tmp_path / "m")
     theirs = {str(p.relative_to(parent)) for p in parent.rglob("*") if p.is_file()}
     ours = {str(p.relative_to(tmp_path / "m")) for p in (tmp_path / "m").rglob("*") if p.is_file()}
@@ -194,7 +194,7 @@ def test_a_saved_folder_is_a_stock_one_and_a_card(
 
 
 def test_reload_is_bit_equal(sd: Path, tmp_path: Path) -> None:
-    student = told_student(sd, steps=4)
+    student = w_student(sd, steps=4)
     card = save_model(student, tmp_path / "m")
     again = load_model(tmp_path / "m")
     assert again.card == card
@@ -204,7 +204,7 @@ def test_reload_is_bit_equal(sd: Path, tmp_path: Path) -> None:
 
 
 def test_a_student_is_checked_when_it_is_sampled(sd: Path, tmp_path: Path) -> None:
-    save_model(told_student(sd, steps=4), tmp_path / "m")
+    save_model(w_student(sd, steps=4), tmp_path / "m")
     student, cond = fewstep.load(tmp_path / "m"), encode_prompts(sd, PROMPTS)
     assert student.passes == 1
     with pytest.raises(RangeError, match="made for 4"):
@@ -239,7 +239,7 @@ def test_only_safe_and_needed_files_are_copied(sd: Path, tmp_path: Path) -> None
         "v1-5-pruned.ckpt",
     ):
         (parent / name).write_text("x")
-    save_model(told_student(parent), tmp_path / "m")
+    save_model(w_student(parent), tmp_path / "m")
     new = {str(p.relative_to(tmp_path / "m")) for p in (tmp_path / "m").rglob("*") if p.is_file()}
     old = {str(p.relative_to(sd)) for p in sd.rglob("*") if p.is_file()}
     pieces = "text_encoder/model-00001-of-00002.safetensors"
@@ -248,7 +248,7 @@ def test_only_safe_and_needed_files_are_copied(sd: Path, tmp_path: Path) -> None
 
 def test_a_failed_save_leaves_the_old_folder(sd: Path, tmp_path: Path) -> None:
     shutil.copytree(sd, tmp_path / "parent")
-    student = told_student(tmp_path / "parent")
+    student = w_student(tmp_path / "parent")
     save_model(student, tmp_path / "m")
     before = (tmp_path / "m" / "fewstep.json").read_bytes()
     shutil.rmtree(tmp_path / "parent" / "vae")
@@ -260,7 +260,7 @@ def test_a_failed_save_leaves_the_old_folder(sd: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_is_saved_over_the_folder_it_came_from(sd: Path, tmp_path: Path) -> None:
-    save_model(told_student(sd), tmp_path / "m")
+    save_model(w_student(sd), tmp_path / "m")
     model = load_model(tmp_path / "m")
     model.card = model.card.model_copy(update={"figures": {"fid": 12.5}})
     save_model(model, tmp_path / "m")
@@ -272,7 +272,7 @@ def test_a_model_is_saved_over_the_folder_it_came_from(sd: Path, tmp_path: Path)
 def test_a_student_under_another_clock_is_refused(
     sd: Path, tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    save_model(told_student(sd), tmp_path / "m")
+    save_model(w_student(sd), tmp_path / "m")
     edit(tmp_path / "m" / "scheduler" / "scheduler_config.json", **change)
     with pytest.raises(FolderError, match=r"json says table-1000-0\.0292-1\.5025, epsilon"):
         fewstep.load(tmp_path / "m")

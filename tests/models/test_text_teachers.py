@@ -55,7 +55,7 @@ def stock(folder: Path, kind: str, steps: int = 4, **more: Any) -> torch.Tensor:
 
 
 def assert_near(ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    # Random eps-networks draw latents of size 30 to 60; the difference is told by their size.
+    # Random eps-networks draw latents of size 30 to 60; the difference is relative to their size.
     assert float((ours - theirs).abs().max()) < 1e-5 * max(1.0, float(theirs.abs().max()))
 
 
@@ -79,8 +79,8 @@ def test_a_negative_prompt_is_the_unconditional_pass(
     loaded = teacher(folder, negative_prompt="blurry")
     assert card_of(loaded).null_prompt == "blurry"
     ours = fewstep.sample(loaded, cond, w=3.0, steps=2)
-    told = {"guidance_scale": 4.0, "negative_prompt": ["blurry"] * 3}
-    assert_near(ours, stock(folder, kind, 2, **told))
+    options = {"guidance_scale": 4.0, "negative_prompt": ["blurry"] * 3}
+    assert_near(ours, stock(folder, kind, 2, **options))
     plain = fewstep.sample(teacher(folder), cond, w=3.0, steps=2)
     assert float((ours - plain).abs().max()) > 0.01
 
@@ -108,9 +108,9 @@ def test_stable_diffusion_keeps_the_laws_of_a_denoiser(
     laws = check_denoiser(loaded, cond, null_cond=loaded.null_cond)
     assert len(laws) == 13
     check_denoiser(loaded.denoiser, cond)
-    told = fewstep.sample(loaded, cond, w=2.0, steps=2)
+    drawn = fewstep.sample(loaded, cond, w=2.0, steps=2)
     theirs = stock(tmp_path / "sd", "sd", 2, guidance_scale=3.0)
-    assert_near(told, theirs)
+    assert_near(drawn, theirs)
 
 
 def test_sdxl_keeps_the_laws_of_a_denoiser(xl: Path) -> None:
@@ -166,10 +166,10 @@ def test_the_null_condition_is_what_the_folder_says(sd: Path, xl: Path, tmp_path
     assert not zeros["pooled"].any()
     assert zeros["time_ids"].any()
     assert card_of(teacher(xl)).null_prompt is None
-    told = xl_folder(tmp_path / "xl", force_zeros_for_empty_prompt=False)
-    empty = teacher(told).null_cond
+    other = xl_folder(tmp_path / "xl", force_zeros_for_empty_prompt=False)
+    empty = teacher(other).null_cond
     assert isinstance(empty, dict)
-    assert torch.equal(empty["text"], conds.take(encode_prompts(told, [""]), slice(0, 1))["text"])
+    assert torch.equal(empty["text"], conds.take(encode_prompts(other, [""]), slice(0, 1))["text"])
 
 
 def test_what_a_teacher_says_of_itself(sd: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
-from tests.models.pipelines import dit_folder, edit, sd_folder, told_student
+from tests.models.pipelines import dit_folder, edit, sd_folder, w_student
 
 import fewstep
 from fewstep.errors import FolderError, NonFiniteError
@@ -134,7 +134,7 @@ def test_a_variant_is_read_and_copied_without_its_name(tmp_path: Path, sharded: 
     for a, b in zip(model_of(plain).parameters(), model_of(named).parameters(), strict=True):
         assert b.dtype == torch.float32
         assert torch.equal(a, b)
-    save_model(told_student(tmp_path / "fp16"), tmp_path / "student")
+    save_model(w_student(tmp_path / "fp16"), tmp_path / "student")
     assert not list((tmp_path / "student").rglob("*fp16*"))
     StableDiffusionPipeline.from_pretrained(tmp_path / "student")
     a, b = (encode_prompts(tmp_path / name, ["a"]) for name in ("plain", "student"))

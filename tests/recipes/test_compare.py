@@ -157,9 +157,9 @@ def test_steps_of_the_teacher_that_are_given_are_not_replaced(
     home: Path, evaluate: Command
 ) -> None:
     options = (home / "sd", "--teacher", home / "sd", "--steps", 2, "--reference-steps", 256)
-    code, _, told = evaluate(*options, "--out", "e")
-    assert (code, told.count("\n")) == (1, 1)
-    assert "--reference-steps" in told
+    code, _, message = evaluate(*options, "--out", "e")
+    assert (code, message.count("\n")) == (1, 1)
+    assert "--reference-steps" in message
 
 
 def _enlarged(source: Path, target: Path) -> None:

@@ -366,10 +366,10 @@ def test_a_saved_teacher_finds_the_cache_of_the_parts_it_came_from(
     first, second = tmp_path / "first", tmp_path / "second"
     shutil.copytree(parts, first)
     config = first / "vae" / "config.json"
-    told = json.loads(config.read_text())
-    config.write_text(json.dumps({**told, "_name_or_path": str(parts / "vae")}))
+    config_of_vae = json.loads(config.read_text())
+    config.write_text(json.dumps({**config_of_vae, "_name_or_path": str(parts / "vae")}))
     save_model(load_model(first), second)
     assert "_name_or_path" not in json.loads((second / "vae" / "config.json").read_text())
     assert encoders_sha256(first) == encoders_sha256(second)
-    config.write_text(json.dumps({**told, "scaling_factor": 0.25}))
+    config.write_text(json.dumps({**config_of_vae, "scaling_factor": 0.25}))
     assert encoders_sha256(first) != encoders_sha256(second)

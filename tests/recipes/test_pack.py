@@ -90,8 +90,8 @@ def test_an_unpacked_run_ends_like_one_that_was_never_packed(
 def test_without_the_optimiser_a_run_goes_on_and_says_so(
     whole: Path, begun: Path, tmp_path: Path
 ) -> None:
-    told = pack_run(begun, tmp_path / "packed", optimizer=False)
-    assert not any("optimizer" in f["name"] for f in told["files"])
+    manifest = pack_run(begun, tmp_path / "packed", optimizer=False)
+    assert not any("optimizer" in f["name"] for f in manifest["files"])
     unpack_run(tmp_path / "packed", tmp_path / "run")
     for name in ("teacher", "stage-one"):
         assert sha256(tmp_path / "run" / name / WEIGHTS) == sha256(begun / name / WEIGHTS)
@@ -109,8 +109,8 @@ def test_a_run_without_the_optimisers_state_is_packed_again(
     unpack_run(tmp_path / "packed", tmp_path / "run")
     folder = Path("training/student-2/checkpoints")
     (tmp_path / "run" / folder / "latest.json").write_text("[1")
-    told = pack_run(tmp_path / "run", tmp_path / "again", bf16=bf16)
-    assert told["optimizer"] is False
+    manifest = pack_run(tmp_path / "run", tmp_path / "again", bf16=bf16)
+    assert manifest["optimizer"] is False
     unpack_run(tmp_path / "again", tmp_path / "second")
     assert not (tmp_path / "second" / folder / "latest.json").exists()
     assert newest_checkpoint(tmp_path / "second" / folder) is not None
@@ -123,7 +123,7 @@ def test_rounded_weights_are_half_as_large_and_their_hashes_hold(
 ) -> None:
     full = pack_run(begun, tmp_path / "full")
     half = pack_run(begun, tmp_path / "half", bf16=True)
-    sizes = [sum(p["size"] for p in told["parts"]) for told in (full, half)]
+    sizes = [sum(p["size"] for p in manifest["parts"]) for manifest in (full, half)]
     assert 0.45 < sizes[1] / sizes[0] < 0.75
     done = fewstep("unpack", "half", "--out", "run", cwd=tmp_path)
     assert "end with others than without packing" in done.stderr
@@ -150,8 +150,8 @@ def test_rounded_weights_are_half_as_large_and_their_hashes_hold(
 def test_the_optimiser_is_left_out_where_it_does_not_fit(begun: Path, tmp_path: Path) -> None:
     most = sum(p["size"] for p in pack_run(begun, tmp_path / "all")["parts"])
     size = 0.95 * most / 2**20
-    told = pack_run(begun, tmp_path / "packed", file_size=size, files=2)
-    assert told["optimizer"] is False
+    manifest = pack_run(begun, tmp_path / "packed", file_size=size, files=2)
+    assert manifest["optimizer"] is False
     done = fewstep(
         "pack", begun, "--out", "none", "--optimizer", "--file-size", size, "--files", 2,
         cwd=tmp_path,
@@ -204,8 +204,8 @@ def test_what_is_damaged_is_not_unpacked(begun: Path, tmp_path: Path) -> None:
 
 
 def test_a_packed_run_is_only_tensors_and_text(begun: Path, tmp_path: Path) -> None:
-    told = pack_run(begun, tmp_path / "packed")
-    suffixes = {Path(f["name"]).suffix for f in told["files"]}
+    manifest = pack_run(begun, tmp_path / "packed")
+    suffixes = {Path(f["name"]).suffix for f in manifest["files"]}
     assert suffixes <= {".json", ".jsonl", ".yaml", ".safetensors", ".pt", ".md"}
     state = begun / "training/student-2/checkpoints/00000002/optimizer.pt"
     assert torch.load(state, weights_only=True)["readings"]["count"] == 2

@@ -243,16 +243,16 @@ def test_xl_is_told_the_size_that_the_stock_pipeline_tells_it(home: Path) -> Non
     """With and without guidance, at a size that is not the model's own."""
     folder = teacher(home, "xl")
     model = model_of(load(folder))
-    told: list[torch.Tensor] = []
+    asked: list[torch.Tensor] = []
     network = model.network
     hook = network.register_forward_pre_hook(
-        lambda _, args, named: told.append(named["added_cond_kwargs"]["time_ids"]),
+        lambda _, args, named: asked.append(named["added_cond_kwargs"]["time_ids"]),
         with_kwargs=True,
     )
     pipe = diffusers.StableDiffusionXLPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     network_of_pipe = pipe.unet.register_forward_pre_hook(
-        lambda _, args, named: told.append(named["added_cond_kwargs"]["time_ids"]),
+        lambda _, args, named: asked.append(named["added_cond_kwargs"]["time_ids"]),
         with_kwargs=True,
     )
     pipe(
@@ -265,7 +265,7 @@ def test_xl_is_told_the_size_that_the_stock_pipeline_tells_it(home: Path) -> Non
         model(z[..., :8], phi, repeat_null(model.null_cond, 1), w)
     hook.remove()
     network_of_pipe.remove()
-    stock, cond, null, own = told
+    stock, cond, null, own = asked
     assert torch.equal(stock, torch.cat([cond, null]))
     assert own.tolist() == [[16, 16, 0, 0, 16, 16]]
 

@@ -125,7 +125,7 @@ def test_an_autoencoder_is_loaded_once_a_drawing_and_decodes_without_autocast(
 def test_a_tracker_of_ones_own_is_used_by_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[tuple[str, Any]] = []
+    calls: list[tuple[str, Any]] = []
 
     class Mine(GeneralTracker):
         name = "mine"
@@ -133,20 +133,20 @@ def test_a_tracker_of_ones_own_is_used_by_its_name(
 
         def __init__(self, run_name: str) -> None:
             super().__init__()
-            told.append(("project", run_name))
+            calls.append(("project", run_name))
 
         @property
         def tracker(self) -> None:
             return None
 
         def store_init_configuration(self, values: dict[str, Any]) -> None:
-            told.append(("settings", values))
+            calls.append(("settings", values))
 
         def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
-            told.append(("log", step))
+            calls.append(("log", step))
 
         def finish(self) -> None:
-            told.append(("finish", None))
+            calls.append(("finish", None))
 
     monkeypatch.setitem(track.LOGGER_TYPE_TO_CLASS, "mine", Mine)
     (tmp_path / "recipe.yaml").write_text("name: own\ndata: {name: digits}\n")
@@ -155,10 +155,10 @@ def test_a_tracker_of_ones_own_is_used_by_its_name(
     given = [part for s in settings for part in ("--set", s)]
     done = fewstep("train", "recipe.yaml", *given, "--track", "mine", "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert told[0] == ("project", "own-teacher")
-    assert told[1][1]["teacher.batch_size"] == 8
-    assert all(isinstance(v, bool | int | float | str) for v in told[1][1].values())
-    assert told[2:] == [("log", 2), ("log", 4), ("finish", None)]
+    assert calls[0] == ("project", "own-teacher")
+    assert calls[1][1]["teacher.batch_size"] == 8
+    assert all(isinstance(v, bool | int | float | str) for v in calls[1][1].values())
+    assert calls[2:] == [("log", 2), ("log", 4), ("finish", None)]
 
 
 class Failing(GeneralTracker):
@@ -208,9 +208,9 @@ def test_a_tracker_that_fails_does_not_stop_the_training(
 ) -> None:
     monkeypatch.setattr(failing, "fails", method)
     drawn = Track(["failing"], images=lambda: {"x": torch.zeros(1, 1, 2, 2)}, images_every=4)
-    with pytest.warns(FewstepWarning, match=r"failed \(OSError: no network\)") as told:
+    with pytest.warns(FewstepWarning, match=r"failed \(OSError: no network\)") as caught:
         result = small_training(tmp_path, CONFIG, track=drawn)
-    assert len(told) == 1
+    assert len(caught) == 1
     assert result.update == CONFIG.updates
     assert failing.calls.count(method) == 1
 
@@ -220,9 +220,9 @@ def test_samples_that_cannot_be_drawn_do_not_stop_the_training(tmp_path: Path) -
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     tracked = Track(["tensorboard"], images=images, images_every=4)
-    with pytest.warns(FewstepWarning, match="drawing samples .* out of memory") as told:
+    with pytest.warns(FewstepWarning, match="drawing samples .* out of memory") as caught:
         result = small_training(tmp_path, CONFIG, track=tracked)
-    assert (len(told), result.update) == (1, CONFIG.updates)
+    assert (len(caught), result.update) == (1, CONFIG.updates)
 
 
 def test_a_tracker_that_fails_masks_no_stop(

@@ -15,8 +15,8 @@ PICTURE = architecture.ROOT / "docs" / "images" / "architecture.svg"
 def test_the_committed_picture_is_that_of_the_code(tmp_path: Path) -> None:
     architecture.main([str(tmp_path / "now.svg")])
     now = (tmp_path / "now.svg").read_text(encoding="utf-8")
-    told = f"run `python -m studies architecture {PICTURE.relative_to(architecture.ROOT)}`"
-    assert now == PICTURE.read_text(encoding="utf-8"), told
+    advice = f"run `python -m studies architecture {PICTURE.relative_to(architecture.ROOT)}`"
+    assert now == PICTURE.read_text(encoding="utf-8"), advice
 
 
 def test_lines_go_down_and_none_follows_from_others() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from studies.common import StudyError
-from tests.models.pipelines import sd_folder, told_student
+from tests.models.pipelines import sd_folder, w_student
 
 from fewstep.data import DataConfig, open_dataset
 from fewstep.folders import save_model
@@ -100,7 +100,7 @@ def test_stock_pipelines_draw_what_fewstep_draws(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     student = home / "student"
-    save_model(told_student(parts, steps=STEPS), student)
+    save_model(w_student(parts, steps=STEPS), student)
     monkeypatch.setattr(stock_pipelines.subprocess, "run", in_this_process)
     stock_pipelines.main([str(student), str(images), "--w", "2", "--size", "16"])
     calls, *lines = capsys.readouterr().out.splitlines()

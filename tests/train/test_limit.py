@@ -75,8 +75,8 @@ def test_other_limits_are_refused(seconds: float) -> None:
 
 
 def test_times_are_read_as_people_write_them() -> None:
-    told = {"90s": 90, "5m": 300, "2h": 7200, "1h30m": 5400, " 1m5s ": 65}
-    assert {text: seconds_of(text) for text in told} == told
+    expected = {"90s": 90, "5m": 300, "2h": 7200, "1h30m": 5400, " 1m5s ": 65}
+    assert {text: seconds_of(text) for text in expected} == expected
     with time_limit("5m"):
         assert not is_time_up()
 

@@ -39,8 +39,8 @@ class Net(nn.Module):
 
     def forward(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
         assert isinstance(cond, Tensor)
-        told = torch.cat([z.flatten(1), phi[:, None], cond[:, None].float()], dim=1)
-        out: Tensor = self.last(torch.tanh(self.first(told))).view_as(z)
+        inputs = torch.cat([z.flatten(1), phi[:, None], cond[:, None].float()], dim=1)
+        out: Tensor = self.last(torch.tanh(self.first(inputs))).view_as(z)
         return out
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from tests.models.conftest import TINY, card
-from tests.models.pipelines import sd_folder, told_student
+from tests.models.pipelines import sd_folder, w_student
 
 import fewstep
 from fewstep.models import Model, build_unet
@@ -26,7 +26,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         teacher = Model(build_unet(TINY, (1, 8, 8), 10), card(name="teacher")).eval()
     fewstep.save_model(teacher, folder / "teacher")
     for name, steps, direction in (("student-4", 4, "decode"), ("encoder-4", 4, "encode")):
-        fewstep.save_model(told_student(folder / "teacher", steps, direction), folder / name)
+        fewstep.save_model(w_student(folder / "teacher", steps, direction), folder / name)
     return folder
 
 
@@ -35,5 +35,5 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models of prompts, of latents and random weights."""
     folder = tmp_path_factory.mktemp("words")
     sd_folder(folder / "teacher")
-    fewstep.save_model(told_student(folder / "teacher", 4), folder / "student-4")
+    fewstep.save_model(w_student(folder / "teacher", 4), folder / "student-4")
     return folder

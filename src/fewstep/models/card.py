@@ -25,7 +25,7 @@ OWN = "own"  # the family of networks that users bring
 TAUGHT = Stage(TEACHER, "data", kind="pretraining")  # of a teacher from elsewhere
 
 
-Told: TypeAlias = bool | int | float | str | list[str] | None
+Fact: TypeAlias = bool | int | float | str | list[str] | None
 
 
 class Parent(BaseModel):
@@ -101,7 +101,7 @@ class Card(BaseModel):
     parents: tuple[Parent, ...] = ()
     teacher: Parent | None = None
     weights_sha256: str = ""
-    training: dict[str, Told | dict[str, Told]] = {}
+    training: dict[str, Fact | dict[str, Fact]] = {}
     figures: dict[str, float] = {}
 
     @model_validator(mode="after")

@@ -83,7 +83,7 @@ def open_models(folders: Sequence[Path], teacher: Path | None, device: str | Non
         if _draws(opened) != what:
             raise RangeError(
                 "the models of one page must draw the same classes, or prompts, at one size, got "
-                f"{first.card.name} of {_told(first)} and {opened.card.name} of {_told(opened)}. "
+                f"{first.card.name} of {_kind(first)} and {opened.card.name} of {_kind(opened)}. "
                 "Open one page for each."
             )
     return models
@@ -99,7 +99,7 @@ def _draws(opened: Opened) -> tuple[object, ...]:
     return (card.num_classes, card.class_names, tuple(opened.image_shape))
 
 
-def _told(opened: Opened) -> str:
+def _kind(opened: Opened) -> str:
     what = "prompts" if opened.takes_text else f"{opened.card.num_classes} classes"
     return f"{what} at {'x'.join(map(str, opened.image_shape))}"
 
