@@ -238,7 +238,8 @@ class Evaluation:
         spent = _evaluations(model, w, steps, sampler)
         record = self.keep(inputs, spent, figures.by_name, missing, seconds)
         shown = "none" if figures.fd is None else f"{figures.fd:.3f}"
-        self.say(f"{name} {sampler} {steps} steps, w = {w:g}: {figures.fd_name} {shown}{again}")
+        count = f"{steps} step{'' if steps == 1 else 's'}"
+        self.say(f"{name} {sampler} {count}, w = {w:g}: {figures.fd_name} {shown}{again}")
         return record
 
     def inputs(
