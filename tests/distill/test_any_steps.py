@@ -15,7 +15,7 @@ from torch import Tensor
 from fewstep.core.angle import HALF_PI, rotate
 from fewstep.core.cond import Cond
 from fewstep.core.grid import cosine
-from fewstep.distill.any_steps import AnyStepDistillation, divided
+from fewstep.distill.any_steps import AnyStepDistillation, divided, examples
 from fewstep.distill.plan import KINDS, Plan, Stage
 from fewstep.distill.problem import AsksAverage, Regression
 from fewstep.distill.shortcuts import Shortcuts
@@ -135,7 +135,7 @@ def test_a_mixture_takes_different_steps_of_a_trajectory() -> None:
     assert {i for n, _, i in seen if n == 8} == set(range(8))
 
 
-@pytest.mark.parametrize("batch", [1, 7, 60])
+@pytest.mark.parametrize("batch", [7, 9, 60])
 @pytest.mark.parametrize(
     "more",
     [
@@ -276,3 +276,38 @@ def test_shortcuts_of_trajectories_need_examples_for_each_state() -> None:
         kind.check_part(stage, 64)
     kind.check_part(stage, 256)
     kind.check_part(stage.model_copy(update={"states": "noised"}), 64)
+
+
+@pytest.mark.parametrize("states", ["noised", "trajectory"])
+@pytest.mark.parametrize("mixture", [(8, 4, 2, 1), (1, 1, 1, 1)])
+def test_a_batch_that_would_never_train_a_number_of_steps_is_refused(
+    states: Any, mixture: tuple[int, ...]
+) -> None:
+    kind, counts = KINDS["any-step-distillation"], (8, 4, 2, 1)
+    settings: dict[str, Any] = {"any_steps": counts, "mixture": mixture, "states": states}
+    stage = Stage(None, "teacher", **settings)
+    refused = []
+    for batch in range(1, 30):
+        problem = AnyStepDistillation(PAIR, counts, mixture=mixture, w_range=W, states=states)
+        made = problem._regression(X[:batch], COND[:batch], seeded())
+        assert made.steps is not None
+        found = Counter(made.steps.tolist())
+        assert examples(batch, mixture, states) == [found[n] for n in counts]
+        if len(found) == len(counts):
+            problem(X[:batch], COND[:batch], seeded())
+            kind.check_part(stage, batch)
+            continue
+        refused.append(batch)
+        with pytest.raises(RangeError, match=f"one of {batch} has none of"):
+            problem(X[:batch], COND[:batch], seeded())
+        with pytest.raises(RangeError, match=f"one of {batch} has none of"):
+            kind.check_part(stage, batch)
+    assert {1, 2, 3} <= set(refused) < set(range(1, 10))
+
+
+def test_shortcut_targets_count_among_the_examples_of_a_number_of_steps() -> None:
+    kind = KINDS["any-step-distillation"]
+    stage = Stage(None, "teacher", any_steps=[4, 2, 1], shortcut=0.5)
+    kind.check_part(stage, 7)
+    with pytest.raises(RangeError, match="has none of 1"):
+        kind.check_part(stage.model_copy(update={"shortcut": 0.0}), 3)

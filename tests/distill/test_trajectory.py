@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Traits
 from fewstep.core.grid import cosine
 from fewstep.distill.guidance import GuidanceDistillation
-from fewstep.distill.plan import TEACHER, Stage
+from fewstep.distill.plan import KINDS, TEACHER, Stage
 from fewstep.distill.problem import Regression
 from fewstep.distill.steps import StepDistillation
 from fewstep.distill.trajectory import visits
@@ -240,6 +241,17 @@ def test_visits() -> None:
 
 class Late(Gaussian):
     traits = Traits(phi_range=(0.1, 1.5))
+
+
+@pytest.mark.parametrize(("settings", "least"), [({}, 8), ({"steps": 16, "stride": 2}, 16)])
+def test_a_part_must_hold_a_trajectory(settings: dict[str, Any], least: int) -> None:
+    """It is known before the first stage is trained, for any number of processes."""
+    stage = Stage(None, "teacher", states="trajectory", **settings)
+    check = KINDS[stage.kind].check_part
+    check(stage, least)
+    with pytest.raises(RangeError, match=f"a batch of {least - 1} cannot hold a trajectory"):
+        check(stage, least - 1)
+    check(stage.model_copy(update={"states": "noised"}), 1)
 
 
 def test_what_cannot_be_walked_is_said() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tests.models.conftest import TINY
 from tests.models.pipelines import draw_apart, edit
@@ -128,6 +130,25 @@ def test_an_exported_folder_draws_the_same_where_fewstep_is_not(sd: Path, tmp_pa
         assert float((images - got["images"]).abs().max()) < 1e-4
         assert float((z - got["latents"]).abs().max()) < 1e-4 * max(1.0, float(z.abs().max()))
     assert not torch.allclose(found["2 0.5"]["images"], found["2 3.0"]["images"], atol=1e-3)
+
+
+def test_exports_name_the_student_that_they_were_made_from(sd: Path, tmp_path: Path) -> None:
+    """Fixing the number of steps and then w leaves no model without a hash in between."""
+    saved = save_model(any_step(sd), tmp_path / "any")
+    export(tmp_path / "any", tmp_path / "fixed", steps=4, w=2.0)
+    student, teacher = card_in(tmp_path / "fixed").parents
+    assert (student.name, student.sha256) == ("student-any", saved.weights_sha256)
+    assert (teacher,) == saved.parents
+    export(tmp_path / "any", tmp_path / "single", to="single-file", steps=4, w=2.0)
+    with safe_open(tmp_path / "single" / "model.safetensors", framework="pt") as file:
+        facts = json.loads(file.metadata()["fewstep"])
+    assert facts["weights_sha256"] == saved.weights_sha256
+
+
+def test_an_adapter_kept_apart_is_named_where_it_is_folded(sd: Path, tmp_path: Path) -> None:
+    saved = save_model(live(sd, Lora(rank=2, alpha=4, keep_apart=True)), tmp_path / "apart")
+    student, *_ = fold_w(load(tmp_path / "apart"), 2.0).card.parents
+    assert (student.name, student.sha256) == ("student", saved.weights_sha256)
 
 
 def test_two_lora_files_are_of_one_number_of_steps(sd: Path, tmp_path: Path) -> None:

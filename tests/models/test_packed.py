@@ -312,3 +312,20 @@ def test_conditions_that_do_not_fit_are_refused(folders: dict[str, Path]) -> Non
     for model, cond, match in wrong:
         with pytest.raises(ShapeError, match=match):
             fewstep.sample(model, cond, w=0.0, steps=1)
+
+
+def test_prompts_of_qwen_image_have_the_length_that_is_asked_for(tmp_path: Path) -> None:
+    """Masked tokens change no answer, and a longer one than the default is not cut at that."""
+    folder = qwen_folder(tmp_path / "qwen")
+    model = model_of(load(folder))
+    z, phi = torch.randn(1, *model.card.shape), torch.tensor([0.8])
+    answers, used = [], []
+    for length in (8, 200, 700):
+        cond = encode_prompts(folder, ["a cat"], max_sequence_length=length)
+        assert isinstance(cond, dict)
+        assert (cond["text"].shape[1], cond["mask"].shape[1]) == (length, length)
+        used.append(int(cond["mask"].sum()))
+        with torch.no_grad():
+            answers.append(model(z, phi, cond, torch.zeros(1)))
+    assert used[0] == 8 < used[1] == used[2]
+    torch.testing.assert_close(answers[1], answers[2])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.forks import Forks
 from tests.models.packed import flux_folder
-from tests.models.pipelines import sd3_folder, unet
+from tests.models.pipelines import dit_folder, sd3_folder, unet
 from tests.train.many import Net
 from tests.train.test_processes import distance, start
 
@@ -18,6 +18,7 @@ from fewstep.train.shard import units
 SCRIPT = Path(__file__).parent / "families.py"
 MADE = {
     "sd3": sd3_folder,
+    "dit": lambda path: dit_folder(path, classes=20),
     "flux": lambda path: flux_folder(path, guidance=True),
 }
 

@@ -51,6 +51,23 @@ def test_the_averages_of_frozen_parameters_are_not_copies(tmp_path: Path) -> Non
     assert result.ema_state["layers.0.weight"].data_ptr() == theirs.data_ptr()
 
 
+class Twice(Half):
+    """Two networks over one frozen tensor, as student and fake score of a LoRA run are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = torch.nn.Linear(*reversed(self.layers[0].weight.shape))
+        self.other.weight, self.other.bias = self.layers[0].weight, self.layers[0].bias
+
+
+def test_a_checkpoint_leaves_out_frozen_parameters_by_every_name(tmp_path: Path) -> None:
+    result = go(tmp_path, student=Twice())
+    kept = set(load_file(tmp_path / "checkpoints" / "00000040" / "weights.safetensors"))
+    assert kept == {"layers.3.weight", "layers.3.bias", "calls"}
+    theirs = result.student.state_dict()["other.weight"]
+    assert result.ema_state["other.weight"].data_ptr() == theirs.data_ptr()
+
+
 def test_a_checkpoint_holds_what_is_trained_and_buffers(tmp_path: Path) -> None:
     go(tmp_path)
     folder = tmp_path / "checkpoints" / "00000040"

@@ -92,7 +92,14 @@ class AnyStepDistillation:
         self._table(torch.device("cpu"), torch.float64)
 
     def __call__(self, x: Tensor, cond: Cond, generator: torch.Generator) -> Regression:
-        """Return the regression for clean x (B, *D)."""
+        """Return the regression for clean x (B, *D).
+
+        Raises RangeError for a batch that has no example of one of the numbers of steps.
+        """
+        check_each(len(x), self.counts, examples(len(x), self.mixture, self.states))
+        return self._regression(x, cond, generator)
+
+    def _regression(self, x: Tensor, cond: Cond, generator: torch.Generator) -> Regression:
         if self.states == "trajectory":
             return self._walked(x, cond, generator)
         return regressions(self._parts, divided(len(x), self.mixture), x, cond, generator)
@@ -204,6 +211,32 @@ def divided(batch: int, mixture: Sequence[int]) -> list[int]:
 def trajectories(batch: int, mixture: Sequence[int]) -> int:
     """Return how many trajectories a batch of steps is taken from."""
     return math.ceil(batch / sum(mixture))
+
+
+def examples(batch: int, mixture: Sequence[int], states: States) -> list[int]:
+    """Return how many examples of a batch each N has, in falling order of N."""
+    if states == "noised":
+        return divided(batch, mixture)
+    walks, out = trajectories(batch, mixture), []
+    left_out = walks * sum(mixture) - batch
+    for steps in mixture:
+        few = min(left_out, walks * steps)
+        out.append(walks * steps - few)
+        left_out -= few
+    return out
+
+
+def check_each(batch: int, counts: Sequence[int], sizes: Sequence[int]) -> None:
+    """Raise RangeError unless each number of steps has examples in every batch.
+
+    sizes: how many each of `counts` has.
+    """
+    none = [n for n, size in zip(counts, sizes, strict=True) if not size]
+    if none:
+        raise RangeError(
+            f"a batch (a part of one, with several) must have examples of all of {list(counts)} "
+            f"steps, and one of {batch} has none of {none[0]}. Use a larger batch, or fewer parts."
+        )
 
 
 def regressions(

@@ -19,7 +19,7 @@ from fewstep.distill.draw import (
     uniform,
 )
 from fewstep.distill.problem import Kind, Regression
-from fewstep.distill.trajectory import States, check_states, pack, visits
+from fewstep.distill.trajectory import States, check_states, check_walk, pack, visits
 from fewstep.errors import RangeError
 
 STAGE_ONE = "stage-one"
@@ -108,4 +108,5 @@ guidance_distillation = Kind(
         teacher, w_range, states=stage.states or "noised"
     ),
     lambda _: STAGE_ONE,
+    check_part=lambda stage, part: check_walk(stage.states, part, WALK),
 )

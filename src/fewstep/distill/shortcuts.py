@@ -20,14 +20,17 @@ from fewstep.core.denoiser import AtSteps, Denoiser, Traits, traits_of
 from fewstep.distill.any_steps import (
     AnyStepDistillation,
     check_counts,
+    check_each,
     check_mixture,
     divided,
+    examples,
     joined,
     regressions,
     trajectories,
 )
 from fewstep.distill.problem import Average, Kind, Regression
 from fewstep.distill.steps import StepDistillation
+from fewstep.distill.trajectory import States
 from fewstep.errors import RangeError, RecipeError
 
 if TYPE_CHECKING:
@@ -80,7 +83,8 @@ class Shortcuts(AnyStepDistillation):
         """Return the regression for clean x (B, *D); see `AnyStepDistillation`."""
         own = shortcuts(len(x), self.counts, self.shortcut)
         first = len(x) - sum(own)
-        whole = super().__call__(x[:first], conds.take(cond, slice(first)), generator)
+        check_each(len(x), self.counts, _examples(first, own, self.mixture, self.states))
+        whole = self._regression(x[:first], conds.take(cond, slice(first)), generator)
         if not sum(own):
             return whole
         rest = conds.take(cond, slice(first, None))
@@ -113,6 +117,12 @@ def shortcuts(batch: int, counts: Sequence[int], part: float) -> list[int]:
     return divided(min(round(part * batch), batch - 1), [counts[0] // n for n in counts[1:]])
 
 
+def _examples(first: int, own: Sequence[int], mixture: Sequence[int], states: States) -> list[int]:
+    """Return how many examples each N has, of which `first` have the teacher's targets."""
+    taught = examples(first, mixture, states)
+    return [a + b for a, b in zip(taught, (0, *own), strict=True)]
+
+
 def _problem(
     stage: Stage, teacher: Denoiser, w_range: tuple[float, float], _: Cond | None
 ) -> AnyStepDistillation:
@@ -143,9 +153,11 @@ def _own_calls(stage: Stage, batch: int) -> int:
 
 
 def _check_part(stage: Stage, part: int) -> None:
-    """Raise RangeError where shortcut targets have too few examples for a trajectory of theirs."""
+    """Raise RangeError where a number of steps has no examples, or too few for a trajectory."""
     counts = check_counts(stage.any_steps)
-    own = shortcuts(part, counts, stage.shortcut)
+    mixture, own = check_mixture(stage.mixture, counts), shortcuts(part, counts, stage.shortcut)
+    sizes = _examples(part - sum(own), own, mixture, stage.states or "noised")
+    check_each(part, counts, sizes)
     few = [(n, k) for n, k in zip(own, counts[1:], strict=True) if 0 < n < k]
     if stage.states == "trajectory" and few:
         examples, steps = few[0]

@@ -37,7 +37,7 @@ from fewstep.distill.draw import (
     uniform,
 )
 from fewstep.distill.problem import Kind, Regression
-from fewstep.distill.trajectory import States, check_states, pack, visits
+from fewstep.distill.trajectory import States, check_states, check_walk, pack, visits
 from fewstep.errors import GridError, RangeError, RecipeError
 
 if TYPE_CHECKING:
@@ -337,4 +337,5 @@ step_distillation = Kind(
     frozenset({"steps", "substeps", "order", "stride", "direction", "pair"}),
     lambda stage: sampler_of(stage.stride, stage.direction),
     calls=lambda stage, batch: batch * stage.substeps,
+    check_part=lambda stage, part: check_walk(stage.states, part, stage.steps or 1),
 )

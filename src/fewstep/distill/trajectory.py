@@ -43,6 +43,12 @@ def visits(batch: int, points: int) -> list[int]:
     return [whole + (k < rest) for k in range(points)]
 
 
+def check_walk(states: States | None, part: int, points: int) -> None:
+    """Raise RangeError where a part of a batch is to hold a trajectory, and cannot."""
+    if states == "trajectory":
+        visits(part, points)
+
+
 def pack(
     counts: Sequence[int],
     z: Tensor,

@@ -100,7 +100,7 @@ def encode(
             few = list(prompts[first : first + batch_size])
             given = {**needed, "prompt": few, "device": device, "num_images_per_prompt": 1}
             made = pipe.encode_prompt(**{**given, **plain})
-            batches.append(family.condition(made, folder))
+            batches.append(family.fill(family.condition(made, folder), most))
     where = ", ".join(str(folder / name) for name in encoders)
     return check_finite_cond(_joined(batches), f"the text embeddings of {where}")
 

@@ -14,7 +14,7 @@ from fewstep.distill.plan import Stage
 from fewstep.distill.pretrain import pretraining
 from fewstep.errors import RangeError
 from fewstep.files.weights import part_sha256
-from fewstep.models.card import OWN, Adapter, Card, lineage
+from fewstep.models.card import OWN, Adapter, Card, Parent, lineage
 from fewstep.models.lora import Lora, adapted, has_adapter, merged
 from fewstep.models.model import Model, model_of
 from fewstep.models.own import as_model
@@ -186,10 +186,10 @@ def fold_w(model: Denoiser, w: float) -> Model:
         )
     if not inner.can_fold:
         raise RangeError("only a network with an input for w can be folded, and this has none.")
-    inner = merge_adapter(inner)
+    parents, inner = _parents(inner.card), merge_adapter(inner)
     network = fold(inner.network, inner.family, w, inner.card.w_band)
     facts = {"family": inner.family.fixed or inner.card.family, "w_range": (w, w)}
-    return inner.like(network, _changed(inner.card, **facts, parents=lineage(inner.card)))
+    return inner.like(network, _changed(inner.card, **facts, parents=parents))
 
 
 def fold_steps(model: Denoiser, steps: int) -> Model:
@@ -208,9 +208,9 @@ def fold_steps(model: Denoiser, steps: int) -> Model:
             "none. Leave steps out."
         )
     inner.at_steps(steps)
-    inner, stage = merge_adapter(inner), inner.card.stage
+    parents, inner, stage = _parents(inner.card), merge_adapter(inner), inner.card.stage
     network = fold_in_steps(inner.network, inner.family, stage.counts.index(steps))
-    facts = {"stage": stage.at(steps), "parents": lineage(inner.card)}
+    facts = {"stage": stage.at(steps), "parents": parents}
     return inner.like(network, _changed(inner.card, **facts))
 
 
@@ -227,6 +227,11 @@ def merge_adapter(model: Denoiser) -> Model:
         update={"merged": True, "base": None, "base_sha256": ""}
     )
     return inner.like(merged(inner.network), _changed(inner.card, lora=lora))
+
+
+def _parents(card: Card) -> tuple[Parent, ...]:
+    """Return the parents of a folded student: those of the student itself where it has no hash."""
+    return lineage(card) if card.weights_sha256 or not card.parents else card.parents
 
 
 def _changed(card: Card, **facts: Any) -> Card:

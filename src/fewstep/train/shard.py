@@ -55,6 +55,15 @@ def units(network: nn.Module) -> Iterator[nn.Module]:
     These are the blocks that a network of diffusers names in `_no_split_modules`, as accelerate
     takes them too. Of other networks they are the members of module lists.
     """
+    for block in _blocks(network):
+        yield block
+        # DiT calls the embedder in its first block by itself, when the block is in pieces.
+        embedder = getattr(getattr(block, "norm1", None), "emb", None)
+        if embedder is not None:
+            yield embedder
+
+
+def _blocks(network: nn.Module) -> Iterator[nn.Module]:
     for module in network.modules():
         names = getattr(module, "_no_split_modules", None)
         if names:

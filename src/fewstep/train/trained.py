@@ -75,7 +75,9 @@ class Trained:
         """
         self.student, self.config, self.accelerator = student.train(), config, accelerator
         self._names = [name for name, p in student.named_parameters() if p.requires_grad]
-        self._frozen = {name for name, p in student.named_parameters() if not p.requires_grad}
+        # By every name: two networks may share one frozen tensor.
+        every = student.named_parameters(remove_duplicate=False)
+        self._frozen = {name for name, p in every if not p.requires_grad}
         if found is not None:
             # Frozen weights are not in checkpoints; the run's key counts the others.
             try:

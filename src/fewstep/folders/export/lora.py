@@ -14,7 +14,7 @@ from fewstep.atomic import atomic_folder
 from fewstep.errors import RangeError, did_you_mean
 from fewstep.files.copies import copy_licences
 from fewstep.folders.export.factors import Factors, of_adapter, of_difference
-from fewstep.folders.export.format import ARCHITECTURES, Format, Options, metadata
+from fewstep.folders.export.format import ARCHITECTURES, Format, Options, metadata, sha256_of
 from fewstep.folders.export.slider import slider_factors, table
 from fewstep.folders.export.stock_folder import check_w_input, is_for_one_w
 from fewstep.folders.read import load_model
@@ -101,7 +101,7 @@ def _facts(model: Model, timesteps: Tensor) -> dict[str, Any]:
     card = model.card
     return {
         "model": card.name,
-        "weights_sha256": card.weights_sha256,
+        "weights_sha256": sha256_of(card),
         "base": card.parents[-1].name,
         "base_sha256": card.parents[-1].sha256,
         "steps": card.steps,

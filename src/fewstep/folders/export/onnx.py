@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from fewstep.atomic import atomic_folder
 from fewstep.core.cond import Cond, repeat_null
 from fewstep.errors import GridError, MissingError, RangeError
-from fewstep.folders.export.format import Format, Options
+from fewstep.folders.export.format import Format, Options, sha256_of
 from fewstep.folders.vae import load_vae
 from fewstep.models.card import OWN
 from fewstep.models.families.stable_diffusion_xl import STABLE_DIFFUSION_XL
@@ -304,7 +304,7 @@ def _metadata(model: Model, w: float | None, latents: dict[str, Any] | None) -> 
     metadata = {
         "model": card.name,
         "family": card.family,
-        "weights_sha256": card.weights_sha256,
+        "weights_sha256": sha256_of(card),
         "shape": card.shape,
         "steps": card.steps,
         "sampler": card.sampler,

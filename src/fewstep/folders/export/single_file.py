@@ -12,7 +12,7 @@ from fewstep.atomic import atomic_folder
 from fewstep.errors import RangeError
 from fewstep.files.parts import read_json
 from fewstep.files.weights import load_part
-from fewstep.folders.export.format import ARCHITECTURES, Format, Options, metadata
+from fewstep.folders.export.format import ARCHITECTURES, Format, Options, metadata, sha256_of
 from fewstep.folders.export.original_keys import UNET, of_clip, of_open_clip, of_unet, of_vae
 from fewstep.folders.export.original_transformers import FLUX, SD3, of_sana, of_transformer
 from fewstep.folders.export.stock_folder import fixed_line, folded, is_for_one_w
@@ -47,7 +47,7 @@ def write(model: Model, out: Path, options: Options) -> tuple[str, ...]:
     # A network with guidance embedded takes w as a number, also one that was trained for one w.
     w = low if low == high and made.family.slot != "value" else None
     facts = {
-        "model": card.name, "weights_sha256": card.weights_sha256, "steps": card.steps, "w": w,
+        "model": card.name, "weights_sha256": sha256_of(card), "steps": card.steps, "w": w,
     }  # fmt: skip
     title = card.name if w is None else f"{card.name} at w = {w:g}"
     about = metadata(title, made, facts, _architecture(made, model.source))

@@ -44,6 +44,10 @@ def _no_zeros(cond: Cond) -> Cond:
     raise ShapeError("the unconditional pass of this family needs a prompt, and none is known.")
 
 
+def _as_long(cond: Cond, length: int) -> Cond:
+    return cond
+
+
 def _only_one(config: Mapping[str, Any]) -> bool:
     return True
 
@@ -106,6 +110,8 @@ class Family:
             default of its own when it is called; not for the unconditional pass.
         condition: (what the first pipeline's `encode_prompt` returns for B prompts without
             guidance, folder) -> condition batch of B; None where conditions are class ids.
+        fill: (condition, L) -> the same with L tokens, where the stock pipeline makes only as many
+            as its longest prompt has.
         zeros: condition -> the same with zeros in place of the text, for the unconditional
             pass where the card's null prompt is None.
         unused: whether some of the network's weights have no effect on what it predicts, which
@@ -140,6 +146,7 @@ class Family:
     rescale: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
     condition: Callable[[tuple[Any, ...], Path], Cond] | None = None
     prompt_defaults: tuple[str, ...] = ()
+    fill: Callable[[Cond, int], Cond] = _as_long
     zeros: Callable[[Cond], Cond] = _no_zeros
     unused: bool = False
     prepare: Callable[[Any], None] = _as_it_is

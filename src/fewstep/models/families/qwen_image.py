@@ -1,7 +1,8 @@
 """Qwen-Image: a transformer of 2x2 patches with Qwen2.5-VL as text encoder.
 
-cond: a dict of text (B, 512, D), filled up with zeros, and mask (B, 512), 1 where a token is the
-prompt's. The stock pipeline fills up to the longest prompt only; masked tokens change nothing.
+cond: a dict of text (B, L, D), filled up with zeros, and mask (B, L), 1 where a token is the
+prompt's; L is 512 unless `max_sequence_length` is given. The stock pipeline fills up to the longest
+prompt only; masked tokens change nothing.
 
 Guidance is real, `true_cfg_scale` = 1 + w with a negative prompt, " " where there is none. The
 stock pipeline then gives each patch of the prediction the length that it has without guidance, and
@@ -35,7 +36,6 @@ from fewstep.models.families.text import (
     time_of_time_and_text,
 )
 
-LENGTH = 512  # tokens that the stock pipeline reads by default
 PLAIN = ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope")
 
 
@@ -86,8 +86,13 @@ def _check_config(config: Mapping[str, Any], path: Path) -> None:
 def _condition(made: tuple[Any, ...], folder: Path) -> Cond:
     text, mask = made
     mask = torch.ones_like(text[..., 0]) if mask is None else mask.to(text.dtype)
-    more = LENGTH - text.shape[1]
-    return {"text": pad(text, (0, 0, 0, more)), "mask": pad(mask, (0, more))}
+    return {"text": text, "mask": mask}
+
+
+def _fill(cond: Cond, length: int) -> Cond:
+    parts = parts_of(cond, TEXT_AND_MASK)
+    more = length - parts["mask"].shape[1]
+    return {"text": pad(parts["text"], (0, 0, 0, more)), "mask": pad(parts["mask"], (0, more))}
 
 
 def _conditions(index: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,4 +122,5 @@ QWEN_IMAGE = Family(
     conditions=_conditions,
     check_cond=_check_cond,
     condition=_condition,
+    fill=_fill,
 )
