@@ -20,7 +20,7 @@ MAY_BE_LARGE: tuple[str, ...] = ()  # none now; a decision says why where one is
 def test_core_and_distill_can_be_read_in_an_hour() -> None:
     files = [p for room in ("core", "distill") for p in (SOURCE / room).rglob("*.py")]
     # A fifth of it checks what callers give (decision 0023): plans, grids, conditions, finiteness.
-    assert sum(len(p.read_text().splitlines()) for p in files) <= 3450
+    assert sum(len(p.read_text().splitlines()) for p in files) <= 3500
 
 
 def test_the_other_guidance_convention_stays_at_the_edge() -> None:
