@@ -285,3 +285,8 @@ def test_the_target_of_noised_states_takes_any_batch() -> None:
     (made,) = check_recipe(recipe, "recipe.yaml").distill.plan()
     problem = lent(made.problem(MIXTURE.guided(), (0.0, 4.0)), MIXTURE)  # type: ignore[arg-type]
     assert len(problem(X[:24], COND[:24], seeded()).z) == 24
+
+
+def test_self_consistency_needs_the_average_of_the_student() -> None:
+    with pytest.raises(RangeError, match="none was lent"):
+        SelfConsistency(GAUSSIAN, substeps=8)(*states(64), seeded())

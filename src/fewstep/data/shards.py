@@ -15,6 +15,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,6 +110,7 @@ class Shards:
         self._columns: OrderedDict[int, Any] = OrderedDict()
         self._parts: set[int] = set()
         self._pool = ThreadPoolExecutor(THREADS)
+        self._reading = Lock()  # batches are also read ahead, in another thread
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -128,7 +130,8 @@ class Shards:
         check_index(index, len(self))
         places = self._kept[index]
         number = torch.searchsorted(self._ends, places, right=True).tolist()
-        columns = {b: self._column(b) for b in dict.fromkeys(number)}
+        with self._reading:
+            columns = {b: self._column(b) for b in dict.fromkeys(number)}
         asked = list(zip(number, places.tolist(), strict=True))
         found = list(self._pool.map(lambda a: self._decode(columns[a[0]], *a), asked))
         pixels = torch.from_numpy(np.stack([image for image, _ in found]))

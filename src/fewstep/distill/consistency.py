@@ -190,8 +190,12 @@ class SelfConsistency(ConsistencyDistillation):
         return Regression(z, phi, cond, w, v + expand(gain, z) * (here - there))
 
     def _ask(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
-        (average,) = self._lent
-        with average() as student:
+        if not self._lent:
+            raise RangeError(
+                "self-consistency needs the average of the student, and none was lent. Train with "
+                "fewstep.train.train, or call lend first."
+            )
+        with self._lent[0]() as student:
             return student(z, phi, cond, w).to(z.dtype)
 
 
