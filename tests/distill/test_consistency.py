@@ -289,4 +289,4 @@ def test_the_target_of_noised_states_takes_any_batch() -> None:
 
 def test_self_consistency_needs_the_average_of_the_student() -> None:
     with pytest.raises(RangeError, match="none was lent"):
-        SelfConsistency(GAUSSIAN, substeps=8)(*states(64), seeded())
+        SelfConsistency(GAUSSIAN, substeps=8, order=1)(*states(64), seeded())
