@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -9,6 +10,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import fewstep
 from fewstep.recipes.config import built_in_recipes
@@ -76,3 +80,26 @@ def test_the_wheel_runs_in_a_fresh_environment(built: Path, tmp_path: Path) -> N
         )
         assert done.returncode == 0, done.stderr
         assert shown in done.stdout
+
+
+def pins(file: str) -> dict[str, str]:
+    """Return the version of every package in a file of constraints."""
+    found = re.findall(r"^([\w.-]+)==([^ ;\n]+)", (ROOT / file).read_text(), re.MULTILINE)
+    return {canonicalize_name(name): version for name, version in found}
+
+
+def test_the_constraints_hold_the_lower_bounds_and_versions_above_them() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 brings tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    del extras["docs"]
+    dev = extras.pop("dev")
+    lowest, pinned = pins("constraints-lowest.txt"), pins("constraints.txt")
+    users = [Requirement(one) for one in sum(extras.values(), project["dependencies"])]
+    assert set(lowest) | {"torch"} == {canonicalize_name(one.name) for one in users}
+    for requirement in (*users, *map(Requirement, dev)):
+        name = canonicalize_name(requirement.name)
+        assert requirement.specifier.contains(pinned[name]), requirement
+        if name in lowest:
+            (bound,) = requirement.specifier
+            assert (bound.operator, Version(bound.version)) == (">=", Version(lowest[name]))
