@@ -230,8 +230,9 @@ def merge_adapter(model: Denoiser) -> Model:
 
 
 def _parents(card: Card) -> tuple[Parent, ...]:
-    """Return the parents of a folded student: those of the student itself where it has no hash."""
-    return lineage(card) if card.weights_sha256 or not card.parents else card.parents
+    """Return the parents of a folded student; one that was folded before has the student's own."""
+    folded = not card.weights_sha256 and card.parents and card.parents[0].name == card.name
+    return card.parents if folded else lineage(card)
 
 
 def _changed(card: Card, **facts: Any) -> Card:
