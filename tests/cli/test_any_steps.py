@@ -66,10 +66,14 @@ def test_steps_are_chosen_when_it_is_sampled(run: Path, tmp_path: Path) -> None:
 
 
 def test_the_page_offers_the_steps_of_the_student(run: Path) -> None:
-    from fewstep.cli.web.models import open_models
+    from fewstep.cli.web.models import open_models, own_steps
 
-    assert open_models([run / "student-any"], None, "cpu").steps == [1, 2, 4]
-    assert open_models([run / "student-any"], run / "teacher", "cpu").steps == [1, 2, 4]
+    alone = open_models([run / "student-any"], None, "cpu")
+    assert own_steps(alone.first) == [1, 2, 4]
+    assert alone.steps == []
+    beside = open_models([run / "student-any"], run / "teacher", "cpu")
+    assert own_steps(beside.first) == [1, 2, 4]
+    assert {1, 2, 4, 32} < set(beside.steps)  # those of the teacher
 
 
 def test_one_number_of_steps_is_exported(run: Path, tmp_path: Path) -> None:
