@@ -23,7 +23,7 @@ from fewstep.core.grid import MAX_STEPS
 from fewstep.distill.draw import check_free, check_range_of_teacher, gaussian, uniform
 from fewstep.distill.guidance import STAGE_ONE
 from fewstep.distill.pretrain import TEACHER
-from fewstep.distill.problem import Average, Kind, Regression
+from fewstep.distill.problem import Average, Kind, Regression, borrow
 from fewstep.distill.steps import extrapolated
 from fewstep.distill.trajectory import States, check_states
 from fewstep.errors import RangeError
@@ -190,12 +190,8 @@ class SelfConsistency(ConsistencyDistillation):
         return Regression(z, phi, cond, w, v + expand(gain, z) * (here - there))
 
     def _ask(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
-        if not self._lent:
-            raise RangeError(
-                "self-consistency needs the average of the student, and none was lent. Train with "
-                "fewstep.train.train, or call lend first."
-            )
-        with self._lent[0]() as student:
+        lent = self._lent[0] if self._lent else None
+        with borrow(lent, "targets of self-consistency") as student:
             return student(z, phi, cond, w).to(z.dtype)
 
 

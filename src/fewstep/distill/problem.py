@@ -13,6 +13,7 @@ from torch import Tensor
 from fewstep.core.angle import expand
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Denoiser
+from fewstep.errors import RangeError
 
 if TYPE_CHECKING:
     from fewstep.distill.plan import Stage
@@ -64,6 +65,16 @@ class AsksAverage(Problem, Protocol):
         far, without dropout and without gradients. Use it inside `__call__` alone.
         """
         ...
+
+
+def borrow(average: Average | None, what: str) -> AbstractContextManager[Denoiser]:
+    """Return `average()`. Raises RangeError where none was lent. what: needs it, in the plural."""
+    if average is None:
+        raise RangeError(
+            f"{what} need the average of the student, and none was lent. Train with "
+            "fewstep.train.train, or call lend first."
+        )
+    return average()
 
 
 @dataclass(frozen=True)

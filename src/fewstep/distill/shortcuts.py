@@ -28,7 +28,7 @@ from fewstep.distill.any_steps import (
     regressions,
     trajectories,
 )
-from fewstep.distill.problem import Average, Kind, Regression
+from fewstep.distill.problem import Average, Kind, Regression, borrow
 from fewstep.distill.steps import StepDistillation
 from fewstep.distill.trajectory import States
 from fewstep.errors import RangeError, RecipeError
@@ -101,12 +101,7 @@ class _Average:
         self.traits = traits
 
     def __call__(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor, steps: Tensor) -> Tensor:
-        if self.lent is None:
-            raise RangeError(
-                "shortcut targets need the average of the student, and none was lent. Train with "
-                "fewstep.train.train, or call lend first."
-            )
-        with self.lent() as lent:
+        with borrow(self.lent, "shortcut targets") as lent:
             student: Any = lent
             v: Tensor = student(z, phi, cond, w, steps)
         return v

@@ -141,6 +141,14 @@ def named(card: Card) -> Parent:
     return Parent(name=card.name, sha256=card.weights_sha256)
 
 
+def is_folded(card: Card) -> bool:
+    """Whether a card is that of a student whose w or number of steps was fixed, and not yet saved.
+
+    Its weights have no hash, and its nearest parent is the student that was folded.
+    """
+    return not card.weights_sha256 and bool(card.parents) and card.parents[0].name == card.name
+
+
 def lineage(card: Card) -> tuple[Parent, ...]:
     """Return the parents of a child of this model: the model itself, then its own parents."""
     return (named(card), *card.parents)

@@ -221,10 +221,5 @@ def _state_like(network: nn.Module) -> Tensor | None:
     It is a trained one if there is any: frozen weights under an adapter may be held in bf16.
     """
     tensors = itertools.chain(network.parameters(), network.buffers())
-    first = None
-    for tensor in tensors:
-        if tensor.is_floating_point():
-            if tensor.requires_grad:
-                return tensor
-            first = tensor if first is None else first
-    return first
+    floats = [t for t in tensors if t.is_floating_point()]
+    return next((t for t in floats if t.requires_grad), floats[0] if floats else None)

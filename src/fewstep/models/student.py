@@ -14,7 +14,7 @@ from fewstep.distill.plan import Stage
 from fewstep.distill.pretrain import pretraining
 from fewstep.errors import RangeError
 from fewstep.files.weights import part_sha256
-from fewstep.models.card import OWN, Adapter, Card, Parent, lineage
+from fewstep.models.card import OWN, Adapter, Card, Parent, is_folded, lineage
 from fewstep.models.lora import Lora, adapted, has_adapter, merged
 from fewstep.models.model import Model, model_of
 from fewstep.models.own import as_model
@@ -231,8 +231,7 @@ def merge_adapter(model: Denoiser) -> Model:
 
 def _parents(card: Card) -> tuple[Parent, ...]:
     """Return the parents of a folded student; one that was folded before has the student's own."""
-    folded = not card.weights_sha256 and card.parents and card.parents[0].name == card.name
-    return card.parents if folded else lineage(card)
+    return card.parents if is_folded(card) else lineage(card)
 
 
 def _changed(card: Card, **facts: Any) -> Card:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fewstep.models.card import Card
+from fewstep.models.card import Card, is_folded
 from fewstep.models.clocks.flow import FlowClock
 from fewstep.models.model import Model
 from fewstep.models.scheduler import is_lcm
@@ -63,13 +63,8 @@ class Format:
 
 
 def sha256_of(card: Card) -> str:
-    """Return the hash of a student's weights, as its folder has it; "" where it was never saved.
-
-    A student whose w or number of steps was just fixed has no hash of its own, and its nearest
-    parent is the student of the folder.
-    """
-    same = (p.sha256 for p in card.parents[:1] if p.name == card.name)
-    return card.weights_sha256 or next(same, "")
+    """Return the hash of a student's weights before folding; "" where it was never saved."""
+    return card.parents[0].sha256 if is_folded(card) else card.weights_sha256
 
 
 def metadata(
