@@ -222,20 +222,20 @@ class Page:
     def _redraw(self, panel: str, values: Values) -> list[Any]:
         """Return what a panel shows: picture, caption, file to save, and code."""
         c, named = self.controls, self.models.named
-        first = panel == "student"
-        one = named[values[c.model] if first else str(self.models.teacher)]
+        is_student = panel == "student"
+        one = named[values[c.model] if is_student else str(self.models.teacher)]
         encoder = named.get(values[c.encoder])
         try:
-            with self.turns.turn(urgent=first), warnings_shown():
+            with self.turns.turn(urgent=is_student), warnings_shown():
                 s = self._settings(values, one)
                 if s.task != "sample" and not s.images:
                     return nothing(HINTS.get(s.task, HINT))
-                drawn = draw(one, encoder, s, no_pause if first else self.turns.pause)
+                drawn = draw(one, encoder, s, no_pause if is_student else self.turns.pause)
                 name = picture_name(s, one)
                 path = self._saved(drawn, one, self.folder / panel / name)
         except FewstepError as error:
             # Both panels have most errors in common; one message is enough.
-            if first:
+            if is_student:
                 gr.Warning(escape(str(error)), title="Not drawn")
             return nothing(escape(str(error)))
         at = {"out": name, "device": self.models.device}
