@@ -1,4 +1,4 @@
-"""The script of the small latent models: its plan, what it records, and what it packs."""
+"""The scripts of several chains on a GPU: their plans, what they record, and what they pack."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from benchmarks.gpu import small_models
-from benchmarks.gpu.small_models import MODELS, Plan, Step, pack, run_chain
+from benchmarks.gpu import chains
+from benchmarks.gpu.chains import Plan, Step, pack, run_chain, unpack
+from benchmarks.gpu.pixel_students import PixelStudents
+from benchmarks.gpu.small_models import MODELS, SmallModels
 
 from fewstep.recipes.config import load_recipe
 
@@ -31,8 +33,11 @@ def made_by(step: Step) -> list[Path]:
 
 
 @pytest.mark.parametrize("tiny", [False, True])
-def test_every_command_is_a_recipe_that_holds_and_waits_for_what_comes_before(tiny: bool) -> None:
-    plan = Plan(WORK, Path("images.parquet"), tiny=tiny)
+@pytest.mark.parametrize("make", [SmallModels, PixelStudents])
+def test_every_command_is_a_recipe_that_holds_and_waits_for_what_comes_before(
+    make: type[Plan], tiny: bool
+) -> None:
+    plan = make(WORK, Path("images.parquet"), tiny=tiny)
     made = {plan.images("class"), plan.images("prompt")}
     for steps in plan.chains().values():
         for step in steps:
@@ -58,6 +63,18 @@ def test_a_command_that_fails_is_recorded_and_ends_its_chain(tmp_path: Path) -> 
     assert not (tmp_path / "c").exists()
 
 
+def test_a_second_call_does_not_repeat_what_is_done(tmp_path: Path) -> None:
+    (tmp_path / "chains").mkdir()
+    (tmp_path / "a").mkdir()
+    steps = [Step(("copy", str(tmp_path / "a"), str(tmp_path / "b")))]
+    run_chain("x", steps, tmp_path, time.time() + 60)
+    (tmp_path / "b").rmdir()
+    run_chain("x", [*steps, Step(("show", str(tmp_path / "c")))], tmp_path, time.time() + 60)
+    record = json.loads((tmp_path / "chains" / "x.json").read_text())
+    assert [row["state"] for row in record] == ["done", "failed: exit code 1"]
+    assert not (tmp_path / "b").exists()
+
+
 def test_what_never_comes_is_waited_for_until_the_time_is_up(tmp_path: Path) -> None:
     (tmp_path / "chains").mkdir()
     run_chain("x", [Step(("show", "x"), (tmp_path / "never",))], tmp_path, time.time())
@@ -81,8 +98,9 @@ def test_what_is_finished_is_packed_if_it_is_small_enough(
         # Numbers that do not compress.
         (work / path).write_bytes(bytes(k * k * 7919 // 64 % 256 for k in range(size)))
     out.mkdir()
-    monkeypatch.setattr(small_models, "LIMIT", 1000)
-    packed = pack(argparse.Namespace(work=work, out=out, start=None))
+    monkeypatch.setattr(chains, "LIMIT", 1000)
+    plan = SmallModels(work, tmp_path / "data.parquet", tiny=False)
+    packed = pack(argparse.Namespace(work=work, out=out, start=None), plan)
     assert packed["parts"] == packed[others[0][0]] == "not made"
     assert packed[second[0]].startswith("left out: ")
     assert {p.name for p in out.iterdir()} == {"reports.tar.gz", f"{first[0]}.tar.gz"}
@@ -98,24 +116,25 @@ def test_a_call_begins_from_the_models_of_an_earlier_one(
     for folder in ("parts/flow-small-unfinished/vae", *MODELS.values(), "features"):
         (work / folder).mkdir(parents=True)
         (work / folder / "fewstep.json").write_text(folder)
-    pack(argparse.Namespace(work=work, out=out, start=None))
+    plan = SmallModels(work, tmp_path / "data.parquet", tiny=False)
+    pack(argparse.Namespace(work=work, out=out, start=None), plan)
     later = tmp_path / "later"
     later.mkdir()
-    small_models.unpack(out, later / "start")
-    small_models.unpack(out, later / "start")  # is there, and left alone
+    unpack(out, later / "start", plan.given)
+    unpack(out, later / "start", plan.given)  # is there, and left alone
 
-    plan = Plan(later, tmp_path / "data.parquet", tiny=False)
+    plan = SmallModels(later, tmp_path / "data.parquet", tiny=False)
     teacher = later / "start" / "flow-small" / "teacher"
     assert (teacher / "fewstep.json").read_text() == "flow-small/teacher"
-    chains = plan.chains()
-    assert "features" not in chains
-    assert "flow-small-teacher" not in chains
-    assert str(teacher) in chains["flow-small"][0].command
+    steps = plan.chains()
+    assert "features" not in steps
+    assert "flow-small-teacher" not in steps
+    assert str(teacher) in steps["flow-small"][0].command
 
     again = tmp_path / "again"
     again.mkdir()
-    monkeypatch.setattr(small_models, "TOTAL", 1)
-    packed = pack(argparse.Namespace(work=work, out=again, start=out))
+    monkeypatch.setattr(chains, "TOTAL", 1)
+    packed = pack(argparse.Namespace(work=work, out=again, start=out), plan)
     assert packed["flow-small-teacher"] == packed["parts"] == "not made"  # they were given
     assert packed["flow-small-student-4"].startswith("left out")
     assert {p.name for p in again.iterdir()} == set()
