@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.core.denoiser import Denoiser, Guided
-from fewstep.distill.plan import STAGE_ONE, TEACHER, Stage
+from fewstep.distill.plan import STAGE_ONE, TEACHER
 from fewstep.models import Card, Lora, Model, student_of
 from fewstep.models.clocks.flow import FlowClock
 from fewstep.models.families.flux import DISTILLED, GUIDED_RANGE
@@ -137,12 +137,15 @@ def sizes(model: Model, operations: int) -> str:
 
 
 def plan(published: Published) -> Recipe:
-    """Return the recipe for text models; without stage one for a network that is one."""
+    """Return the recipe for text models; a network of stage one takes the teacher's place in it."""
     recipe = load_recipe("stable-diffusion")
     if published.guided:
         return recipe
-    left = tuple(s for s in recipe.distill.stages if s.name != STAGE_ONE)
-    return recipe.model_copy(update={"distill": recipe.distill.model_copy(update={"stages": left})})
+    own = tuple(
+        s.model_copy(update={"parent": STAGE_ONE}) if s.parent == TEACHER else s
+        for s in recipe.distill.stages
+    )
+    return recipe.model_copy(update={"distill": recipe.distill.model_copy(update={"stages": own})})
 
 
 def forward(model: Model, cond: dict[str, Tensor]) -> int:
@@ -175,7 +178,7 @@ def _row(name: str, counts: list[int], operations: int, teraflops: float) -> lis
 
 
 def memory(published: Published, model: Model, gpus: int) -> str:
-    """Return the table of what one GPU holds, in GiB, where it takes one picture at a time."""
+    """Return the table of what one GPU holds, in GiB, where it takes one trajectory at a time."""
     again = {"checkpoint_activations": True}
     plain, checkpointed, lora = (
         counted(published, model, settings, lora=adapter)
@@ -216,14 +219,14 @@ def counted(
 ) -> Estimate:
     """Return what fewstep foresees of the first stage, with the teacher beside the student.
 
-    Each GPU takes its part of a batch one picture after the other.
+    Each GPU takes its part of a batch one trajectory after the other.
     """
     model = copy.deepcopy(model)
-    config = TrainConfig(batch_size=2 * gpus, accumulate=2, precision="bf16", **settings)
+    stage = next(iter(plan(published).distill.plan()))
+    at_once = 2 * gpus * (stage.steps or 1)
+    config = TrainConfig(batch_size=at_once, accumulate=2, precision="bf16", **settings)
     cond = published.cond()
     teacher: Denoiser = Guided(model, cond) if published.guided else model
-    steps = None if published.guided else 8
-    stage = Stage("student", TEACHER, updates=1, steps=steps)
     student = student_of(teacher, stage, (2.0, 9.0), lora=lora)
     hold_matrices(model, teacher_dtype)
     problem = stage.problem(teacher, (2.0, 9.0), cond)

@@ -81,6 +81,8 @@ def small(name: str, home: Path) -> dict[str, Any]:
     settings["network"] |= PIXELS
     settings["teacher"] |= PLAIN
     settings["distill"] |= PLAIN
+    if settings["distill"]["states"] == "trajectory":
+        settings["distill"]["batch_size"] = 8  # holds a trajectory of 8 steps
     settings["distill"]["stages"] = _few(settings["distill"]["stages"])
     evaluate = settings["evaluate"]
     evaluate |= {"samples": 8, "batch_size": 8, "reference_steps": 4, "teacher_steps": [2]}

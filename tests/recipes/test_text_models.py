@@ -29,7 +29,7 @@ from fewstep.measure import evaluate
 from fewstep.models import model_of
 from fewstep.recipes import buckets, check
 from fewstep.recipes import run as runs
-from fewstep.recipes.config import check_recipe
+from fewstep.recipes.config import check_recipe, load_recipe
 from fewstep.recipes.run import Run
 
 # The maker of a folder, and the side of its images in pixels.
@@ -74,7 +74,7 @@ def recipe(data: dict[str, Any], **distill: Any) -> dict[str, Any]:
     """The recipe that comes with fewstep, made small."""
     stages = [{"parent": "teacher"}, {"parent": "stage-one", "steps": 2}]
     small = {"updates": 2, "batch_size": 8, "accumulate": 1, "precision": "fp32", "w": [0, 4],
-             "stages": stages, "checkpoint_activations": True}  # fmt: skip
+             "stages": stages, "states": "noised", "checkpoint_activations": True}  # fmt: skip
     return {
         "name": "small-text",
         "base": "stable-diffusion",
@@ -111,13 +111,36 @@ def distilled(home: Path, name: str, out: Path, made: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", ["sana"])
 def test_prompts_alone_are_enough(home: Path, tmp_path: Path, alone: list[str], name: str) -> None:
+    """For the stages of the recipe itself."""
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a cat\ntwo dogs\na house\n")
     data = {"name": str(prompts), "size": MADE[name][1]}
-    distilled(home, name, tmp_path / "run", recipe(data, states="trajectory"))
+    own = load_recipe("stable-diffusion").distill
+    stages = [{**s.model_dump(exclude_defaults=True), "updates": 2} for s in own.stages]
+    distilled(home, name, tmp_path / "run", recipe(data, states=own.states, stages=stages))
     assert alone == []
-    student = load(tmp_path / "run" / "student-2")
-    assert model_of(student).card.steps == 2
+    cards = [model_of(load(tmp_path / "run" / f"student-{n}")).card for n in (8, 4, 2)]
+    assert [card.steps for card in cards] == [8, 4, 2]
+    assert [card.stage.order for card in cards] == [2, 2, 1]
+    assert {card.stage.states for card in cards} == {"trajectory"}
+
+
+def test_a_model_of_stage_one_in_the_place_of_the_teacher_becomes_the_parent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = flux_folder(tmp_path / "flux", guidance=True)
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    stages = [{"parent": "teacher", "steps": n, "order": 2} for n in (4, 2)]
+    data = {"name": str(tmp_path / "prompts.txt"), "size": 16}
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(recipe(data, stages=stages, states="trajectory")))
+    command = ["distill", str(path), "--teacher", str(folder), "--plan"]
+    for place in (0, 1):
+        assert main(command) == 1
+        change = f"distill.stages.{place}.parent=stage-one"
+        assert f"start from that model: --set {change}\n" in capsys.readouterr().err
+        command += ["--set", change]
+    assert main(command) == 0
 
 
 @pytest.mark.parametrize("name", ["sd3", "flux"])

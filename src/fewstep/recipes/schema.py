@@ -115,7 +115,7 @@ class DistillConfig(Optimisation):
             elif (s.states or self.states) == "trajectory" and (s.steps or WALK) > part:
                 raise ValueError(
                     f"a batch of {part} cannot hold a trajectory of {s.steps or WALK} states; "
-                    "give a larger batch, fewer steps, or states: noised"
+                    "give a larger batch_size, a smaller accumulate, fewer steps, or states: noised"
                 )
         return self
 
