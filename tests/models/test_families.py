@@ -109,7 +109,10 @@ def test_one_w_folds_into_the_weights(folder: Path, tmp_path: Path, w: float) ->
         wanted = student(z, phi, cond, ws)
         found = folded(z, phi, cond, torch.zeros(3))
         elsewhere = student(z, phi, cond, ws + 0.1)
-    torch.testing.assert_close(found, wanted, atol=3e-6, rtol=1e-5)
+    # Rounding alone: in float64 they agree to 1e-14 for every family. In float32, Chroma's differ
+    # by up to 14 eps of the largest number; a change of z by its own rounding does as much.
+    largest, eps = float(wanted.abs().max()), torch.finfo(wanted.dtype).eps
+    torch.testing.assert_close(found, wanted, atol=32 * eps * largest, rtol=0)
     assert float((elsewhere - wanted).abs().max()) > 1e-3
     save_model(folded, tmp_path / "folded")
     again = load(tmp_path / "folded")

@@ -11,7 +11,7 @@ from tests.forks import Forks
 from tests.models.packed import flux_folder
 from tests.models.pipelines import dit_folder, sd3_folder, unet
 from tests.train.many import Net
-from tests.train.test_processes import distance, start
+from tests.train.test_processes import start
 
 from fewstep.train.shard import units
 
@@ -37,6 +37,17 @@ def learnt(
     return {name: torch.load(out / f"{name}.pt", weights_only=True) for name in MADE}
 
 
+def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """The root mean square difference of the tensor that differs most.
+
+    Single elements may differ by more: where the gradient is rounding alone, Adam divides it by its
+    own size, or by its epsilon. For Flux, one gradient of 1e-9 among ones of 1e-4 moved its weight
+    by 2e-5.
+    """
+    assert a.keys() == b.keys()
+    return max(float((a[k] - b[k]).square().mean().sqrt()) for k in a)
+
+
 def test_two_processes_learn_what_one_does_whole_and_in_shards(
     forks: Forks, folders: list[Path], tmp_path: Path
 ) -> None:
@@ -52,7 +63,7 @@ def test_two_processes_learn_what_one_does_whole_and_in_shards(
             assert (held < 0.6).all() if shard else (held == 1.0).all()
             assert state["loss"].isfinite().all()
             assert len(set(state["loss"].tolist())) == 3, name  # it learns something
-            assert distance(state, two[name]) < 1e-5, (name, shard)
+            assert difference(state, two[name]) < 1e-6, (name, shard)
 
 
 def test_shards_are_the_blocks_that_a_network_names() -> None:
