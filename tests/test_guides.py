@@ -70,14 +70,18 @@ def check_wrappers(names: dict[str, Any]) -> None:
         assert torch.allclose(names[wrapper](network)(z, phi, cond, w), v, atol=1e-9)
 
 
-def test_stable_diffusion_and_dit_run_as_the_guides_say(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def sd_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the folder and the checkpoint of the Stable Diffusion guide, and work beside them."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
     sd_folder(tmp_path / "sd")
-    dit_folder(tmp_path / "dit")
     checkpoint(tmp_path / "sd", tmp_path / "dream.safetensors")
+
+
+@pytest.mark.usefixtures("sd_files")
+def test_stable_diffusion_and_dit_run_as_the_guides_say(tmp_path: Path) -> None:
+    dit_folder(tmp_path / "dit")
     names: dict[str, Any] = {}
     code = blocks("stable-diffusion", "python")
     assert len(code) > 6
@@ -186,13 +190,8 @@ def test_the_commands_of_the_guide_to_images_run(
     assert run_commands(measure) == ["features", "evaluate", "evaluate"]
 
 
-def test_the_commands_of_the_guides_to_stable_diffusion_and_export_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FEWSTEP_CACHE", str(tmp_path / "cache"))
-    sd_folder(tmp_path / "sd")
-    checkpoint(tmp_path / "sd", tmp_path / "dream.safetensors")
+@pytest.mark.usefixtures("sd_files")
+def test_the_commands_of_the_guides_to_stable_diffusion_and_export_run(tmp_path: Path) -> None:
     draws = np.random.default_rng(0)
     pictures = tmp_path / "pictures"
     pictures.mkdir()
