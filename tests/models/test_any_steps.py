@@ -85,6 +85,8 @@ def test_a_family_has_an_input_for_the_number_of_steps(folder: Path, tmp_path: P
 
 def test_pixel_models_have_it_too(teacher: Model, tmp_path: Path) -> None:
     student = with_steps(student_of(teacher, ANY, W, w_dim=TINY.w_dim))
+    assert (student.lr_scales, teacher.lr_scales) == ({"steps_projection": 8.0}, None)
+    assert "network.steps_projection.weight" in dict(student.named_parameters())
     save_model(student, tmp_path / "any")
     again, cond = load(tmp_path / "any"), torch.arange(4)
     for n in (8, 1):

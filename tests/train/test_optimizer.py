@@ -16,7 +16,7 @@ from fewstep.core.seed import generator
 from fewstep.distill.pretrain import Pretrain
 from fewstep.errors import CheckpointError, Interrupted, MissingError, RangeError
 from fewstep.train import TrainConfig, check_trainable, train
-from fewstep.train.optimizer import check_state, make_optimizer, state_bytes
+from fewstep.train.optimizer import check_groups, check_state, make_optimizer, state_bytes
 
 needed = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="needs fewstep[adamw8bit]"
@@ -125,3 +125,27 @@ def test_it_is_refused_with_shard(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_default_does_not_name_another_run() -> None:
     assert "optimizer" not in TrainConfig().identity()
     assert TrainConfig(optimizer="adamw8bit").identity()["optimizer"] == "adamw8bit"
+
+
+class Scaled(Net):
+    lr_scales = {"last": 8.0}  # noqa: RUF012
+
+
+def test_a_module_can_have_a_learning_rate_of_its_own(tmp_path: Path) -> None:
+    config = TrainConfig(**SETTINGS, updates=1, ema=0.0)
+    before, moved = Net().state_dict(), {}
+    for net in (Net(), Scaled()):
+        train(net, Pretrain(torch.tensor([2])), batch, config, tmp_path / type(net).__name__)
+        after = net.state_dict()
+        moved[type(net)] = {k: (after[k] - before[k]).abs().max() for k in before}
+    # The first step of Adam is as long as the learning rate.
+    for name, length in moved[Net].items():
+        factor = 8.0 if name.startswith("last.") else 1.0
+        torch.testing.assert_close(moved[Scaled][name], factor * length, rtol=1e-3, atol=0.0)
+
+
+def test_a_checkpoint_with_other_groups_of_parameters_is_refused() -> None:
+    one = [{"params": [0, 1]}]
+    check_groups(one, one, Path("run"))
+    with pytest.raises(CheckpointError, match="groups must be those of this version of fewstep, 2"):
+        check_groups(one, [{"params": [0]}, {"params": [1]}], Path("run"))

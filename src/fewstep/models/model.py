@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
@@ -18,7 +19,8 @@ from fewstep.models.clocks.clock import Clock
 from fewstep.models.clocks.native import NATIVE_CLOCK
 from fewstep.models.families import family_named
 from fewstep.models.prompts import null_condition
-from fewstep.models.steps_input import steps_features
+from fewstep.models.steps_input import STEPS_RATE, steps_features
+from fewstep.models.w_input import STEPS
 
 
 @final
@@ -124,6 +126,16 @@ class Model(nn.Module):
     def takes_steps(self) -> bool:
         """Whether the number of steps is an input of the network."""
         return bool(self.card.stage.any_steps)
+
+    @property
+    def lr_scales(self) -> Mapping[str, float] | None:
+        """Factors of the learning rate by names of modules: of the input for the number of steps.
+
+        Of its one-hot features a single one is 1, where w has dozens. At the learning rate of the
+        other weights an any-step student tells its numbers of steps apart too slowly, and is worst
+        at the largest and the smallest (docs/lab/any-step.md).
+        """
+        return {STEPS: STEPS_RATE} if self.takes_steps else None
 
     def at_steps(self, steps: int) -> Denoiser:
         """Return an any-step student at one number of steps; any other model is returned as it is.

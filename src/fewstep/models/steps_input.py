@@ -30,6 +30,8 @@ from fewstep.models.w_input import (
 if TYPE_CHECKING:
     from fewstep.models.families.family import Family
 
+STEPS_RATE = 8.0  # learning rate of the projection, as a multiple of the others'
+
 _kept: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
 
 

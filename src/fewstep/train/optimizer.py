@@ -75,6 +75,18 @@ def state_bytes(count: int, config: TrainConfig) -> int:
     return 2 * 4 * count
 
 
+def check_groups(
+    found: Sequence[Mapping[str, Any]], made: Sequence[Mapping[str, Any]], folder: Path
+) -> None:
+    """Raise CheckpointError unless a checkpoint has the optimiser's groups of parameters."""
+    if [len(g["params"]) for g in found] != [len(g["params"]) for g in made]:
+        raise CheckpointError(
+            f"{folder / 'checkpoints'}: the optimiser's groups must be those of this version of "
+            f"fewstep, {len(made)}, got {len(found)}. Use the version that the training was begun "
+            "with, or another --out to begin anew."
+        )
+
+
 def check_state(
     state: Mapping[int, Mapping[str, Any]], parameters: Sequence[Tensor], folder: Path
 ) -> None:

@@ -16,7 +16,7 @@ from fewstep.distill.problem import AsksAverage, Problem
 from fewstep.errors import CheckpointError, RangeError
 from fewstep.train.checkpoint import Checkpoint
 from fewstep.train.config import TrainConfig
-from fewstep.train.optimizer import check_state, make_optimizer
+from fewstep.train.optimizer import check_groups, check_state, make_optimizer
 from fewstep.train.processes import piece, shared_like, whole
 from fewstep.train.shard import sharded
 
@@ -167,6 +167,7 @@ class Trained:
         if not found.optimizer:
             return
         adamw = found.optimizer["adamw"]
+        check_groups(adamw["param_groups"], self._optimizer.param_groups, folder)
         check_state(adamw["state"], self.parameters, folder)
         moments = {
             i: {k: shared_like(v, self.parameters[i]) for k, v in s.items()}
@@ -199,7 +200,9 @@ class Trained:
 def _scales(student: nn.Module, names: Sequence[str]) -> list[float] | None:
     """Return the factor of each parameter's learning rate, from `lr_scales` of the student, if any.
 
-    `lr_scales`: factors by the names of the student's children; of the others it is 1.
+    `lr_scales`: factors by the names of modules in the student; of all other modules it is 1.
     """
     factors: Mapping[str, float] | None = getattr(student, "lr_scales", None)
-    return None if factors is None else [factors.get(n.split(".")[0], 1.0) for n in names]
+    if factors is None:
+        return None
+    return [next((f for m, f in factors.items() if m in n.split(".")), 1.0) for n in names]
