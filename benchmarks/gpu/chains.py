@@ -149,9 +149,12 @@ def run_chain(name: str, steps: Sequence[Step], work: Path, deadline: float) -> 
 
 
 def copy(folders: list[str]) -> None:
-    """Copy a folder. One that is there holds more: the same call continues after a stop."""
-    if not Path(folders[1]).exists():
-        shutil.copytree(folders[0], folders[1])
+    """Copy a folder, unless it is there: a call that continues has added to it."""
+    source, target = map(Path, folders)
+    if not target.exists():
+        partial = target.with_name(target.name + "-unfinished")
+        shutil.copytree(source, partial, dirs_exist_ok=True)
+        partial.rename(target)
 
 
 def _wait(needs: Sequence[Path], deadline: float) -> bool:
@@ -212,13 +215,19 @@ def drive(given: argparse.Namespace, make: type[Plan]) -> None:
     """Run all chains within the time, and pack what they have made."""
     begun = time.time()
     deadline = begun + 60 * given.minutes - PACKING
-    for name in ("logs", "chains"):
-        (given.work / name).mkdir(parents=True, exist_ok=True)
-    given.out.mkdir(parents=True, exist_ok=True)
     if given.start is not None:
         unpack(given.start, given.work / "start", make.given)
     plan = make(given.work, given.data, tiny=given.tiny)
     names = given.chains or list(plan.chains())
+    unknown = [name for name in names if name not in plan.chains()]
+    if unknown:
+        raise SystemExit(
+            f"--chains must be among {', '.join(plan.chains())}, got {', '.join(unknown)}. Choose "
+            "from these."
+        )
+    for name in ("logs", "chains"):
+        (given.work / name).mkdir(parents=True, exist_ok=True)
+    given.out.mkdir(parents=True, exist_ok=True)
     os.environ.update(environment(given))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     results: dict[str, Any] = {
@@ -300,7 +309,8 @@ def pack(given: argparse.Namespace, plan: Plan) -> dict[str, str]:
     for name in ("reports", "parts", *dict.fromkeys([*plan.models, *wanted])):
         if name in packed:
             continue
-        given_before = given.start is not None and name in plan.given
+        earlier = None if given.start is None else given.start / f"{name}.tar.gz"
+        given_before = name in plan.given and earlier is not None and earlier.is_file()
         if not wanted.get(name) or given_before:
             packed[name] = "not made"
             continue
@@ -316,12 +326,18 @@ def pack(given: argparse.Namespace, plan: Plan) -> dict[str, str]:
 
 
 def unpack(earlier: Path, to: Path, names: Sequence[str]) -> None:
-    """Unpack these models and parts of an earlier call, unless that has been done."""
+    """Unpack these models and parts of an earlier call, those that are there, unless it is done."""
     if to.is_dir():
         return
+    there = [path for name in names if (path := earlier / f"{name}.tar.gz").is_file()]
+    if not there:
+        raise SystemExit(
+            f"--start must be a folder with one of {', '.join(f'{n}.tar.gz' for n in names)}, got "
+            f"{earlier}. Give the --out of an earlier call."
+        )
     partial = to.with_name(to.name + "-unfinished")
-    for name in names:
-        with tarfile.open(earlier / f"{name}.tar.gz") as archive:
+    for path in there:
+        with tarfile.open(path) as archive:
             archive.extractall(partial, filter="data")
     partial.rename(to)
 

@@ -2,10 +2,11 @@
 
     python benchmarks/gpu/pixel_students.py --out FOLDER --data train.parquet --minutes 10
 
-Each of three seeds has separate students of 8, 4, 2 and 1 steps, straight from the guided pair, and
-beside them what the pages any-step, consistency and distribution-matching of docs/lab compare with
-them. All seeds are seeds of the students: they have one teacher. See `benchmarks.gpu.chains` for
-what comes back. With --start, the teacher is that of an earlier call's archive.
+For each of three seeds it makes separate students of 8, 4, 2 and 1 steps (those of 8 and 4 straight
+from the guided teacher), any-step students, consistency students and a student of distribution
+matching. docs/lab compares them (any-step.md, consistency.md, distribution-matching.md). All seeds
+share one teacher. See `benchmarks.gpu.chains` for what comes back. With --start, the teacher is
+that of an earlier call's archive.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ TINY_PIXELS = (
     *("evaluate.samples=20", "evaluate.batch_size=20", "evaluate.reference_steps=4"),
 )
 COUNTS = "any_steps: [8, 4, 2, 1], order: 2, states: trajectory, mixture: [2, 2, 2, 1]"
-# Evaluations: the separate students' are 1,644,800 together; here 0.60 of them, and all.
+# The separate students take 1,644,800 evaluations together: 0.60 of them, 0.60 and all.
 ANY = {
     "any": f"[{{parent: teacher, {COUNTS}, updates: 994}}]",
     "short": f"[{{parent: teacher, {COUNTS}, shortcut: 0.25, updates: 1101}}]",

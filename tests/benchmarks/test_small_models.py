@@ -138,3 +138,17 @@ def test_a_call_begins_from_the_models_of_an_earlier_one(
     assert packed["flow-small-teacher"] == packed["parts"] == "not made"  # they were given
     assert packed["flow-small-student-4"].startswith("left out")
     assert {p.name for p in again.iterdir()} == set()
+
+
+def test_what_cannot_be_run_is_refused_before_anything_begins(tmp_path: Path) -> None:
+    (tmp_path / "earlier").mkdir()
+    with pytest.raises(SystemExit, match=r"--start must be a folder with one of parts.tar.gz"):
+        unpack(tmp_path / "earlier", tmp_path / "start", SmallModels.given)
+    assert not (tmp_path / "start").exists()
+    given = argparse.Namespace(
+        work=tmp_path / "work", out=tmp_path / "out", data=tmp_path / "few.parquet", start=None,
+        minutes=1.0, chains=["lost"], tiny=True, commit="", in_turn=True,
+    )  # fmt: skip
+    with pytest.raises(SystemExit, match=r"--chains must be among features, .* got lost"):
+        chains.drive(given, SmallModels)
+    assert not (tmp_path / "out").exists()

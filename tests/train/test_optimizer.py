@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,13 @@ from fewstep.core.seed import generator
 from fewstep.distill.pretrain import Pretrain
 from fewstep.errors import CheckpointError, Interrupted, MissingError, RangeError
 from fewstep.train import TrainConfig, check_trainable, train
-from fewstep.train.optimizer import check_groups, check_state, make_optimizer, state_bytes
+from fewstep.train.optimizer import (
+    check_groups,
+    check_state,
+    lr_scales,
+    make_optimizer,
+    state_bytes,
+)
 
 needed = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None, reason="needs fewstep[adamw8bit]"
@@ -144,8 +151,70 @@ def test_a_module_can_have_a_learning_rate_of_its_own(tmp_path: Path) -> None:
         torch.testing.assert_close(moved[Scaled][name], factor * length, rtol=1e-3, atol=0.0)
 
 
+class Outer(nn.Module):
+    """A user's module, some of whose modules have a name that another one has."""
+
+    def __init__(self, scales: Any) -> None:
+        super().__init__()
+        self.last, self.body, self.lr_scales = nn.Linear(1, 1), Net(), scales
+
+
+def factors(module: Any) -> dict[str, float]:
+    names = [name for name, _ in module.named_parameters() if name.endswith("weight")]
+    scales = lr_scales(module, names)
+    assert scales is not None
+    return {n.removesuffix(".weight"): s for n, s in zip(names, scales, strict=True)}
+
+
+def test_a_factor_is_that_of_the_named_module_alone() -> None:
+    assert factors(Outer({"last": 8.0})) == {"last": 8.0, "body.first": 1.0, "body.last": 1.0}
+    inner = {"body": 2.0, "body.last": 0.5}
+    assert factors(Outer(inner)) == {"last": 1.0, "body.first": 2.0, "body.last": 0.5}
+    compiled = Outer({"body.last": 3})
+    compiled.body = torch.compile(compiled.body)  # type: ignore[assignment]
+    assert {s for n, s in factors(compiled).items() if n.endswith("last") and n != "last"} == {3.0}
+    assert factors(torch.compile(Outer({"last": 4.0})))["_orig_mod.last"] == 4.0
+
+
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        ([8.0], "must be a dict of positive factors .*, got list"),
+        ({"lost": 8.0}, "must have names of its modules, got 'lost'"),
+        ({"last": 0.0}, "must be positive finite numbers, got 0.0 for last"),
+        ({"last": float("nan")}, "got nan for last"),
+        ({"last": "8"}, "got '8' for last"),
+    ],
+)
+def test_factors_that_do_not_fit_are_refused(tmp_path: Path, scales: Any, message: str) -> None:
+    net = Net()
+    net.lr_scales = scales
+    with pytest.raises(RangeError, match=message):
+        train(net, Pretrain(torch.tensor([2])), batch, TrainConfig(**SETTINGS, updates=1), tmp_path)
+
+
+def test_a_resume_with_other_factors_is_refused(tmp_path: Path) -> None:
+    def run(scales: dict[str, float] | None, until: int) -> None:
+        def stopping(update: int, part: int, parts: int) -> tuple[Tensor, Tensor]:
+            if update == until:
+                raise KeyboardInterrupt
+            return batch(update, part, parts)
+
+        net = Net()
+        net.lr_scales = scales  # type: ignore[assignment]
+        config = TrainConfig(**SETTINGS, updates=7)
+        train(net, Pretrain(torch.tensor([2])), stopping, config, tmp_path)
+
+    with pytest.raises((KeyboardInterrupt, Interrupted)):
+        run({"last": 8.0}, until=6)
+    for scales in (None, {"last": 4.0}):
+        with pytest.raises(CheckpointError, match="learning rates must be those that"):
+            run(scales, until=7)
+    run({"last": 8.0}, until=7)
+
+
 def test_a_checkpoint_with_other_groups_of_parameters_is_refused() -> None:
     one = [{"params": [0, 1]}]
     check_groups(one, one, Path("run"))
-    with pytest.raises(CheckpointError, match="groups must be those of this version of fewstep, 2"):
+    with pytest.raises(CheckpointError, match="learning rates must be those that"):
         check_groups(one, [{"params": [0]}, {"params": [1]}], Path("run"))

@@ -36,9 +36,9 @@ def visits(batch: int, points: int) -> list[int]:
     """
     if batch < points:
         raise RangeError(
-            f"a batch of {batch} cannot hold a trajectory of {points} states. Use a batch (a part "
-            f"of one, with several) of {points} or more, a smaller accumulate, fewer steps, or "
-            "states: noised."
+            f"a batch of {batch} cannot hold a trajectory of {points} states. Take at "
+            f"least {points} examples at once (batch_size / accumulate / processes), fewer steps, "
+            "or states: noised."
         )
     whole, rest = divmod(batch, points)
     return [whole + (k < rest) for k in range(points)]

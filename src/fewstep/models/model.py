@@ -129,13 +129,13 @@ class Model(nn.Module):
 
     @property
     def lr_scales(self) -> Mapping[str, float] | None:
-        """Factors of the learning rate by names of modules: of the input for the number of steps.
+        """Factors of the learning rate by names of modules; None where all weights have one rate.
 
-        Of its one-hot features a single one is 1, where w has dozens. At the learning rate of the
-        other weights an any-step student tells its numbers of steps apart too slowly, and is worst
-        at the largest and the smallest (docs/lab/any-step.md).
+        The input for the number of steps learns faster. Only one of its features is not zero, where
+        w has dozens. At the common rate an any-step student is therefore slow to tell its numbers
+        of steps apart, and is worst at the largest and the smallest (docs/lab/any-step.md).
         """
-        return {STEPS: STEPS_RATE} if self.takes_steps else None
+        return {f"network.{STEPS}": STEPS_RATE} if self.takes_steps else None
 
     def at_steps(self, steps: int) -> Denoiser:
         """Return an any-step student at one number of steps; any other model is returned as it is.

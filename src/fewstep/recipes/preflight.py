@@ -103,12 +103,16 @@ def _check_pair(recipe: Recipe, stage: Stage, parent: Card | None) -> None:
 def _check_parent(workspace: Workspace, stage: Stage, there: Collection[str]) -> None:
     for name in (stage.parent, stage.teacher):
         if name not in there and not workspace.is_done(name):
-            if name == TEACHER and STAGE_ONE in there:
-                place = next(k for k, s in enumerate(workspace.plan) if s.name == stage.name)
+            if name == TEACHER == stage.parent and not stage.pair and STAGE_ONE in there:
+                places = [
+                    k
+                    for k, s in enumerate(workspace.plan)
+                    if s.parent == TEACHER and not s.pair and s.name != STAGE_ONE
+                ]
+                changes = " ".join(f"--set distill.stages.{k}.parent={STAGE_ONE}" for k in places)
                 raise FolderError(
                     f"{stage.name} starts from a guided teacher, and a model of stage one was "
-                    "given. Add its teacher with --teacher, or start from that model: --set "
-                    f"distill.stages.{place}.parent={STAGE_ONE}"
+                    f"given. Add its teacher with --teacher, or start from that model: {changes}"
                 )
             raise FolderError(no_parent(workspace.out, stage, name))
     for name in dict.fromkeys((stage.parent, stage.teacher)):

@@ -69,7 +69,7 @@ def train(  # noqa: PLR0913
             `requires_grad`) are not optimised, averaged or saved in checkpoints. If other
             parameters have no effect on the output, training on several processes needs its
             attribute `has_unused_weights` to be true. Its attribute `lr_scales`, if any, holds
-            factors of the learning rate by names of modules in it.
+            positive factors of the learning rate by names of its modules.
         problem: `Pretrain`, `GuidanceDistillation`, `StepDistillation`, or your own. One
             with a method `lend` is given the student's average (`AsksAverage`). With `shard` its
             teacher is shared out as well, where it is a module in the field `teacher` of a

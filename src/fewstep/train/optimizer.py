@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.errors import CheckpointError, MissingError, RangeError
 from fewstep.train.config import TrainConfig
@@ -68,6 +69,48 @@ def make_optimizer(
     return torch.optim.AdamW(groups, **shared, fused=device.type in ("cpu", "cuda"))
 
 
+def lr_scales(student: nn.Module, names: Sequence[str]) -> list[float] | None:
+    """Return the factor of the learning rate of each named parameter; None without `lr_scales`.
+
+    `lr_scales` of the student holds positive factors by the names of modules in it. A factor holds
+    for all parameters of its module, unless a module inside has one of its own; elsewhere it is 1.
+    Raises RangeError for another factor, and for a name that no module has.
+    """
+    factors = getattr(student, "lr_scales", None)
+    if factors is None:
+        return None
+    kind = type(student).__name__
+    if not isinstance(factors, Mapping):
+        raise RangeError(
+            f"lr_scales of {kind} must be a dict of positive factors of the learning rate by names "
+            f"of modules, got {type(factors).__name__}. Rename an attribute of another meaning."
+        )
+    modules = {_uncompiled(n) for n, _ in student.named_modules(remove_duplicate=False)}
+    for name, factor in factors.items():
+        if name not in modules:
+            raise RangeError(
+                f"lr_scales of {kind} must have names of its modules, got {name!r}. Use a name of "
+                "named_modules()."
+            )
+        if not isinstance(factor, int | float) or not 0.0 < factor < math.inf:
+            raise RangeError(
+                f"lr_scales of {kind} must be positive finite numbers, got {factor!r} for {name}. "
+                "Call requires_grad_(False) on a module that is not to be trained."
+            )
+
+    def factor_of(name: str) -> float:
+        parts = _uncompiled(name).split(".")
+        inside = (".".join(parts[:k]) for k in range(len(parts) - 1, 0, -1))
+        return next((float(factors[module]) for module in inside if module in factors), 1.0)
+
+    return [factor_of(name) for name in names]
+
+
+def _uncompiled(name: str) -> str:
+    """Return the name that a parameter or module has without torch.compile."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
 def state_bytes(count: int, config: TrainConfig) -> int:
     """Return the bytes of the optimiser's state for a float32 tensor of so many numbers."""
     if config.optimizer == "adamw8bit" and count >= LEAST_8BIT:
@@ -78,12 +121,17 @@ def state_bytes(count: int, config: TrainConfig) -> int:
 def check_groups(
     found: Sequence[Mapping[str, Any]], made: Sequence[Mapping[str, Any]], folder: Path
 ) -> None:
-    """Raise CheckpointError unless a checkpoint has the optimiser's groups of parameters."""
-    if [len(g["params"]) for g in found] != [len(g["params"]) for g in made]:
+    """Raise CheckpointError unless a checkpoint has these groups of parameters and their scales."""
+
+    def sizes(groups: Sequence[Mapping[str, Any]]) -> list[tuple[int, float]]:
+        return [(len(group["params"]), group.get("scale", 1.0)) for group in groups]
+
+    if sizes(found) != sizes(made):
         raise CheckpointError(
-            f"{folder / 'checkpoints'}: the optimiser's groups must be those of this version of "
-            f"fewstep, {len(made)}, got {len(found)}. Use the version that the training was begun "
-            "with, or another --out to begin anew."
+            f"{folder / 'checkpoints'}: the learning rates must be those that the training was "
+            "begun with, and the checkpoint has other factors of them (lr_scales). It may be of an "
+            "older fewstep: continue it with that version, or remove the folder to train from the "
+            "start."
         )
 
 

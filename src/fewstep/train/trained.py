@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,7 @@ from fewstep.distill.problem import AsksAverage, Problem
 from fewstep.errors import CheckpointError, RangeError
 from fewstep.train.checkpoint import Checkpoint
 from fewstep.train.config import TrainConfig
-from fewstep.train.optimizer import check_groups, check_state, make_optimizer
+from fewstep.train.optimizer import check_groups, check_state, lr_scales, make_optimizer
 from fewstep.train.processes import piece, shared_like, whole
 from fewstep.train.shard import sharded
 
@@ -71,7 +71,8 @@ class Trained:
     ) -> None:
         """Move the student to the device and take up a checkpoint, where one was found.
 
-        folder: of the checkpoints. Raises CheckpointError where one does not fit the student.
+        folder: of the checkpoints. Raises CheckpointError where one does not fit the student, and
+        RangeError for `lr_scales` of the student that do not fit it.
         """
         self.student, self.config, self.accelerator = student.train(), config, accelerator
         self._names = [name for name, p in student.named_parameters() if p.requires_grad]
@@ -88,9 +89,9 @@ class Trained:
                     f"not: {str(error).splitlines()[-1].strip()} Remove the folder to train from "
                     "the start."
                 ) from None
+        scales = lr_scales(student, self._names)
         self.module, self.model = self._prepare()
         self.parameters: list[Tensor] = [p for p in self.module.parameters() if p.requires_grad]
-        scales = _scales(student, self._names)
         self._optimizer = make_optimizer(self.parameters, config, accelerator.device, scales)
         self._ema = [p.detach().clone() for p in self.parameters]
         if found is not None:
@@ -195,14 +196,3 @@ class Trained:
             k: v.detach() if k in self._frozen else copied(averaged.get(k, v))
             for k, v in self.module.state_dict().items()
         }
-
-
-def _scales(student: nn.Module, names: Sequence[str]) -> list[float] | None:
-    """Return the factor of each parameter's learning rate, from `lr_scales` of the student, if any.
-
-    `lr_scales`: factors by the names of modules in the student; of all other modules it is 1.
-    """
-    factors: Mapping[str, float] | None = getattr(student, "lr_scales", None)
-    if factors is None:
-        return None
-    return [next((f for m, f in factors.items() if m in n.split(".")), 1.0) for n in names]
