@@ -74,8 +74,20 @@ class Browser:
         self.page.goto(url)
 
     def _heard(self, message: Any) -> None:
-        if message.type == "error":
-            self.errors.append(message.text)
+        url = message.location["url"]
+        # Seen once, on a busy machine: Gradio refused a file. Whether the pictures that
+        # are shown have been loaded is checked by `loaded`.
+        refused = "403 (Forbidden)" in message.text and "/file=" in url
+        if message.type == "error" and not refused:
+            self.errors.append(f"{message.text}: {url}")
+
+    def loaded(self, name: str) -> None:
+        """Wait until the file of a picture has been loaded."""
+        self.page.wait_for_function(
+            "name => { const image = document.querySelector(`#${name}-picture img`);"
+            " return image && image.complete && image.naturalWidth > 0 }",
+            arg=name,
+        )
 
     def _asked(self, asked: str, url: str) -> None:
         if not asked.startswith((url, "data:", "blob:")):
@@ -115,6 +127,7 @@ class Browser:
         """Wait until captions and files of both pictures are of a guidance weight."""
         for name in ("student", "teacher"):
             self.caption(name, f"w = {float(w):g},")
+            self.loaded(name)
             assert f"-w-{float(w):g}-" in self.source(name)
 
     def caption(self, name: str, part: str) -> None:
