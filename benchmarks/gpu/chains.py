@@ -98,6 +98,11 @@ class Plan:
         """Return more archives: models without a report, which can be measured elsewhere."""
         return {}
 
+    def earlier_or_new(self, folder: str) -> Path:
+        """Return a folder of an earlier call where --start has it, else that of this call."""
+        earlier = self.start / folder
+        return earlier if earlier.is_dir() else self.work / folder
+
     def images(self, cond: str) -> Path:
         """Return the file that is there once the images are decoded, with classes or captions."""
         return self.work / f"decoded-{cond}"

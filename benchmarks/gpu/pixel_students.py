@@ -1,4 +1,4 @@
-"""Train and measure any-step, consistency and matched students of cifar10-small on a GPU, one call.
+"""Train and measure any-step, consistency and matched students of cifar10-small on a GPU.
 
     python benchmarks/gpu/pixel_students.py --out FOLDER --data train.parquet --minutes 10
 
@@ -30,13 +30,13 @@ TINY_PIXELS = (
     *("evaluate.samples=20", "evaluate.batch_size=20", "evaluate.reference_steps=4"),
 )
 COUNTS = "any_steps: [8, 4, 2, 1], order: 2, states: trajectory, mixture: [2, 2, 2, 1]"
-# The separate students take 1,644,800 evaluations together: 0.60 of them, 0.60 and all.
+# "any" and "short" cost 0.60 of the separate students' 1,644,800 evaluations, "equal" all of them.
 ANY = {
     "any": f"[{{parent: teacher, {COUNTS}, updates: 994}}]",
     "short": f"[{{parent: teacher, {COUNTS}, shortcut: 0.25, updates: 1101}}]",
     "equal": f"[{{parent: teacher, {COUNTS}, updates: 1658}}]",
 }
-# 1,286,400 evaluations: those of the separate students of 4, 2 and 1 steps.
+# It costs 1,286,400 evaluations, as the separate students of 4, 2 and 1 steps do together.
 END = "[{parent: teacher, kind: consistency-distillation, substeps: 8, order: 2, updates: 1005}]"
 MATCHED = (
     "[{parent: teacher, steps: 4, order: 2, substeps: 4, updates: 400}, "
@@ -84,8 +84,7 @@ class PixelStudents(Plan):
     @property
     def teacher(self) -> Path:
         """The folder of the teacher: of an earlier call, or made in this one."""
-        earlier = self.start / TEACHER
-        return earlier if earlier.is_dir() else self.work / TEACHER
+        return self.earlier_or_new(TEACHER)
 
     @property
     def features(self) -> Path:

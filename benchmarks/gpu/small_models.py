@@ -86,13 +86,11 @@ class SmallModels(Plan):
 
     def teacher_folder(self, name: str) -> Path:
         """Return the folder of a recipe's teacher: of an earlier call, or made in this one."""
-        earlier = self.start / name / "teacher"
-        return earlier if earlier.is_dir() else self.work / name / "teacher"
+        return self.earlier_or_new(f"{name}/teacher")
 
     def features_folder(self) -> Path:
         """Return the folder of the metrics' classifier: of an earlier call, or made here."""
-        earlier = self.start / "features"
-        return earlier if earlier.is_dir() else self.work / "features"
+        return self.earlier_or_new("features")
 
     def teacher(self, name: str) -> list[Step]:
         """Return the steps to the parts and the teacher of a recipe."""

@@ -68,7 +68,11 @@ class AsksAverage(Problem, Protocol):
 
 
 def borrow(average: Average | None, what: str) -> AbstractContextManager[Denoiser]:
-    """Return `average()`. Raises RangeError where none was lent. what: needs it, in the plural."""
+    """Return `average()`, the student with its averaged weights, for a `with` block.
+
+    what: the targets that need it, in the plural, for the error. Raises RangeError where the
+    training loop has not lent an average.
+    """
     if average is None:
         raise RangeError(
             f"{what} need the average of the student, and none was lent. Train with "
