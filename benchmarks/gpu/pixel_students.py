@@ -5,8 +5,8 @@
 For each of three seeds it makes separate students of 8, 4, 2 and 1 steps (those of 8 and 4 straight
 from the guided teacher), any-step students, consistency students and a student of distribution
 matching. docs/lab compares them (any-step.md, consistency.md, distribution-matching.md). All seeds
-share one teacher. See `benchmarks.gpu.chains` for what comes back. With --start, the teacher is
-that of an earlier call's archive.
+share one teacher. See `benchmarks.gpu.chains` for what comes back. With --start, teacher and
+features are those of an earlier call's archives.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from benchmarks.gpu.small_models import DIRECT_PIXELS  # noqa: E402
 
 RECIPE = "cifar10-small"
 TEACHER = f"pixels/{RECIPE}/teacher"
+FEATURES = "features"
 SEEDS = (0, 1, 2)
 TINY_PIXELS = (
     *("teacher.updates=2", "distill.updates=2", "distill.batch_size=128"),
     *("evaluate.samples=20", "evaluate.batch_size=20", "evaluate.reference_steps=4"),
 )
-COUNTS = "any_steps: [8, 4, 2, 1], order: 2, states: trajectory, mixture: [2, 2, 2, 1]"
-# "any" and "short" cost 0.60 of the separate students' 1,644,800 evaluations, "equal" all of them.
-ANY = {
-    "any": f"[{{parent: teacher, {COUNTS}, updates: 994}}]",
-    "short": f"[{{parent: teacher, {COUNTS}, shortcut: 0.25, updates: 1101}}]",
-    "equal": f"[{{parent: teacher, {COUNTS}, updates: 1658}}]",
-}
+COUNTS = "any_steps: [8, 4, 2, 1], order: 2, states: trajectory, mixture: [4, 4, 4, 4], pool: 16, "
+# They cost 0.60 of the separate students' 1,644,800 evaluations, and all of them.
+ANY = {"any": 1536, "equal": 2560}
 # It costs 1,286,400 evaluations, as the separate students of 4, 2 and 1 steps do together.
-END = "[{parent: teacher, kind: consistency-distillation, substeps: 8, order: 2, updates: 1005}]"
+END = (
+    "[{parent: teacher, kind: consistency-distillation, substeps: 8, order: 2, pool: 8, "
+    "updates: 1005}]"
+)
 MATCHED = (
     "[{parent: teacher, steps: 4, order: 2, substeps: 4, updates: 400}, "
     "{parent: student-4, steps: 2, updates: 300}, {parent: student-2, steps: 1, updates: 300}, "
-    "{parent: teacher, kind: sample-distillation, updates: 1500}, "
+    "{parent: teacher, kind: sample-distillation, updates: 1600, pool: 8}, "
     "{parent: student-1, kind: distribution-matching, steps: 1, real: sampled, updates: 800}]"
 )
 
@@ -52,11 +52,9 @@ class PixelStudents(Plan):
     models: ClassVar = {
         "cifar10-small-teacher": TEACHER,
         "equal-student-any": "equal/0/student-any",
-        "short-student-any": "short/0/student-any",
         "matched-1": "matched/0/matched-1",
-        "separate-student-1": "separate/0/student-1",
     }
-    given = ("cifar10-small-teacher",)
+    given = ("cifar10-small-teacher", "parts")
     pictures = ("*/*/sheets/w1.png",)
     size = 16
 
@@ -67,19 +65,27 @@ class PixelStudents(Plan):
             out = ("--out", str(self.teacher.parent))
             train = Step(("train", RECIPE, *out, *self.set()), (self.images("class"),))
             chains["teacher"] = [train]
-        chains["features"] = [self.train_features()]
+        if self.features == self.work / FEATURES:
+            chains["features"] = [self.train_features()]
         for seed in SEEDS:
             chains[f"cells-{seed}"] = [self.report("cells", seed, "[]")]
             chains[f"separate-{seed}"] = self.students("separate", seed, DIRECT_PIXELS)
-            for name, stages in ANY.items():
-                few = "distill.batch_size=128"
-                chains[f"{name}-{seed}"] = self.students(name, seed, stages, few)
+            few = ("distill.batch_size=128", "distill.lr=2e-3")
+            for name, updates in ANY.items():
+                stages = f"[{{parent: teacher, {COUNTS}updates: {updates}}}]"
+                chains[f"{name}-{seed}"] = self.students(name, seed, stages, *few)
             many = ("distill.batch_size=256", "distill.lr=2e-3")
             chains[f"end-{seed}"] = self.students("end", seed, END, *many)
             chains[f"end-{seed}"].append(self.measured_with_ddim("end", seed))
             many = ("distill.batch_size=256", "evaluate.stage_one_steps=[16]")
             chains[f"matched-{seed}"] = self.students("matched", seed, MATCHED, *many)
         return chains
+
+    def unreported(self) -> dict[str, list[Path]]:
+        """Return the finished any-step students and matched students of runs without a report."""
+        made = [*self.work.glob("*/*/student-any"), *self.work.glob("*/*/matched-1")]
+        runs = [p for p in made if not (p.parent / "report.json").is_file()]
+        return {"-".join(p.relative_to(self.work).parts): [p] for p in sorted(runs)}
 
     @property
     def teacher(self) -> Path:
@@ -89,7 +95,7 @@ class PixelStudents(Plan):
     @property
     def features(self) -> Path:
         """The folder of the classifier whose features the metrics compare."""
-        return self.work / "features"
+        return self.earlier_or_new(FEATURES)
 
     def train_features(self) -> Step:
         """Return the step that trains the classifier of the metrics."""

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from fewstep.core.denoiser import Denoiser, Guided, Traits
     from fewstep.core.sample import sample
     from fewstep.distill.any_steps import AnyStepDistillation
+    from fewstep.distill.chains import chain, direct
     from fewstep.distill.guidance import GuidanceDistillation
-    from fewstep.distill.plan import Plan, Stage, chain, direct
+    from fewstep.distill.plan import Plan, Stage
     from fewstep.distill.pretrain import Pretrain
     from fewstep.distill.steps import StepDistillation
     from fewstep.edit import decode, encode, img2img, inpaint, interpolate, transfer
@@ -44,9 +45,9 @@ _HOMES = {
     "StepDistillation": "fewstep.distill.steps",
     "TrainConfig": "fewstep.train",
     "Traits": "fewstep.core.denoiser",
-    "chain": "fewstep.distill.plan",
+    "chain": "fewstep.distill.chains",
     "decode": "fewstep.edit",
-    "direct": "fewstep.distill.plan",
+    "direct": "fewstep.distill.chains",
     "encode": "fewstep.edit",
     "export": "fewstep.folders.export",
     "img2img": "fewstep.edit",

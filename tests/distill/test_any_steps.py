@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -13,12 +11,10 @@ import torch
 from torch import Tensor
 
 from fewstep.core.angle import HALF_PI, rotate
-from fewstep.core.cond import Cond
 from fewstep.core.grid import cosine
 from fewstep.distill.any_steps import AnyStepDistillation, divided, examples
 from fewstep.distill.plan import KINDS, Plan, Stage
-from fewstep.distill.problem import AsksAverage, Regression
-from fewstep.distill.shortcuts import Shortcuts
+from fewstep.distill.problem import Regression
 from fewstep.distill.steps import StepDistillation
 from fewstep.errors import GridError, RangeError, RecipeError
 from fewstep.testing import Counting, Gaussian, Mixture, check_stage
@@ -135,71 +131,50 @@ def test_a_mixture_takes_different_steps_of_a_trajectory() -> None:
     assert {i for n, _, i in seen if n == 8} == set(range(8))
 
 
+def test_more_steps_than_a_trajectory_has_are_taken_as_often_as_each_other() -> None:
+    """Five of the two steps of N = 2: each twice, and one of them a third time."""
+    settings: Any = {"order": 2, "w_range": W, "states": "trajectory"}
+    stage = AnyStepDistillation(PAIR, (4, 2, 1), **settings, mixture=(4, 5, 3))
+    r = stage(X, COND, seeded())
+    assert r.steps is not None
+    assert Counter(r.steps.tolist()) == {4: 20, 2: 25, 1: 15}
+    seen = Counter(zip(r.steps.tolist(), r.w.tolist(), on_grid(r).tolist(), strict=True))
+    assert {n: {c for (m, _, _), c in seen.items() if m == n} for n in (4, 2, 1)} == {
+        4: {1}, 2: {2, 3}, 1: {3},
+    }  # fmt: skip
+
+
+def test_the_cost_of_a_pool_is_what_is_evaluated() -> None:
+    """Seven updates in pools of three: the third pool is made whole for one update."""
+    teacher = Counting(PAIR)
+    settings: dict[str, Any] = {"any_steps": [4, 2, 1], "mixture": [4, 4, 4], "updates": 7}
+    stage = Stage(None, "teacher", **settings, states="trajectory", pool=3)
+    problem = stage.problem(teacher, W)
+    for _ in range(3):
+        assert len(problem(X[:30], COND[:30], seeded()).z) == 30
+    cost = stage.cost(10)
+    assert (cost.teacher, cost.student) == (teacher.evaluations, 70)
+
+
 @pytest.mark.parametrize("batch", [7, 9, 60])
 @pytest.mark.parametrize(
     "more",
     [
         {},
         {"mixture": [2, 2, 1]},
-        {"shortcut": 0.5},
         {"states": "trajectory"},
-        {"shortcut": 0.6, "states": "trajectory", "any_steps": [2, 1]},
+        {"states": "trajectory", "any_steps": [2, 1]},
     ],
 )
 def test_the_cost_is_what_is_evaluated(batch: int, more: dict[str, Any]) -> None:
     teacher = Counting(PAIR)
     stage = Stage(None, "teacher", **{"any_steps": [1, 2, 4], "order": 2, "updates": 3, **more})
     problem = stage.problem(teacher, W)
-    own = Own()
-    if isinstance(problem, AsksAverage):
-        problem.lend(own.lend)
     r = problem(X[:batch], COND[:batch], seeded())
     assert len(r.z) == batch
     cost = stage.cost(batch)
     assert cost.student == 3 * batch
-    assert cost.teacher == 3 * (teacher.evaluations + own.evaluations)
-
-
-class Own:
-    """A stand-in for the student's average, which counts its evaluations and may be lent."""
-
-    passes = 1
-    evaluations = 0
-
-    def __call__(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor, steps: Tensor) -> Tensor:
-        self.evaluations += len(z)
-        scale = (w + steps)[:, None]
-        return scale.sin() * z + phi[:, None]
-
-    @contextmanager
-    def lend(self) -> Iterator[Any]:
-        yield self
-
-
-@pytest.mark.parametrize("states", ["noised", "trajectory"])
-def test_a_shortcut_target_is_two_steps_of_the_average(states: Any) -> None:
-    """Half of 60 examples: 10 of two steps, 20 of one; the others are as they are without."""
-    settings: dict[str, Any] = {"order": 2, "mixture": [1, 1, 1], "states": states}
-    stage = Stage(None, "teacher", any_steps=[4, 2, 1], shortcut=0.5, **settings)
-    problem, own = stage.problem(PAIR, W), Own()
-    assert isinstance(problem, Shortcuts)
-    with pytest.raises(RangeError, match="none was lent"):
-        problem(X, COND, seeded())
-    problem.lend(own.lend)
-    r = problem(X, COND, seeded())
-    assert r.steps is not None
-    assert Counter(r.steps[30:].tolist()) == {2: 10, 1: 20}
-    assert isinstance(r.cond, Tensor)
-    for n in (2, 1):
-        rows, h = torch.arange(60).ge(30) & (r.steps == n), HALF_PI / (2 * n)
-        z, twice = r.z[rows], torch.full((int(rows.sum()),), 2 * n)
-        for k in range(2):
-            z = rotate(z, own(z, r.phi[rows] - k * h, COND, r.w[rows], twice), h)
-        torch.testing.assert_close(to(r)[rows], z, rtol=0, atol=1e-12)
-    whole = Stage(None, "teacher", any_steps=[4, 2, 1], **settings).problem(PAIR, W)
-    same = whole(X[:30], COND[:30], seeded())
-    assert torch.equal(same.v_target, r.v_target[:30])
-    assert not isinstance(whole, AsksAverage)
+    assert cost.teacher == 3 * teacher.evaluations
 
 
 def test_a_batch_is_divided_in_the_ratio_of_the_mixture() -> None:
@@ -220,7 +195,7 @@ def test_a_stage_is_any_step_by_its_any_steps() -> None:
     again = Stage.model_validate(four.model_dump())
     assert again == four
     old = Stage("student-4", "teacher", steps=4)
-    assert not {"any_steps", "mixture", "shortcut"} & set(old.identity())
+    assert not {"any_steps", "mixture", "pool"} & set(old.identity())
 
 
 @pytest.mark.parametrize(
@@ -229,14 +204,11 @@ def test_a_stage_is_any_step_by_its_any_steps() -> None:
         ({"any_steps": [8]}, "two or more different numbers"),
         ({"any_steps": [8, 3]}, "divide the largest one"),
         ({"any_steps": [4, 4]}, "two or more different"),
-        ({"any_steps": [4, 2], "mixture": [4, 3]}, "mixture must have one whole number"),
         ({"any_steps": [4, 2], "mixture": [4]}, "mixture must have one whole number"),
         ({"any_steps": [4, 2], "steps": 4}, "steps must be left out"),
         ({"any_steps": [4, 2], "stride": 2}, "stride must be left out"),
         ({"steps": 4, "mixture": [4]}, "mixture must be left out"),
-        ({"steps": 4, "shortcut": 0.5}, "shortcut must be left out"),
-        ({"any_steps": [8, 2], "shortcut": 0.5}, "are made by 4 steps of the student"),
-        ({"any_steps": [4, 2], "shortcut": 1.0}, "less than 1"),
+        ({"steps": 4, "pool": 2}, "pool must be left out"),
         ({"kind": "any-step-distillation"}, "needs any_steps"),
     ],
 )
@@ -269,13 +241,14 @@ def test_grids_that_are_not_nested_are_refused() -> None:
         AnyStepDistillation(teacher, (4, 2), w_range=W)
 
 
-def test_shortcuts_of_trajectories_need_examples_for_each_state() -> None:
+def test_a_pool_is_of_trajectories_and_steps_are_taken_again_in_a_pool_alone() -> None:
     kind = KINDS["any-step-distillation"]
-    stage = Stage(None, "teacher", any_steps=[8, 4, 2, 1], shortcut=0.25, states="trajectory")
-    with pytest.raises(RangeError, match=r"a batch .* of 64 gives them 2 examples"):
+    stage = Stage(None, "teacher", any_steps=[4, 2], states="trajectory", mixture=[4, 3])
+    with pytest.raises(RangeError, match=r"at most 2 of the 2 steps .* got 3"):
         kind.check_part(stage, 64)
-    kind.check_part(stage, 256)
-    kind.check_part(stage.model_copy(update={"states": "noised"}), 64)
+    kind.check_part(stage.model_copy(update={"pool": 2}), 64)
+    with pytest.raises(RangeError, match="pool needs states: trajectory"):
+        kind.check_part(stage.model_copy(update={"pool": 2, "states": "noised"}), 64)
 
 
 @pytest.mark.parametrize("states", ["noised", "trajectory"])
@@ -305,9 +278,8 @@ def test_a_batch_that_would_never_train_a_number_of_steps_is_refused(
     assert {1, 2, 3} <= set(refused) < set(range(1, 10))
 
 
-def test_shortcut_targets_count_among_the_examples_of_a_number_of_steps() -> None:
-    kind = KINDS["any-step-distillation"]
-    stage = Stage(None, "teacher", any_steps=[4, 2, 1], shortcut=0.5)
-    kind.check_part(stage, 7)
-    with pytest.raises(RangeError, match="has none of 1"):
-        kind.check_part(stage.model_copy(update={"shortcut": 0.0}), 3)
+def test_stages_of_runs_from_when_there_were_shortcuts_are_read() -> None:
+    old = {"parent": "teacher", "any_steps": [4, 2]}
+    assert Stage.model_validate({**old, "shortcut": 0.0}) == Stage.model_validate(old)
+    with pytest.raises(ValueError, match="shortcut"):
+        Stage.model_validate({**old, "shortcut": 0.25})

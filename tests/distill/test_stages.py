@@ -16,14 +16,14 @@ from fewstep.core.angle import x_from_v
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Traits
 from fewstep.distill.any_steps import AnyStepDistillation
+from fewstep.distill.chains import chain, direct
 from fewstep.distill.consistency import ConsistencyDistillation, SelfConsistency
 from fewstep.distill.guidance import GuidanceDistillation
 from fewstep.distill.matching import DistributionMatching
-from fewstep.distill.plan import KINDS, STAGE_ONE, TEACHER, Plan, Stage, chain, direct
+from fewstep.distill.plan import KINDS, STAGE_ONE, TEACHER, Plan, Stage
 from fewstep.distill.pretrain import Pretrain
 from fewstep.distill.problem import Kind, loss
 from fewstep.distill.samples import SampleDistillation
-from fewstep.distill.shortcuts import Shortcuts
 from fewstep.distill.steps import StepDistillation
 from fewstep.errors import RangeError, RecipeError
 from fewstep.testing import Counting, Gaussian, Mixture, check_stage
@@ -238,7 +238,6 @@ class OfZeroToFour(Gaussian):
         ConsistencyDistillation,
         partial(SelfConsistency, order=1),
         AnyStepDistillation,
-        Shortcuts,
         partial(StepDistillation, steps=4),
     ],
 )

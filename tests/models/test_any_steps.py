@@ -238,6 +238,15 @@ def test_a_module_of_your_own_cannot_have_it() -> None:
         student_of(Mine(), ANY, W)
 
 
+def test_a_folder_from_when_there_were_shortcuts_is_read(teacher: Model, tmp_path: Path) -> None:
+    save_model(student_of(teacher, ANY, W, w_dim=16), tmp_path / "any")
+    card = card_in(tmp_path / "any")
+    stage = {**card.model_dump(mode="json")["stage"], "shortcut": 0.25}
+    edit(tmp_path / "any" / "fewstep.json", stage=stage)
+    assert card_in(tmp_path / "any") == card
+    assert model_of(load(tmp_path / "any")).card.stage == card.stage
+
+
 def test_a_folder_whose_card_and_weights_differ_is_refused(teacher: Model, tmp_path: Path) -> None:
     save_model(student_of(teacher, ANY, W, w_dim=16), tmp_path / "any")
     card = card_in(tmp_path / "any").model_dump(mode="json")

@@ -35,7 +35,9 @@ STAGES = [
     {"parent": "teacher", "name": "one", "steps": 1},
     {"parent": "one", "kind": "distribution-matching", "steps": 1, "real": "sampled"},
     {"parent": "teacher", "name": "any", "any_steps": [4, 2], "order": 2, "states": "trajectory"},
-    {"parent": "stage-one", "name": "shortcuts", "any_steps": [4, 2, 1], "shortcut": 0.5},
+    {"parent": "stage-one", "name": "any-noised", "any_steps": [4, 2, 1]},
+    {"parent": "teacher", "name": "pooled", "any_steps": [4, 2], "mixture": [2, 4]}
+    | {"states": "trajectory", "pool": 5},
 ]
 RECIPE = {
     "name": "curves",

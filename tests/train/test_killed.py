@@ -26,11 +26,14 @@ RECIPE = {
             {"parent": "teacher"},
             {"parent": "stage-one", "steps": 2},
             {"parent": "stage-one", "steps": 2, "stride": 2, "states": "trajectory"},
-            {"parent": "stage-one", "any_steps": [2, 1], "shortcut": 0.5},
+            {"parent": "stage-one", "any_steps": [2, 1], "mixture": [2, 2]}
+            | {"states": "trajectory", "pool": 8},
+            {"name": "self", "parent": "stage-one", "kind": "consistency-distillation"}
+            | {"target": "self"},
         ],
     },
 }
-MODELS = ("teacher", "stage-one", "student-2", "student-2-stochastic", "student-any")
+MODELS = ("teacher", "stage-one", "student-2", "student-2-stochastic", "student-any", "self")
 
 
 def test_ten_kills_change_no_bit(forks: Forks, tmp_path: Path) -> None:

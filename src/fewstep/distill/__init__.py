@@ -1,4 +1,4 @@
 """What the paper adds: stages of distillation as regression problems.
 
-Reading order: problem, pretrain, trajectory, guidance, steps, any_steps, shortcuts, plan.
+Reading order: problem, pretrain, trajectory, guidance, steps, any_steps, plan, chains.
 """

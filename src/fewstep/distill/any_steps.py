@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,10 +25,13 @@ from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Denoiser, coefficient_dtype, traits_of
 from fewstep.core.grid import Grid
 from fewstep.distill.draw import check_free, gaussian, uniform
-from fewstep.distill.problem import Regression
+from fewstep.distill.problem import Kind, Regression
 from fewstep.distill.steps import SAME_ANGLE, StepDistillation, extrapolated, extrapolation
 from fewstep.distill.trajectory import States
-from fewstep.errors import GridError, RangeError
+from fewstep.errors import GridError, RangeError, RecipeError
+
+if TYPE_CHECKING:
+    from fewstep.distill.plan import Stage
 
 
 class _Steps(NamedTuple):
@@ -55,7 +58,8 @@ class AnyStepDistillation:
             times as many, at every N.
         order: of the solver that makes the sub-steps, as in `StepDistillation`.
         mixture: how many steps of each N, in falling order of N, are taken from one trajectory; on
-            noised states, the ratio of the examples of each N. By default all of them.
+            noised states, the ratio of the examples of each N. By default all of them. More than N
+            takes steps again, which is meant for batches that share a pool (`TrainConfig.pool`).
         w_range: of the guidance weight; by default the teacher's own.
         states: "noised" puts noise on the data; "trajectory" walks from pure noise, and the images
             of a batch give their shape alone.
@@ -102,7 +106,18 @@ class AnyStepDistillation:
     def _regression(self, x: Tensor, cond: Cond, generator: torch.Generator) -> Regression:
         if self.states == "trajectory":
             return self._walked(x, cond, generator)
-        return regressions(self._parts, divided(len(x), self.mixture), x, cond, generator)
+        made, first = list[Regression](), 0
+        for part, few in zip(self._parts, divided(len(x), self.mixture), strict=True):
+            if few:
+                rows = slice(first, first + few)
+                r = part(x[rows], conds.take(cond, rows), generator)
+                made.append(r._replace(steps=torch.full_like(r.phi, part.steps, dtype=torch.long)))
+                first += few
+        z, phi, w, v, steps = (
+            torch.cat([getattr(r, name) for r in made])
+            for name in ("z", "phi", "w", "v_target", "steps")
+        )
+        return Regression(z, phi, cond, w, v, steps)
 
     def _walked(self, x: Tensor, cond: Cond, generator: torch.Generator) -> Regression:
         """Return B steps of as few trajectories as hold them, `mixture` of each N per trajectory.
@@ -118,7 +133,8 @@ class AnyStepDistillation:
         rows, before = [], 0
         for n, taken in zip(reversed(self.counts), reversed(self.mixture), strict=True):
             u = torch.rand((walks, n), generator=generator, device=device)
-            rows.append(before + u.argsort(1)[:, :taken].T)
+            order = u.argsort(1).T
+            rows.append(before + torch.cat([order] * math.ceil(taken / n))[:taken])
             before += n
         row = torch.cat(rows).flatten()[:batch]
         owner = torch.arange(walks, device=device).repeat(sum(self.mixture))[:batch]
@@ -193,9 +209,9 @@ def check_counts(counts: Sequence[int]) -> tuple[int, ...]:
 def check_mixture(mixture: Sequence[int], counts: Sequence[int]) -> tuple[int, ...]:
     """Return a mixture of numbers of steps, by default all steps of each. Raises RangeError."""
     out = tuple(mixture) or tuple(counts)
-    if len(out) != len(counts) or not all(1 <= m <= n for m, n in zip(out, counts, strict=True)):
+    if len(out) != len(counts) or min(out) < 1:
         raise RangeError(
-            "mixture must have one whole number for each number of steps N, from 1 to N, in the "
+            "mixture must have one whole number for each number of steps, at least 1, in the "
             f"order {list(counts)}, got {list(mixture)}. Use {list(counts)}, for example."
         )
     return out
@@ -239,31 +255,57 @@ def check_each(batch: int, counts: Sequence[int], sizes: Sequence[int]) -> None:
         )
 
 
-def regressions(
-    stages: Sequence[StepDistillation],
-    sizes: Sequence[int],
-    x: Tensor,
-    cond: Cond,
-    generator: torch.Generator,
-) -> Regression:
-    """Return the regressions of several stages, each on so many of the examples."""
-    made, first = [], 0
-    for stage, few in zip(stages, sizes, strict=True):
-        if few:
-            part = slice(first, first + few)
-            r = stage(x[part], conds.take(cond, part), generator)
-            made.append(r._replace(steps=torch.full_like(r.phi, stage.steps, dtype=torch.long)))
-            first += few
-    return joined(made)
+def _problem(
+    stage: Stage, teacher: Denoiser, w_range: tuple[float, float], _: Cond | None
+) -> AnyStepDistillation:
+    if not stage.any_steps:
+        raise RecipeError(
+            "any-step distillation needs any_steps, got none. Add it, such as any_steps: [8, 4, 2, "
+            "1]."
+        )
+    same = stage.model_dump(include={"substeps", "order", "mixture"})
+    states = stage.states or "noised"
+    return AnyStepDistillation(teacher, stage.any_steps, **same, w_range=w_range, states=states)
 
 
-def joined(made: Sequence[Regression]) -> Regression:
-    """Return several regressions as one batch."""
-    cond = made[0].cond
-    for r in made[1:]:
-        cond = conds.concat(cond, r.cond)
-    z, phi, w, v, steps = (
-        torch.cat([getattr(r, name) for r in made])
-        for name in ("z", "phi", "w", "v_target", "steps")
-    )
-    return Regression(z, phi, cond, w, v, steps)
+def _calls(stage: Stage, batch: int) -> int:
+    counts = check_counts(stage.any_steps)
+    mixture, whole = check_mixture(stage.mixture, counts), stage.substeps * counts[0]
+    if stage.states == "trajectory":
+        return whole * trajectories(batch, mixture)
+    sizes = divided(batch, mixture)
+    return sum(n * whole // k for n, k in zip(sizes, counts, strict=True))
+
+
+def _check_part(stage: Stage, part: int) -> None:
+    """Raise RangeError where a number of steps has no examples.
+
+    Raises it also for a pool without trajectories, or steps used again without a pool.
+    """
+    counts = check_counts(stage.any_steps)
+    mixture = check_mixture(stage.mixture, counts)
+    if stage.pool > 1 and stage.states != "trajectory":
+        raise RangeError(
+            "pool needs states: trajectory, whose examples come from few trajectories, got states: "
+            f"{stage.states} with pool {stage.pool}. Change one of them."
+        )
+    again = [(m, n) for m, n in zip(mixture, counts, strict=True) if m > n]
+    if again and stage.pool == 1 and stage.states == "trajectory":
+        taken, n = again[0]
+        raise RangeError(
+            f"mixture must take at most {n} of the {n} steps that a trajectory has for {n} steps, "
+            f"got {taken}: the same example would be in a batch more than once. Add pool: 16, so "
+            "that it is in several batches, or take fewer."
+        )
+    check_each(part, counts, examples(part, mixture, stage.states or "noised"))
+
+
+any_step_distillation = Kind(
+    "any-step-distillation",
+    _problem,
+    lambda _: "student-any",
+    frozenset({"any_steps", "substeps", "order", "mixture", "pool"}),
+    lambda _: "deterministic",
+    calls=_calls,
+    check_part=_check_part,
+)

@@ -242,7 +242,7 @@ consistency_distillation = Kind(
     "consistency-distillation",
     _problem,
     lambda stage: "consistency" if stage.target == "end" else "self-consistency",
-    frozenset({"substeps", "order", "target"}),
+    frozenset({"substeps", "order", "target", "pool"}),
     lambda _: "consistency",
     own_calls=_own_calls,
     check_part=_check_part,

@@ -1,11 +1,8 @@
-"""The plan of a distillation as data: what is made, from what, and what it will cost.
-
-`chain` is the paper's (stage one -> 16 -> 8 -> ... -> 1 steps); `direct` goes straight to one
-number of steps with several sub-steps a stride. Both can start at the guided pair or at stage one.
-"""
+"""The plan of a distillation as data: what is made, from what, and what it will cost."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -17,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Denoiser, Traits
 from fewstep.core.grid import MAX_STEPS
+from fewstep.distill.any_steps import any_step_distillation
 from fewstep.distill.consistency import Target, consistency_distillation
 from fewstep.distill.guidance import STAGE_ONE as STAGE_ONE
 from fewstep.distill.guidance import guidance_distillation
@@ -25,7 +23,6 @@ from fewstep.distill.pretrain import TEACHER as TEACHER
 from fewstep.distill.pretrain import pretraining
 from fewstep.distill.problem import Problem
 from fewstep.distill.samples import sample_distillation
-from fewstep.distill.shortcuts import any_step_distillation
 from fewstep.distill.steps import Direction, step_distillation
 from fewstep.distill.trajectory import States
 from fewstep.errors import FewstepError, RangeError, RecipeError, first_wrong
@@ -85,10 +82,12 @@ class Stage(BaseModel):
         direction: "decode" draws images; "encode" makes an encoder, from an image to its noise.
         pair: the student replaces the network, not the guided teacher: it learns the conditional
             and the unconditional pass alike, and is itself guided by two passes.
-        mixture: of an any-step student, how many examples of each number of steps N, 1 to N, are
-            taken together, in the order of any_steps from the largest; by default N.
-        shortcut: of an any-step student, the part of a batch whose targets are two steps of its own
-            average, of every number of steps but the largest.
+        mixture: of an any-step student, how many examples of each number of steps N are taken
+            together, in the order of any_steps from the largest; by default N, and more with a pool
+            alone.
+        pool: of kinds whose examples come from few trajectories (any-step, consistency and sample
+            distillation), how many updates in a row share a pool of them. The examples are dealt
+            to these updates at random.
         dropout: of conditions, in pretraining; leave it out elsewhere.
         target: of consistency distillation: the "end" of the teacher's trajectory, or the end that
             the student's own average says one step of the teacher further on, "self".
@@ -112,13 +111,21 @@ class Stage(BaseModel):
     direction: Direction = "decode"
     pair: bool = False
     mixture: tuple[Count, ...] = Field((), max_length=100)
-    shortcut: float = Field(0.0, ge=0.0, lt=1.0)
+    pool: int = Field(1, ge=1, le=1000)
     dropout: float | None = Field(None, ge=0.0, lt=1.0)
     target: Target = "end"
     real: str | None = Field(None, min_length=1)
     updates: int | None = Field(None, ge=1, le=1_000_000_000)
     lr: float | None = Field(None, gt=0.0, le=10.0)
     states: States | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_old_keys(cls, given: Any) -> Any:
+        """Leave out `shortcut: 0.0`, which runs of development versions wrote for every stage."""
+        if isinstance(given, dict) and given.get("shortcut") == 0:
+            return {key: value for key, value in given.items() if key != "shortcut"}
+        return given
 
     def __init__(self, name: str | None = None, parent: str = "", **settings: Any) -> None:
         """Raise RecipeError for numbers out of range, and settings that do not go together."""
@@ -174,7 +181,7 @@ class Stage(BaseModel):
     def at(self, steps: int) -> Stage:
         """Return the stage of an any-step student for one of its numbers of steps alone."""
         fields = type(self).model_fields
-        own = {key: fields[key].default for key in ("any_steps", "mixture", "shortcut")}
+        own = {key: fields[key].default for key in ("any_steps", "mixture", "pool")}
         own |= {"kind": DEFAULT_KINDS[1], "steps": steps}
         return self.model_copy(
             update={**own, "substeps": self.substeps * max(self.any_steps) // steps}
@@ -236,7 +243,13 @@ class Stage(BaseModel):
         """
         states, kind = (None, "noised"), (self._default_kind,)
         once: dict[str, tuple[Any, ...]] = {"states": states, "kind": kind, "order": (1,)}
-        once |= {"dropout": (None,), "any_steps": ((),), "mixture": ((),), "shortcut": (0.0,)}
+        once |= {
+            "dropout": (None,),
+            "any_steps": ((),),
+            "mixture": ((),),
+            "shortcut": (0.0,),
+            "pool": (1,),
+        }
         once |= {"target": ("end",), "real": (None,)}
         settings = self.model_dump(exclude={"lr"})
         return {key: value for key, value in settings.items() if value not in once.get(key, ())}
@@ -245,9 +258,10 @@ class Stage(BaseModel):
         """Return the cost of the stage, whatever its states. Raises RecipeError without updates."""
         if self.updates is None:
             raise RecipeError(f"stage {self.name!r}: updates must be given. Add updates.")
-        kind = KINDS[self.kind]
-        calls = self.passes * kind.calls(self, batch_size) + kind.own_calls(self, batch_size)
-        return Cost(self.updates * calls, self.updates * batch_size)
+        kind, made = KINDS[self.kind], batch_size * self.pool
+        calls = self.passes * kind.calls(self, made) + kind.own_calls(self, made)
+        pools = math.ceil(self.updates / self.pool)
+        return Cost(pools * calls, self.updates * batch_size)
 
 
 @dataclass(frozen=True)
@@ -305,46 +319,3 @@ class Plan:
         """Return the whole plan's cost."""
         costs = [s.cost(batch_size) for s in self.stages]
         return Cost(sum(c.teacher for c in costs), sum(c.student for c in costs))
-
-
-def chain(
-    first: int,
-    last: int = 1,
-    *,
-    stage_one: int | None,
-    updates: int,
-    substeps: int = 2,
-    order: Literal[1, 2] = 1,
-) -> Plan:
-    """Return the paper's chain: stage one, then `first`, first/2, ..., `last` steps.
-
-    stage_one: its updates; None leaves it out, and `first` is made from the guided pair.
-    updates: of each later stage. substeps, order: of `first`; those after it have two sub-steps of
-    DDIM. Raises RecipeError unless first is last times a power of two.
-    """
-    ratio, rest = divmod(first, max(last, 1))
-    if last < 1 or rest or ratio < 1 or ratio & (ratio - 1):
-        raise RecipeError(f"a chain from {first} to {last} steps does not halve. Use 16 to 1.")
-    stages = [] if stage_one is None else [Stage(STAGE_ONE, TEACHER, updates=stage_one)]
-    parent, steps = (TEACHER if stage_one is None else STAGE_ONE), first
-    while steps >= last:
-        stage = Stage(None, parent, updates=updates, steps=steps, substeps=substeps, order=order)
-        stages.append(stage)
-        parent, steps, substeps, order = stage.name, steps // 2, 2, 1
-    return Plan(tuple(stages))
-
-
-def direct(
-    steps: int,
-    *,
-    updates: int,
-    stage_one: int | None = None,
-    substeps: int = 4,
-    order: Literal[1, 2] = 2,
-) -> Plan:
-    """Return a plan straight to `steps`, `substeps` teacher steps a stride, no student between.
-
-    By default from the guided pair by steps of second order: of the plans to four steps that were
-    compared (docs/lab/cost-to-quality.md) the nearest to the teacher for what it costs.
-    """
-    return chain(steps, steps, stage_one=stage_one, updates=updates, substeps=substeps, order=order)

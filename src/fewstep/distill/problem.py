@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, runtime_
 import torch
 from torch import Tensor
 
+from fewstep.core import cond as conds
 from fewstep.core.angle import expand
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Denoiser
@@ -38,6 +39,14 @@ class Regression(NamedTuple):
         """The arguments that the student is called with."""
         few = (self.z, self.phi, self.cond, self.w)
         return few if self.steps is None else (*few, self.steps)
+
+    def take(self, index: Tensor | slice) -> Regression:
+        """Return the examples of an index (n,), or of a slice."""
+        steps = None if self.steps is None else self.steps[index]
+        cond = conds.take(self.cond, index)
+        return Regression(
+            self.z[index], self.phi[index], cond, self.w[index], self.v_target[index], steps
+        )
 
 
 class Problem(Protocol):

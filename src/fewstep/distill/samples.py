@@ -78,6 +78,7 @@ sample_distillation = Kind(
     "sample-distillation",
     lambda _, teacher, w_range, __: SampleDistillation(teacher, w_range),
     lambda _: SAMPLED,
+    frozenset({"pool"}),
     calls=lambda _, batch: STEPS * max(1, batch // STATES),
     needs_images=lambda _: False,
 )

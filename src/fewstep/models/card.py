@@ -176,6 +176,8 @@ def read_card(folder: Path) -> Card:
     found = data.get("format") if isinstance(data, dict) else None
     if isinstance(data, dict) and found == 1 and found is not True:
         data, found = _from_format_1(data), FORMAT
+    if isinstance(data, dict) and isinstance(data.get("stage"), dict):
+        data["stage"].pop("shortcut", None)  # a setting of development versions
     if found != FORMAT:
         raise FolderError(
             f"{path} has format {str(found)[:40]!r}; this fewstep reads the formats 1 and "

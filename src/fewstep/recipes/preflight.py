@@ -294,7 +294,8 @@ def check_trainings(recipe: Recipe, names: Collection[str], device: str | None) 
             _check_average(recipe, stage)
             if stage is not None:
                 parts = recipe.distill.accumulate * processes(device).num_processes
-                KINDS[stage.kind].check_part(stage, recipe.distill.batch_size // parts)
+                size = recipe.distill.batch_size // parts * stage.pool
+                KINDS[stage.kind].check_part(stage, size)
             images = recipe.track.images_every is not None
             check_tracking(recipe.track.trackers, images, recipe.train_config(stage))
         except FewstepError as error:
@@ -303,15 +304,21 @@ def check_trainings(recipe: Recipe, names: Collection[str], device: str | None) 
 
 
 def _check_average(recipe: Recipe, stage: Stage | None) -> None:
-    """Raise RangeError where a stage asks the average of a student that is sharded."""
-    if (
-        stage is not None
-        and recipe.distill.shard
-        and KINDS[stage.kind].own_calls(stage, recipe.distill.batch_size)
-    ):
+    """Raise RangeError where a stage asks the average of a sharded student, or one of the future.
+
+    Several updates that share a pool have one student at its beginning.
+    """
+    if stage is None or not KINDS[stage.kind].own_calls(stage, recipe.distill.batch_size):
+        return
+    if recipe.distill.shard:
         raise RangeError(
             f"shard must be false for {stage.name}, which needs the student's whole average on "
             "every device. Leave it out."
+        )
+    if stage.pool > 1:
+        raise RangeError(
+            f"pool must be 1 for {stage.name}, whose targets come from the student's average of "
+            f"every update, got {stage.pool}. Leave pool out, or use targets of the teacher alone."
         )
 
 

@@ -293,6 +293,6 @@ class Recipe(Part):
     def train_config(self, stage: Stage | None) -> TrainConfig:
         """Return the training of a stage, or with None of the teacher."""
         source = self.teacher if stage is None else self.distill
-        shared = {k: getattr(source, k) for k in TrainConfig.model_fields}
-        own = {} if stage is None else stage.model_dump(include={"updates", "lr"})
+        shared = source.model_dump(include=set(TrainConfig.model_fields))
+        own = {} if stage is None else stage.model_dump(include={"updates", "lr", "pool"})
         return TrainConfig(**{**shared, **{k: v for k, v in own.items() if v is not None}})

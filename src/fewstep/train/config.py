@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 MOST_UPDATES = 1_000_000_000
+MOST_POOLED = 1000
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 # Settings that a run may change when it resumes.
@@ -73,12 +74,17 @@ class TrainConfig(Optimisation):
 
     Attributes:
         updates: of the optimiser.
+        pool: how many updates in a row share the examples that are made for them by one call of the
+            problem; they are dealt to the updates at random. For problems whose examples come from
+            a few trajectories each.
     """
 
     updates: int = Field(1000, ge=1, le=MOST_UPDATES)
+    pool: int = Field(1, ge=1, le=MOST_POOLED)
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that the result depends on, apart from rounding."""
         # Left out at its default, so that runs from before there was a choice can go on.
-        usual = {"optimizer"} if self.optimizer == "adamw" else set()
+        first = {"optimizer": "adamw", "pool": 1}
+        usual = {key for key, value in first.items() if getattr(self, key) == value}
         return self.model_dump(mode="json", exclude=FREE | usual)

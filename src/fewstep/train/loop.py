@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed.checkpoint as dcp
@@ -18,9 +18,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
-from fewstep.core import cond as conds
-from fewstep.core.cond import Cond
-from fewstep.core.seed import derive, generator
+from fewstep.core.seed import derive
 from fewstep.distill.problem import WEIGHTINGS, AsksAverage, Problem, loss
 from fewstep.errors import Interrupted, MissingError, NonFiniteError, RangeError, TimeUp
 from fewstep.limit import is_time_up, stop_requests
@@ -33,10 +31,10 @@ from fewstep.train.progress import Progress
 from fewstep.train.readings import Readings
 from fewstep.train.schedule import ema_at, lr_at
 from fewstep.train.shard import sharded_teacher
+from fewstep.train.targets import Batch as Batch
+from fewstep.train.targets import Targets
 from fewstep.train.track import Track, Tracking, check_trackers
 from fewstep.train.trained import Trained, check_average, what_is_trained
-
-Batch: TypeAlias = Callable[[int, int, int], tuple[Tensor, Cond]]
 
 
 class TrainResult(NamedTuple):
@@ -121,9 +119,7 @@ class _Loop:
         device: str | None,
         track: Track | None = None,
     ) -> None:
-        self.problem, self.batch, self.config, self.folder, self.seed = (
-            problem, batch, config, folder, run_key["seed"],
-        )  # fmt: skip
+        self.config, self.folder, self.seed = config, folder, run_key["seed"]
         check_average(problem, config)
         self.accelerator = accelerator = _accelerator(student, config, device)
         self.device = accelerator.device
@@ -139,7 +135,9 @@ class _Loop:
         if isinstance(problem, AsksAverage):
             problem.lend(self.trained.averaged)
         if config.shard:
-            self.problem = sharded_teacher(problem, accelerator)
+            problem = sharded_teacher(problem, accelerator)
+        same: Any = {"seed": self.seed, "parts": self.parts, "pool": config.pool}
+        self.targets = Targets(problem, batch, accelerator, **same)
         self.update = 0 if found is None else found.update
         self.readings = Readings(self.device, accelerator.num_processes, accelerator.process_index)
         # Older checkpoints have no readings.
@@ -226,12 +224,8 @@ class _Loop:
                 yield
 
     def _part_loss(self, update: int, part: int) -> Tensor:
-        x, cond = self.batch(update, part, self.parts)
-        x, cond = cast(Tensor, conds.send(x, self.device)), conds.send(cond, self.device)
         _seed_dropout(derive(self.seed, "dropout", update, part), self.device)
-        draws = generator(self.device, self.seed, "update", update, part)
-        with self.accelerator.autocast():
-            r = self.problem(x, cond, draws)
+        r = self.targets(update, part)
         with self.accelerator.autocast() if self.config.shard else nullcontext():
             v = self.trained.model(*r.asked)
         return loss(v, r.v_target, r.phi, self.weighting)

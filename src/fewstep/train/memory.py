@@ -96,8 +96,9 @@ def estimate(
         checkpoint()
     update = _Update(student, problem, config)
     size = max(1, config.batch_size // (config.accumulate * processes))
-    batch = x.to("meta").expand(size, *x.shape[1:])
-    few = conds.repeat_null(conds.to(cond, torch.device("meta")), size)
+    made = size * config.pool
+    batch = x.to("meta").expand(made, *x.shape[1:])
+    few = conds.repeat_null(conds.to(cond, torch.device("meta")), made)
     on = {n: _like(p) for n, p in (*update.named_parameters(), *update.named_buffers())}
     if config.accumulate > 1:
         # The gradients of the parts before are there already when the last one begins.
@@ -150,6 +151,10 @@ class _Update(nn.Module):
     def forward(self, x: Tensor, cond: Cond) -> None:
         with self._autocast(cache=not self.config.shard):
             r = self.problem(x, cond, generator("cpu", 0))
+        if self.config.pool > 1:
+            # Held as long as its updates last, beside the part that is asked.
+            pool = r
+            r = pool.take(slice(len(pool.z) // self.config.pool))
         with self._autocast(cache=not self.config.shard):
             v = self.student(*r.asked).to(x.dtype)
         of = loss(v, r.v_target, r.phi, WEIGHTINGS[self.config.weighting])

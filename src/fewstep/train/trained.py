@@ -43,12 +43,17 @@ def what_is_trained(student: nn.Module, config: TrainConfig) -> str | None:
 
 
 def check_average(problem: Problem, config: TrainConfig) -> None:
-    """Raise RangeError for a problem that asks the average of a student that is sharded."""
+    """Raise RangeError for a problem that asks the average of a sharded student, or ahead."""
     asks = isinstance(problem, AsksAverage) or hasattr(problem, "networks")
     if config.shard and asks:
         raise RangeError(
             f"shard must be left out for {type(problem).__name__}, which needs the whole student, "
             "or its average, on every device. Train without it."
+        )
+    if config.pool > 1 and isinstance(problem, AsksAverage):
+        raise RangeError(
+            f"pool must be 1 for {type(problem).__name__}, whose targets come from the student's "
+            f"average of every update, got {config.pool}. Leave it out."
         )
 
 
