@@ -29,7 +29,7 @@ RECIPE = {
             {"parent": "stage-one", "any_steps": [2, 1], "mixture": [2, 2]}
             | {"states": "trajectory", "pool": 8},
             {"name": "self", "parent": "stage-one", "kind": "consistency-distillation"}
-            | {"target": "self"},
+            | {"target": "self", "substeps": 4},
         ],
     },
 }
