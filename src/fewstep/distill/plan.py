@@ -247,7 +247,6 @@ class Stage(BaseModel):
             "dropout": (None,),
             "any_steps": ((),),
             "mixture": ((),),
-            "shortcut": (0.0,),
             "pool": (1,),
         }
         once |= {"target": ("end",), "real": (None,)}
