@@ -30,9 +30,9 @@ TINY_PIXELS = (
     *("teacher.updates=2", "distill.updates=2", "distill.batch_size=128"),
     *("evaluate.samples=20", "evaluate.batch_size=20", "evaluate.reference_steps=4"),
 )
-COUNTS = "any_steps: [8, 4, 2, 1], order: 2, states: trajectory, mixture: [4, 4, 4, 4], pool: 16, "
+COUNTS = "any_steps: [8, 4, 2, 1], order: 2, states: trajectory, mixture: [8, 4, 4, 4], pool: 16, "
 # They cost 0.60 of the separate students' 1,644,800 evaluations, and all of them.
-ANY = {"any": 1536, "equal": 2560}
+ANY = {"any": 1664, "equal": 2784}
 # It costs 1,286,400 evaluations, as the separate students of 4, 2 and 1 steps do together.
 END = (
     "[{parent: teacher, kind: consistency-distillation, substeps: 8, order: 2, pool: 8, "
@@ -74,6 +74,10 @@ class PixelStudents(Plan):
             for name, updates in ANY.items():
                 stages = f"[{{parent: teacher, {COUNTS}updates: {updates}}}]"
                 chains[f"{name}-{seed}"] = self.students(name, seed, stages, *few)
+                slower = (few[0], "distill.lr=1e-3")
+                chains[f"{name}-slower-{seed}"] = self.students(
+                    f"{name}-slower", seed, stages, *slower
+                )
             many = ("distill.batch_size=256", "distill.lr=2e-3")
             chains[f"end-{seed}"] = self.students("end", seed, END, *many)
             chains[f"end-{seed}"].append(self.measured_with_ddim("end", seed))

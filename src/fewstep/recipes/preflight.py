@@ -306,8 +306,14 @@ def check_trainings(recipe: Recipe, names: Collection[str], device: str | None) 
 def _check_average(recipe: Recipe, stage: Stage | None) -> None:
     """Raise RangeError where a stage asks the average of a sharded student, or one of the future.
 
-    Several updates that share a pool have one student at its beginning.
+    Several updates that share a pool have one student at its beginning. Raises it also for a pool
+    of images of several sizes.
     """
+    if stage is not None and stage.pool > 1 and recipe.data.buckets:
+        raise RangeError(
+            f"pool must be 1 for {stage.name} where images have several sizes (data.buckets), of "
+            f"which every batch has one, got {stage.pool}. Leave one of them out."
+        )
     if stage is None or not KINDS[stage.kind].own_calls(stage, recipe.distill.batch_size):
         return
     if recipe.distill.shard:
