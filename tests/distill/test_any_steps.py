@@ -244,9 +244,11 @@ def test_grids_that_are_not_nested_are_refused() -> None:
 def test_a_pool_is_of_trajectories_and_steps_are_taken_again_in_a_pool_alone() -> None:
     kind = KINDS["any-step-distillation"]
     stage = Stage(None, "teacher", any_steps=[4, 2], states="trajectory", mixture=[4, 3])
-    with pytest.raises(RangeError, match=r"at most 2 of the 2 steps .* got 3"):
+    with pytest.raises(RangeError, match="at most N times pool, 2 for 2 steps, got 3"):
         kind.check_part(stage, 64)
     kind.check_part(stage.model_copy(update={"pool": 2}), 64)
+    with pytest.raises(RangeError, match="4 for 2 steps, got 5"):
+        kind.check_part(stage.model_copy(update={"pool": 2, "mixture": (4, 5)}), 64)
     with pytest.raises(RangeError, match="pool needs states: trajectory"):
         kind.check_part(stage.model_copy(update={"pool": 2, "states": "noised"}), 64)
 

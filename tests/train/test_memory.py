@@ -261,3 +261,17 @@ def test_what_is_foreseen_is_near_what_is_measured(
 def test_a_process_that_gave_memory_back_holds_its_weights_at_least() -> None:
     watch = memory.Watch(torch.device("cpu"), held=1000, bare=10**15)
     assert watch.peak() in (1000, None)
+
+
+def test_every_part_of_a_batch_holds_a_pool_of_its_own() -> None:
+    of = teacher()
+    stage = Stage(None, "teacher", any_steps=[2, 1], states="trajectory", pool=16)
+    student = student_of(of, stage, (0, 4), w_dim=32)
+    x, cond = torch.zeros(1, 3, 8, 8), torch.zeros(1).long()
+
+    def activations(accumulate: int) -> int:
+        config = TrainConfig(batch_size=64 * accumulate, accumulate=accumulate, pool=16)
+        return estimate(student, stage.problem(of, (0.0, 4.0)), config, x, cond).activations
+
+    pool = 2 * 16 * 64 * 4 * 3 * 8 * 8  # bytes of its states and targets
+    assert 3 * pool < activations(4) - activations(1) < 3.3 * pool

@@ -15,6 +15,7 @@ from fewstep.distill.problem import Regression
 from fewstep.errors import RangeError
 from fewstep.train import TrainConfig, train
 from fewstep.train.targets import Targets
+from fewstep.train.trained import check_average
 
 P, B = 4, 6
 
@@ -102,6 +103,53 @@ def test_a_problem_that_asks_the_average_cannot_have_a_pool(tmp_path: Path) -> N
 
     with pytest.raises(RangeError, match=r"pool must be 1 for Asking.*got 2"):
         train(Student(), Asking(), batch, TrainConfig(updates=2, batch_size=B, pool=2), tmp_path)
+
+
+def test_matching_cannot_have_a_pool_either() -> None:
+    """Its batch has an order, and its targets come from the student of every update."""
+
+    class Matching(Numbered):
+        networks = nn.ModuleList()
+
+    with pytest.raises(RangeError, match="pool must be 1 for Matching"):
+        check_average(Matching(), TrainConfig(pool=2))
+
+
+def test_batches_of_several_sizes_cannot_share_a_pool() -> None:
+    def sizes(update: int, part: int, parts: int) -> tuple[Tensor, Cond]:
+        x = torch.zeros(B, 3 + update % 2)
+        return x, torch.zeros(B)
+
+    made = Targets(Numbered(), sizes, Accelerator(cpu=True), seed=3, parts=1, pool=2)
+    with pytest.raises(RangeError, match=r"differ in size, got batches of \(6, 3\) and \(6, 4\)"):
+        made(0, 0)
+
+
+def test_a_batch_that_draws_from_the_global_generator_changes_no_dropout(tmp_path: Path) -> None:
+    """The batches of a pool are made by one of its updates alone."""
+
+    class Dropping(Student):
+        calls = 0
+
+        def forward(self, z: Tensor, phi: Tensor, cond: Cond, w: Tensor) -> Tensor:
+            self.calls += 1
+            if self.calls == kill_at:
+                raise ConnectionError("killed")
+            return self.scale * nn.functional.dropout(z, 0.5, self.training)
+
+    def drawing(update: int, part: int, parts: int) -> tuple[Tensor, Cond]:
+        torch.default_generator.manual_seed(update)
+        torch.rand(1 + update)
+        return batch(update, part, parts)
+
+    config, kill_at = TrainConfig(updates=8, batch_size=B, pool=P, checkpoint_every=1), 0
+    whole = train(Dropping(), Numbered(), drawing, config, tmp_path / "whole", progress=False)
+    kill_at = 7
+    with pytest.raises(ConnectionError):
+        train(Dropping(), Numbered(), drawing, config, tmp_path / "again", progress=False)
+    kill_at = 0
+    again = train(Dropping(), Numbered(), drawing, config, tmp_path / "again", progress=False)
+    assert torch.equal(whole.student.scale, again.student.scale)
 
 
 def test_a_run_with_a_pool_is_another_run(tmp_path: Path) -> None:

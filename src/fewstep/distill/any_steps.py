@@ -289,13 +289,13 @@ def _check_part(stage: Stage, part: int) -> None:
             "pool needs states: trajectory, whose examples come from few trajectories, got states: "
             f"{stage.states} with pool {stage.pool}. Change one of them."
         )
-    again = [(m, n) for m, n in zip(mixture, counts, strict=True) if m > n]
-    if again and stage.pool == 1 and stage.states == "trajectory":
+    again = [(m, n) for m, n in zip(mixture, counts, strict=True) if m > n * stage.pool]
+    if again and stage.states == "trajectory":
         taken, n = again[0]
         raise RangeError(
-            f"mixture must take at most {n} of the {n} steps that a trajectory has for {n} steps, "
-            f"got {taken}: the same example would be in a batch more than once. Add pool: 16, so "
-            "that it is in several batches, or take fewer."
+            f"mixture must be at most N times pool, {n * stage.pool} for {n} steps, got {taken}: "
+            "the same example would be in one batch more than once. Take fewer, or a larger pool, "
+            "such as pool: 16."
         )
     check_each(part, counts, examples(part, mixture, stage.states or "noised"))
 

@@ -21,7 +21,7 @@ from fewstep.distill.guidance import guidance_distillation
 from fewstep.distill.matching import distribution_matching
 from fewstep.distill.pretrain import TEACHER as TEACHER
 from fewstep.distill.pretrain import pretraining
-from fewstep.distill.problem import Problem
+from fewstep.distill.problem import MOST_POOLED, Problem
 from fewstep.distill.samples import sample_distillation
 from fewstep.distill.steps import Direction, step_distillation
 from fewstep.distill.trajectory import States
@@ -111,7 +111,7 @@ class Stage(BaseModel):
     direction: Direction = "decode"
     pair: bool = False
     mixture: tuple[Count, ...] = Field((), max_length=100)
-    pool: int = Field(1, ge=1, le=1000)
+    pool: int = Field(1, ge=1, le=MOST_POOLED)
     dropout: float | None = Field(None, ge=0.0, lt=1.0)
     target: Target = "end"
     real: str | None = Field(None, min_length=1)

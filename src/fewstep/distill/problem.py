@@ -19,6 +19,8 @@ from fewstep.errors import RangeError
 if TYPE_CHECKING:
     from fewstep.distill.plan import Stage
 
+MOST_POOLED = 1000  # updates that share a pool
+
 
 class Regression(NamedTuple):
     """What a student is asked (z, phi, cond, w) and what it should answer (v_target).

@@ -32,6 +32,7 @@ def settings_of(recipe: Recipe, name: str) -> dict[str, Any] | None:
         own = {k: v for k, v in stage.identity().items() if k != "name"}
         own["lr"] = config.pop("lr")
         del config["updates"]
+        config.pop("pool", None)
         shared = {k: data["distill"][k] for k in ("w", "lora", "teacher_dtype")}
         parts["distill"] = {**config, **shared}
         parts["distill"][f"stages ({name})"] = own

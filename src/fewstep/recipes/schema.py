@@ -91,8 +91,8 @@ class DistillConfig(Optimisation):
 
     @model_validator(mode="after")
     def _check_stages(self) -> DistillConfig:
-        part = self.batch_size // self.accumulate
         for s in self.stages:
+            part = self.batch_size // self.accumulate * s.pool
             if s.kind == "pretraining":
                 raise ValueError(
                     "stages must be distilled from a model, got the kind pretraining; train the "

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from fewstep.distill.problem import MOST_POOLED
+
 MOST_UPDATES = 1_000_000_000
-MOST_POOLED = 1000
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 # Settings that a run may change when it resumes.

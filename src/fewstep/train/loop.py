@@ -32,7 +32,7 @@ from fewstep.train.readings import Readings
 from fewstep.train.schedule import ema_at, lr_at
 from fewstep.train.shard import sharded_teacher
 from fewstep.train.targets import Batch as Batch
-from fewstep.train.targets import Targets
+from fewstep.train.targets import Targets, seed_dropout
 from fewstep.train.track import Track, Tracking, check_trackers
 from fewstep.train.trained import Trained, check_average, what_is_trained
 
@@ -224,8 +224,9 @@ class _Loop:
                 yield
 
     def _part_loss(self, update: int, part: int) -> Tensor:
-        _seed_dropout(derive(self.seed, "dropout", update, part), self.device)
         r = self.targets(update, part)
+        # Again: only some updates make targets, and a batch may draw from the global generator.
+        seed_dropout(derive(self.seed, "dropout", update, part), self.device)
         with self.accelerator.autocast() if self.config.shard else nullcontext():
             v = self.trained.model(*r.asked)
         return loss(v, r.v_target, r.phi, self.weighting)
@@ -334,11 +335,3 @@ def _accelerator(student: nn.Module, config: TrainConfig, device: str | None) ->
     # Its cache would hold a copy of every weight that was gathered.
     autocast = AutocastKwargs(cache_enabled=not config.shard)
     return Accelerator(cpu=on_cpu, mixed_precision=mixed, kwargs_handlers=[ddp, autocast])
-
-
-def _seed_dropout(seed: int, device: torch.device) -> None:
-    if device.type == "cpu":
-        # torch.manual_seed records a stack trace for every kind of device that is missing.
-        torch.default_generator.manual_seed(seed)
-    else:
-        torch.manual_seed(seed)

@@ -23,7 +23,7 @@ from fewstep.core import cond as conds
 from fewstep.core.cond import Cond
 from fewstep.core.denoiser import Denoiser, inside
 from fewstep.core.seed import generator
-from fewstep.distill.problem import WEIGHTINGS, AsksAverage, Problem, loss
+from fewstep.distill.problem import WEIGHTINGS, AsksAverage, Problem, Regression, loss
 from fewstep.errors import in_units
 from fewstep.resident import resident_now, resident_peak
 from fewstep.train.autocast import autocast
@@ -138,6 +138,7 @@ class _Update(nn.Module):
     def __init__(self, student: nn.Module, problem: Problem, config: TrainConfig) -> None:
         super().__init__()
         self.student, self.problem, self.config = student, problem, config
+        self.pools: list[Regression] = []
         teacher: Any = inside(getattr(problem, "teacher", None))  # type: ignore[arg-type]
         self.teacher = teacher if isinstance(teacher, nn.Module) else None
         if isinstance(problem, AsksAverage):
@@ -149,17 +150,26 @@ class _Update(nn.Module):
             yield cast(Denoiser, self.student)
 
     def forward(self, x: Tensor, cond: Cond) -> None:
-        with self._autocast(cache=not self.config.shard):
-            r = self.problem(x, cond, generator("cpu", 0))
-        if self.config.pool > 1:
-            # Held as long as its updates last, beside the part that is asked.
-            pool = r
-            r = pool.take(slice(len(pool.z) // self.config.pool))
+        if self.config.pool == 1:
+            r = self._made(x, cond)
+        else:  # its batches are joined, and the parts before hold pools of their own
+            every = torch.arange(len(x), device=x.device)
+            x, cond = x[every], conds.take(cond, every)
+            self.pools = [self._made(x, cond)]
+            if self.config.accumulate > 1:
+                others = range(self.config.accumulate - 2)
+                self.pools += [self.pools[0].take(every) for _ in others]
+                self.pools.append(self._made(x, cond))
+            r = self.pools[-1].take(every[: len(x) // self.config.pool])
         with self._autocast(cache=not self.config.shard):
             v = self.student(*r.asked).to(x.dtype)
         of = loss(v, r.v_target, r.phi, WEIGHTINGS[self.config.weighting])
         with self._autocast(cache=False):  # of blocks that are computed again
             of.backward()
+
+    def _made(self, x: Tensor, cond: Cond) -> Regression:
+        with self._autocast(cache=not self.config.shard):
+            return self.problem(x, cond, generator("cpu", 0))
 
     def _autocast(self, *, cache: bool) -> AbstractContextManager[None]:
         return autocast(SHORTER[self.config.precision], cache=cache)

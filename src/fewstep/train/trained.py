@@ -50,10 +50,10 @@ def check_average(problem: Problem, config: TrainConfig) -> None:
             f"shard must be left out for {type(problem).__name__}, which needs the whole student, "
             "or its average, on every device. Train without it."
         )
-    if config.pool > 1 and isinstance(problem, AsksAverage):
+    if config.pool > 1 and asks:
         raise RangeError(
-            f"pool must be 1 for {type(problem).__name__}, whose targets come from the student's "
-            f"average of every update, got {config.pool}. Leave it out."
+            f"pool must be 1 for {type(problem).__name__}, whose targets come from the student of "
+            f"every update, got {config.pool}. Leave it out."
         )
 
 
