@@ -13,11 +13,14 @@ from PIL import Image
 from tests.models.pipelines import dit_folder, sd_folder
 
 from fewstep.cli.main import main
-from fewstep.errors import FewstepError
+from fewstep.errors import FewstepError, RangeError
 from fewstep.recipes.config import Recipe, check_recipe
+from fewstep.recipes.preflight import check_trainings
 from fewstep.recipes.run import Run
 from fewstep.resident import resident_now
 from fewstep.train.room import memory_limit
+
+CONSISTENCY = "consistency-distillation"
 
 
 @pytest.fixture(scope="module")
@@ -200,3 +203,22 @@ def test_a_small_range_of_a_stage_one_is_noticed(home: Path, tmp_path: Path) -> 
     wide["distill"]["stages"] = [{"parent": "stage-one", "steps": 4}]
     with pytest.raises(FewstepError, match=r"\[0, 4\]"):
         run(tmp_path / "second", wide).check(["student-4"], [tmp_path / "first" / "stage-one"])
+
+
+@pytest.mark.parametrize(
+    ("stage", "data", "message"),
+    [
+        ({"any_steps": [2, 1]}, {"buckets": [[16, 16], [16, 8]]}, "images have several sizes"),
+        ({"kind": CONSISTENCY, "target": "self", "substeps": 4}, {}, "the student's average"),
+        ({"any_steps": [2, 1], "states": "noised"}, {}, "pool needs states: trajectory"),
+    ],
+)
+def test_a_pool_that_cannot_be_is_refused_before_the_first_update(
+    images: Path, stage: dict[str, Any], data: dict[str, Any], message: str
+) -> None:
+    stages = [{"parent": "teacher", "states": "trajectory", "pool": 2, **stage}]
+    found = data_of(images, stages)
+    found["data"] = {**found["data"], **data}
+    recipe = check_recipe(found, "recipe.yaml")
+    with pytest.raises(RangeError, match=message):
+        check_trainings(recipe, [s.name for s in recipe.distill.plan()], "cpu")
