@@ -70,14 +70,11 @@ class PixelStudents(Plan):
         for seed in SEEDS:
             chains[f"cells-{seed}"] = [self.report("cells", seed, "[]")]
             chains[f"separate-{seed}"] = self.students("separate", seed, DIRECT_PIXELS)
-            few = ("distill.batch_size=128", "distill.lr=2e-3")
-            for name, updates in ANY.items():
+            for count, updates in ANY.items():
                 stages = f"[{{parent: teacher, {COUNTS}updates: {updates}}}]"
-                chains[f"{name}-{seed}"] = self.students(name, seed, stages, *few)
-                slower = (few[0], "distill.lr=1e-3")
-                chains[f"{name}-slower-{seed}"] = self.students(
-                    f"{name}-slower", seed, stages, *slower
-                )
+                for name, lr in ((count, "2e-3"), (f"{count}-slower", "1e-3")):
+                    few = ("distill.batch_size=128", f"distill.lr={lr}")
+                    chains[f"{name}-{seed}"] = self.students(name, seed, stages, *few)
             many = ("distill.batch_size=256", "distill.lr=2e-3")
             chains[f"end-{seed}"] = self.students("end", seed, END, *many)
             chains[f"end-{seed}"].append(self.measured_with_ddim("end", seed))

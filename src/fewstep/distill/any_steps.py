@@ -243,7 +243,7 @@ def examples(batch: int, mixture: Sequence[int], states: States) -> list[int]:
 
 
 def check_each(batch: int, counts: Sequence[int], sizes: Sequence[int]) -> None:
-    """Raise RangeError unless each number of steps has examples in every batch.
+    """Raise RangeError unless each number of steps has examples in a batch, or in a whole pool.
 
     sizes: how many each of `counts` has.
     """
@@ -280,7 +280,7 @@ def _calls(stage: Stage, batch: int) -> int:
 def _check_part(stage: Stage, part: int) -> None:
     """Raise RangeError where a number of steps has no examples.
 
-    Raises it also for a pool without trajectories, or steps used again without a pool.
+    Raises it also for a pool without trajectories, and for a mixture above N times the pool.
     """
     counts = check_counts(stage.any_steps)
     mixture = check_mixture(stage.mixture, counts)

@@ -291,7 +291,7 @@ def check_trainings(recipe: Recipe, names: Collection[str], device: str | None) 
         stage = next((s for s in recipe.distill.plan() if s.name == name), None)
         try:
             check_trainable(recipe.train_config(stage), device)
-            _check_average(recipe, stage)
+            _check_pool_and_shard(recipe, stage)
             if stage is not None:
                 parts = recipe.distill.accumulate * processes(device).num_processes
                 size = recipe.distill.batch_size // parts * stage.pool
@@ -303,11 +303,11 @@ def check_trainings(recipe: Recipe, names: Collection[str], device: str | None) 
             raise type(error)(f"{part}: {error}") from None
 
 
-def _check_average(recipe: Recipe, stage: Stage | None) -> None:
-    """Raise RangeError where a stage asks the average of a sharded student, or one of the future.
+def _check_pool_and_shard(recipe: Recipe, stage: Stage | None) -> None:
+    """Raise RangeError for a pool or `shard` that a stage cannot have.
 
-    Several updates that share a pool have one student at its beginning. Raises it also for a pool
-    of images of several sizes.
+    Neither goes with targets from the student's average: sharding divides the student, and the
+    targets of a pool are made before most of its updates. A pool needs images of one size.
     """
     if stage is not None and stage.pool > 1 and recipe.data.buckets:
         raise RangeError(

@@ -225,7 +225,7 @@ class _Loop:
 
     def _part_loss(self, update: int, part: int) -> Tensor:
         r = self.targets(update, part)
-        # Again: only some updates make targets, and a batch may draw from the global generator.
+        # Making targets may have drawn from the global generator, and only some updates make them.
         seed_dropout(derive(self.seed, "dropout", update, part), self.device)
         with self.accelerator.autocast() if self.config.shard else nullcontext():
             v = self.trained.model(*r.asked)

@@ -43,7 +43,7 @@ def what_is_trained(student: nn.Module, config: TrainConfig) -> str | None:
 
 
 def check_average(problem: Problem, config: TrainConfig) -> None:
-    """Raise RangeError for a problem that asks the average of a sharded student, or ahead."""
+    """Raise RangeError for `shard` or `pool` where a problem needs the student of every update."""
     asks = isinstance(problem, AsksAverage) or hasattr(problem, "networks")
     if config.shard and asks:
         raise RangeError(
